@@ -1,0 +1,292 @@
+"""Settings: from the environment (`PGMAIL_*`), then `pgmail.toml`, then defaults.
+
+Each setting is one annotated line of `Settings`: type, default, unit, range, text. `load` checks all of them
+at start and names every fault at once; `describe` shows each with its value and where it came from, secrets
+masked. The same lines make ops/docs/settings.md, which a test holds against this file.
+
+What can go wrong: a misspelt name would silently leave a default in force, so an unknown `PGMAIL_*` variable
+or key of the file is a fault, not a remark. An empty variable is as if absent, as Compose files write it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from pgmail.config_rows import (
+    PREFIX,
+    Row,
+    Setting,
+    Value,
+    allowed,
+    did_you_mean,
+    is_service_link,
+    judge,
+    read_text,
+    rows_of,
+)
+from pgmail.config_text import database_fault, mask_url, relay_fault
+from pgmail.errors import SettingsError
+
+__all__ = ["Described", "Row", "Setting", "Settings", "allowed", "describe", "judge", "load", "rows"]
+
+CONFIG_ENV = "PGMAIL_CONFIG"
+CONFIG_FILE = "pgmail.toml"
+Role = Literal["owner", "worker", "api"]
+
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\]|\[IPv6:[0-9A-Fa-f:.]+\]")
+
+
+def _host_fault(text: str) -> str | None:
+    return None if not text or _HOST.fullmatch(text) else "must be a host name, or an address in brackets"
+
+
+def _domain_fault(text: str) -> str | None:
+    good = not text or ("." in text and re.fullmatch(rf"{_LABEL}(?:\.{_LABEL})+", text))
+    return None if good else "must be a domain name such as mail.example.com, in ASCII"
+
+
+def _prefix_fault(text: str) -> str | None:
+    good = re.fullmatch(r"[a-z_][a-z0-9_]{0,31}", text)
+    return None if good else "must be 1 to 32 of a-z, 0-9 and _, not beginning with a digit"
+
+
+def _filled_fault(text: str) -> str | None:
+    return None if text else "must not be empty"
+
+
+def _database(text: str, default: str = "database_url") -> Row:
+    return Row(text, secret=True, fault=database_fault, empty=default)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings, checked. `sources` tells for each where its value came from."""
+
+    database_url: Annotated[
+        str, _database("The database: a URL or libpq keywords; several hosts allowed.", "none")
+    ] = ""
+    owner_database_url: Annotated[str, _database("The same as the schema's owner, for migrations.")] = ""
+    worker_database_url: Annotated[str, _database("The same as the worker's role.")] = ""
+    api_database_url: Annotated[str, _database("The same as the API's role.")] = ""
+    role_prefix: Annotated[
+        str, Row("First part of the names of pgmail's roles, which are cluster-wide.", fault=_prefix_fault)
+    ] = "pgmail_"
+
+    relay_url: Annotated[
+        str, Row("SMTP relay that takes the mail: smtp:// or smtps://.", secret=True, fault=relay_fault)
+    ] = "smtp://127.0.0.1:25"
+    helo_name: Annotated[
+        str, Row("Name that workers greet with (EHLO).", fault=_host_fault, empty="the host's full name")
+    ] = ""
+    message_id_domain: Annotated[
+        str, Row("Domain at the right of each Message-ID.", fault=_domain_fault, empty="the From domain")
+    ] = ""
+    smtp_timeout_scale: Annotated[
+        float, Row("Factor on the SMTP timeouts of RFC 5321, section 4.5.3.2.", low=0.01, high=10)
+    ] = 1.0
+
+    api_host: Annotated[str, Row("Address that the API listens on.", fault=_filled_fault)] = "127.0.0.1"
+    api_port: Annotated[int, Row("Port that the API listens on; 0 takes a free one.", low=0, high=65_535)] = (
+        8025
+    )
+    api_processes: Annotated[int, Row("API processes on this host.", "processes", low=1, high=256)] = 1
+    api_pool_size: Annotated[
+        int, Row("Most database connections of each API process.", "connections", low=1, high=200)
+    ] = 8
+    max_body_bytes: Annotated[
+        int, Row("Largest body of an HTTP request.", "bytes", low=65_536, high=1_073_741_824)
+    ] = 41_943_040
+
+    worker_processes: Annotated[int, Row("Worker processes on this host.", "processes", low=1, high=256)] = 1
+    worker_concurrency: Annotated[
+        int, Row("Emails that one worker process sends at the same time.", "emails", low=1, high=1_000)
+    ] = 20
+    worker_pool_size: Annotated[
+        int, Row("Database connections of each worker, besides its listener.", "connections", low=1, high=100)
+    ] = 3
+    poll_interval_ms: Annotated[
+        int, Row("Longest wait before a worker looks for mail unasked.", "ms", low=10, high=60_000)
+    ] = 1_000
+    notify: Annotated[
+        bool, Row("Whether sleeping workers listen for NOTIFY; polling goes on either way.")
+    ] = True
+    settle_interval_ms: Annotated[
+        int, Row("Longest time that results are gathered before they are recorded.", "ms", low=1, high=1_000)
+    ] = 15
+    settle_batch: Annotated[
+        int, Row("Most results that are recorded in one statement.", "results", low=1, high=5_000)
+    ] = 200
+    beat_interval_ms: Annotated[
+        int, Row("How often a process says that it is alive.", "ms", low=50, high=60_000)
+    ] = 1_000
+    silence_seconds: Annotated[
+        float, Row("Silence after which a worker is dead and its mail is rescued.", "s", low=0.5, high=600)
+    ] = 5.0
+    drain_seconds: Annotated[
+        float, Row("Longest wait for mail under way when told to stop.", "s", low=0, high=3_600)
+    ] = 30.0
+
+    log_level: Annotated[
+        str, Row("Least severe lines that are logged.", words=("debug", "info", "warning", "error"))
+    ] = "info"
+    log_format: Annotated[
+        str, Row("json, console, or auto: console on a terminal.", words=("auto", "json", "console"))
+    ] = "auto"
+    data_folder: Annotated[
+        str, Row("Folder of the embedded PostgreSQL and the sandbox.", fault=_filled_fault)
+    ] = ".pgmail"
+
+    sources: dict[str, str] = {}
+
+    def database(self, role: Role | None = None) -> str:
+        """Return the connection string for a role, or the common one. Raises SettingsError without one."""
+        url: str = (getattr(self, f"{role}_database_url") if role else "") or self.database_url
+        if not url:
+            also = f" (or PGMAIL_{role.upper()}_DATABASE_URL)" if role else ""
+            raise SettingsError(
+                [f"PGMAIL_DATABASE_URL{also} is not set; it looks like postgresql://user@host/mail"]
+            )
+        return url
+
+    @property
+    def helo(self) -> str:
+        """What to greet with: `helo_name`, the host's full name, or a literal (RFC 5321, section 4.1.1.1)."""
+        name = self.helo_name or socket.getfqdn()
+        return name if self.helo_name or ("." in name and _HOST.fullmatch(name)) else "[127.0.0.1]"
+
+
+class Described(msgspec.Struct, frozen=True):
+    """One setting as shown to people: all texts, secrets masked."""
+
+    name: str
+    value: str
+    source: str
+    unit: str
+    default: str
+    text: str
+
+
+@cache
+def rows() -> dict[str, Setting]:
+    """Return each setting's row by its name, in the order of `Settings`."""
+    return rows_of(Settings)
+
+
+def load(
+    environ: Mapping[str, str] | None = None,
+    *,
+    folder: Path | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read and check all settings. Raises SettingsError with a line for every fault.
+
+    `environ` defaults to the process's; `pgmail.toml` is looked for in `folder` (default: the working
+    directory) unless `PGMAIL_CONFIG` names a file. `options` are texts from a command line, by name, and win
+    over both.
+    """
+    environ = os.environ if environ is None else environ
+    reading = _Reading()
+    reading.file(environ.get(CONFIG_ENV, ""), folder or Path())
+    reading.environ(environ)
+    for name, text in (options or {}).items():
+        reading.take(rows()[name], text, "option", f"--{name.replace('_', '-')}")
+    if reading.faults:
+        raise SettingsError(reading.faults)
+    settings = Settings(**reading.values, sources=reading.sources)  # type: ignore[arg-type]
+    if faults := _check_together(settings):
+        raise SettingsError(faults)
+    return settings
+
+
+def describe(settings: Settings) -> list[Described]:
+    """Return each setting with its value, source, unit, default and text, fit for a terminal or a page."""
+    return [
+        Described(
+            name=setting.env_name,
+            value=_shown(setting, getattr(settings, setting.name)) or setting.row.empty,
+            source=settings.sources.get(setting.name, "default"),
+            unit=setting.row.unit,
+            default=_shown(setting, setting.default) or setting.row.empty,
+            text=setting.row.text,
+        )
+        for setting in rows().values()
+    ]
+
+
+class _Reading:
+    """What was read so far: later sources win, faults add up."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Value] = {}
+        self.sources = dict.fromkeys(rows(), "default")
+        self.faults: list[str] = []
+
+    def file(self, named: str, folder: Path) -> None:
+        """Take the settings of the named file, which must exist, or else of `pgmail.toml`, which may."""
+        path = folder / (named or CONFIG_FILE)
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if named:
+                self.faults.append(f"{CONFIG_ENV}: there is no file {path}")
+            return
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            self.faults.append(f"{path}: cannot be read: {error}")
+            return
+        for key, value in content.items():
+            where = f"{path.name}: {key}"
+            if setting := rows().get(key):
+                self.take(setting, value, path.name, where)
+            else:
+                self.faults.append(f"{where}: no such setting{did_you_mean(key, rows())}")
+
+    def environ(self, environ: Mapping[str, str]) -> None:
+        """Take the settings of the environment, and refuse names that are none."""
+        known = {setting.env_name: setting for setting in rows().values()}
+        for name in sorted(environ):
+            text = environ[name]
+            if not name.startswith(PREFIX) or name == CONFIG_ENV or not text.strip():
+                continue
+            if is_service_link(name, text):
+                continue
+            if setting := known.get(name):
+                self.take(setting, text, "environment", name)
+            else:
+                self.faults.append(f"{name}: no such setting{did_you_mean(name, known)}")
+
+    def take(self, setting: Setting, value: object, source: str, where: str) -> None:
+        """Take one value or note its fault. Only a file gives values with types; the others give texts."""
+        typed = source not in {"environment", "option"}
+        try:
+            self.values[setting.name] = judge(setting, value) if typed else read_text(setting, str(value))
+            self.sources[setting.name] = source
+        except ValueError as error:
+            self.faults.append(f"{where}: {error}")
+
+
+def _check_together(settings: Settings) -> list[str]:
+    """Return the faults that no setting has alone."""
+    faults = []
+    if settings.silence_seconds * 1_000 < 2 * settings.beat_interval_ms:
+        faults.append(
+            "PGMAIL_SILENCE_SECONDS: must be at least two of PGMAIL_BEAT_INTERVAL_MS, "
+            "or a process that is well counts as dead"
+        )
+    return faults
+
+
+def _shown(setting: Setting, value: Value) -> str:
+    """Show a value: booleans as they are written in settings, passwords masked."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return mask_url(text) if setting.row.secret else text

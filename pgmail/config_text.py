@@ -1,0 +1,70 @@
+"""Connection strings in settings: what is wrong with one, and how it may be shown.
+
+A database is named by a URL or by libpq's `key=value` words, both with any number of hosts; a relay by an
+`smtp://` or `smtps://` URL. Only the form is judged here: the driver and the relay read them for themselves.
+
+What can go wrong: a password in a log. Masking therefore also works on strings that are malformed, and rather
+hides too much; no fault names the string itself.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+_USERINFO = re.compile(r"(://[^:/@?\s]*):\S*@")
+_SECRET_WORD = re.compile(r"(?i)\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'?|[^\s&]+)")
+# libpq's own grammar: words separated by space, a value with spaces in single quotes, backslash escapes.
+_WORD = re.compile(r"\s*([a-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)(?=\s|$)\s*")
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:\[\]@\s]*)(?::(\d*))?")
+
+
+def mask_url(text: str) -> str:
+    """Return a connection string with each password in it shown as `***`."""
+    return _SECRET_WORD.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
+
+
+def database_fault(text: str) -> str | None:
+    """Return why `text` cannot name a PostgreSQL database, or None if it can."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return _words_fault(text)
+    if scheme not in {"postgres", "postgresql"}:
+        return f"must be a postgresql:// URL or libpq keywords (host=... dbname=...), not {scheme[:20]}://"
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    for host in authority.split(","):
+        match = _HOST.fullmatch(host)
+        if match is None:
+            return "has a malformed host; if a password has @, / or : in it, write them as %40, %2F, %3A"
+        if match[1] and not 1 <= int(match[1]) <= 65_535:
+            return "has a port outside 1 to 65535"
+    return None
+
+
+def relay_fault(text: str) -> str | None:
+    """Return why `text` cannot name an SMTP relay, or None if it can."""
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError as error:
+        return "has a port outside 1 to 65535" if "Port" in str(error) else "is not a URL"
+    if url.scheme not in {"smtp", "smtps"}:
+        return "must be smtp://host:port or smtps://host:port"
+    if not url.hostname:
+        return "names no host, as in smtp://relay.example.com:587"
+    if port == 0:
+        return "has a port outside 1 to 65535"
+    if url.path not in {"", "/"} or url.fragment:
+        return "has something after the host that is not an option (?tls=starttls)"
+    return None
+
+
+def _words_fault(text: str) -> str | None:
+    """Hold libpq keywords against their grammar."""
+    at = 0
+    while at < len(text):
+        match = _WORD.match(text, at)
+        if match is None:
+            return "must be a postgresql:// URL or libpq keywords (host=... dbname=...)"
+        at = match.end()
+    return None

@@ -1,0 +1,120 @@
+"""Leads the fleet while it holds the lease row, and does what needs doing once. Any worker can.
+
+Every task has its own clock and its own failure: one that fails is logged and tried again at its next turn, and
+never keeps the others from running. Losing the lead in the middle is harmless: each task may run twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from pgmail import sqlfiles
+from pgmail.errors import DatabaseAway, PgmailError
+from pgmail.maintain.rescuer import Watch
+from pgmail.service import Loop
+from pgmail.store import presence as store
+from pgmail.store.database import Database
+from pgmail.store.presence import Presence
+
+_Q = sqlfiles.queries("maintain")
+_log = structlog.get_logger()
+
+LEASE_SECONDS = 3.0
+TICK_SECONDS = 0.5
+LOW_DAYS = 14  # fewer days of partitions left than this raises an alarm
+
+
+class Leader(Loop):
+    """Tries to lead, and leads. `leading` tells whether it does."""
+
+    def __init__(self, database: Database, presence: Presence, *, silence_seconds: float) -> None:
+        super().__init__("leader")
+        self.leading = False
+        self._database, self._presence = database, presence
+        self._watch = Watch(silence_seconds, time.monotonic)
+        self._since: Any = None
+        self._tasks: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
+            ("rescue", 0.5, self._rescue),
+            ("wake_due", 0.5, self._wake_due),
+            ("repair_lanes", 3.0, lambda: self._count("repair_lanes")),
+            ("expire", 1.0, lambda: self._count("expire")),
+            ("fold_tallies", 2.0, lambda: self._count("fold_tallies")),
+            ("purge_idempotency", 60.0, lambda: self._count("purge_idempotency")),
+            ("make_partitions", 3600.0, self._partitions),
+        ]
+        self._due = dict.fromkeys((name for name, _, _ in self._tasks), 0.0)
+
+    async def run(self) -> None:
+        """Try to lead twice a second; while leading, run what is due."""
+        self.ready()
+        while not self.draining.is_set():
+            try:
+                await self._tick()
+            except DatabaseAway:
+                self._watch.failed()
+                self.leading = False
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.draining.wait(), TICK_SECONDS)
+        self.leading = False
+
+    async def _tick(self) -> None:
+        leading = await store.lead(self._database, self._presence.epoch, LEASE_SECONDS)
+        if leading and not self.leading:
+            _log.info("leader.leads", epoch=self._presence.epoch)
+            self._watch.failed()
+            self._since = None
+        self.leading = leading
+        if not leading:
+            return
+        for name, seconds, task in self._tasks:
+            now = time.monotonic()
+            if now < self._due[name]:
+                continue
+            self._due[name] = now + seconds
+            try:
+                await task()
+            except DatabaseAway:
+                raise
+            except PgmailError as error:
+                _log.warning("leader.task_failed", task=name, error=str(error))
+            except Exception:  # noqa: BLE001
+                # One broken task must not stop rescue and the others; it is told, and tried again.
+                _log.exception("leader.task_crashed", task=name)
+
+    async def _rescue(self) -> None:
+        for epoch in self._watch.saw(await store.beats(self._database)):
+            if epoch == self._presence.epoch:
+                continue
+            row = await self._database.one(_Q["rescue"], {"epoch": epoch})
+            _log.warning("leader.rescued", worker=epoch, leases=row.rescued if row else 0)
+
+    async def _wake_due(self) -> None:
+        clock = await self._database.one(_Q["clock"])
+        if clock is None:
+            return
+        # A second of overlap: rows that commit while we look.
+        await self._database.one(_Q["wake_due"], {"since": self._since or "-infinity"})
+        self._since = clock.now - timedelta(seconds=30)
+
+    async def _count(self, name: str) -> None:
+        row = await self._database.one(_Q[name])
+        if row and row[0] and name in ("repair_lanes", "expire"):
+            _log.info("leader." + name, count=row[0])
+
+    async def _partitions(self) -> None:
+        try:
+            row = await self._database.one(_Q["make_partitions"])
+            if row and row.made:
+                _log.info("leader.partitions_made", count=row.made)
+        finally:
+            state = await self._database.one(_Q["partition_state"])
+            if state and (state.days_left < LOW_DAYS or state.strays):
+                self._due["make_partitions"] = time.monotonic() + 60.0
+                _log.error("leader.partitions_low", days_left=state.days_left, strays=state.strays)

@@ -1,0 +1,122 @@
+"""Connections to PostgreSQL: a pool that opens late, heals by itself and speaks in named queries.
+
+A process has one `Database` a role. Connections are autocommit, so that no transaction is open unless a caller
+opens one, and prepare no statements under a name when a transaction-mode pooler sits in between
+(`prepare=False`). Opening never waits for the server: with the database away, `connection` raises
+`DatabaseAway` after `wait_seconds`, and works again by itself once the server is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.rows import DictRow, dict_row, namedtuple_row
+from psycopg_pool import AsyncConnectionPool
+
+from pgmail.errors import DatabaseAway
+from pgmail.sqlfiles import Query
+from pgmail.store.faults import translate
+
+Params = Sequence[object] | Mapping[str, object] | None
+
+
+class Database:
+    """A pool of autocommit connections under one role."""
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        name: str,
+        low: int = 1,
+        high: int = 4,
+        wait_seconds: float = 5.0,
+        prepare: bool = True,
+    ) -> None:
+        """`low` and `high` bound the number of connections; `name` is what `pg_stat_activity` shows."""
+        self.dsn = dsn
+        self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
+            dsn,
+            min_size=low,
+            max_size=high,
+            open=False,
+            timeout=wait_seconds,
+            name=name,
+            max_idle=600,
+            reconnect_timeout=0,  # keeps trying: a database that comes back finds us waiting
+            kwargs={
+                "autocommit": True,
+                "application_name": name,
+                "prepare_threshold": 3 if prepare else None,
+                "connect_timeout": max(2, int(wait_seconds)),
+            },
+            check=AsyncConnectionPool.check_connection,
+        )
+
+    async def open(self) -> None:
+        """Start the pool without waiting for the server."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Close all connections. Twice is fine."""
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """Lend a connection; errors come out as pgmail's own (`Refused`, `DatabaseAway`, `FencedOut`)."""
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except Exception as error:
+            if (known := translate(error)) is not None:
+                raise known from error
+            raise
+
+    async def one(self, query: Query, params: Params = None) -> Any | None:
+        """Run a query and return its first row (by attribute), or None."""
+        async with self.connection() as connection:
+            return await fetch_one(connection, query, params)
+
+    async def many(self, query: Query, params: Params = None) -> list[Any]:
+        """Run a query and return all rows (by attribute)."""
+        async with self.connection() as connection:
+            return await fetch_many(connection, query, params)
+
+    async def dicts(self, query: Query, params: Params = None) -> list[DictRow]:
+        """Run a query and return all rows as dictionaries."""
+        async with self.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(query.text.encode(), params)
+            return await cursor.fetchall()
+
+    async def run(self, query: Query, params: Params = None) -> None:
+        """Run a query whose rows nobody wants."""
+        async with self.connection() as connection:
+            await connection.execute(query.text.encode(), params)
+
+    async def reachable(self) -> bool:
+        """Tell whether the server answers now."""
+        try:
+            async with self.connection() as connection:
+                await connection.execute(b"")  # a round trip and nothing else
+        except DatabaseAway:
+            return False
+        return True
+
+
+async def fetch_one(connection: AsyncConnection[Any], query: Query, params: Params = None) -> Any | None:
+    """Run a query on a lent connection and return its first row (by attribute), or None."""
+    cursor: AsyncCursor[Any]
+    async with connection.cursor(row_factory=namedtuple_row) as cursor:
+        await cursor.execute(query.text.encode(), params)
+        return await cursor.fetchone()
+
+
+async def fetch_many(connection: AsyncConnection[Any], query: Query, params: Params = None) -> list[Any]:
+    """Run a query on a lent connection and return all rows (by attribute)."""
+    cursor: AsyncCursor[Any]
+    async with connection.cursor(row_factory=namedtuple_row) as cursor:
+        await cursor.execute(query.text.encode(), params)
+        return await cursor.fetchall()

@@ -1,0 +1,86 @@
+"""Hears NOTIFY: a hint that some mail came while this process slept. Polling is the truth.
+
+The listener has a connection of its own and tests itself with a notification to its own channel. Behind a
+transaction-mode pooler it hears nothing; then it says so once and polling carries on alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from psycopg import AsyncConnection, Error
+
+from pgmail import sqlfiles
+from pgmail.service import Loop
+from pgmail.store.faults import first_line
+
+_Q = sqlfiles.queries("presence")
+_log = structlog.get_logger()
+
+TEST_SECONDS = 2.0  # to hear oneself
+RETEST_SECONDS = 30.0
+
+
+class Listener(Loop):
+    """Calls `wake` for every notification. `hearing` tells whether it hears at all."""
+
+    def __init__(self, dsn: str, wake: Callable[[], None]) -> None:
+        super().__init__("listener")
+        self.hearing = False
+        self._dsn = dsn
+        self._wake = wake
+        self._heard = asyncio.Event()
+
+    async def run(self) -> None:
+        """Listen until drained; reconnects by itself, with a growing pause."""
+        self.ready()
+        pause = 0.2
+        while not self.draining.is_set():
+            try:
+                async with await AsyncConnection.connect(
+                    self._dsn, autocommit=True, application_name="pgmail listener", connect_timeout=5
+                ) as connection:
+                    await connection.execute(_Q["listen"].text.encode())
+                    self._wake()  # whatever was committed before this moment was not announced to us
+                    pause = 0.2
+                    await self._hear(connection)
+            except (Error, OSError) as error:
+                _log.info("listener.lost", error=first_line(error), retry_seconds=pause)
+            self.hearing = False
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.draining.wait(), pause)
+            pause = min(pause * 2, 10.0)
+
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - as in Service
+        """Nothing to finish."""
+        self.draining.set()
+        return timeout >= 0
+
+    async def _hear(self, connection: AsyncConnection[Any]) -> None:
+        while not self.draining.is_set():
+            token = f"test {id(self)}"
+            await connection.execute(_Q["echo"].text.encode(), {"payload": token})
+            heard = await self._until(connection, token)
+            if heard != self.hearing or not heard:
+                log = _log.info if heard else _log.warning
+                log("listener.tested", hearing=heard)
+            self.hearing = heard
+            if not heard:
+                return  # a pooler took the connection away from us, or the server is stuck
+            await self._until(connection, None)
+
+    async def _until(self, connection: AsyncConnection[Any], token: str | None) -> bool:
+        """Pass notifications on until `token` comes (True), or time is over (False)."""
+        seconds = RETEST_SECONDS if token is None else TEST_SECONDS
+        async for note in connection.notifies(timeout=seconds):
+            if note.payload == token:
+                return True
+            if not note.payload.startswith("test "):
+                self._wake()
+            if self.draining.is_set():
+                return False
+        return False

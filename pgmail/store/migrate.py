@@ -1,0 +1,312 @@
+"""The schema's life: upgrade, downgrade, and whether program and schema fit together.
+
+An upgrade is one transaction: migrations by Alembic (each runs a pair of SQL files), then every function
+afresh, then the roles if the owner may create them. It happens as a whole or not at all, and again is
+harmless. It needs CREATE on the database, or a schema `pgmail` of the caller's own; never a superuser.
+Nothing here runs at start-up but `check`, which only reads.
+
+What can go wrong, each one line for a person and no traceback: a right is missing, or a lock is not to be had
+in time (`Refused`); the database is away (`DatabaseAway`); program and schema refuse each other
+(`SchemaMismatch`).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import psycopg
+import sqlalchemy
+from alembic.config import Config
+from psycopg import errors
+from psycopg.rows import dict_row
+
+from alembic import command, op
+from pgmail import sqlfiles
+from pgmail.errors import DatabaseAway, PgmailError, Refused, SchemaMismatch, SettingsError
+
+SCHEMA_VERSION: Final = 1
+"""The schema that this program brings."""
+
+NEEDS_FROM: Final = 1
+"""The oldest schema that this program works with."""
+
+LOCK_TIMEOUT_SECONDS: Final = 5
+
+_PREFIX: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,31}")
+_SECTION: Final = re.compile(r"^-- section: (\w+)[ \t]*$", re.MULTILINE)
+_ROLES_AT_ONCE: Final = 3
+# Alembic keeps the migration under way in module globals: one at a time in a process, whatever the database.
+_ALEMBIC_IS_SINGLE: Final = threading.Lock()
+
+
+class SchemaState(NamedTuple):
+    """What `check` found. `problem` is None when program and schema fit, else what is wrong and what to do.
+
+    `version` and `compatible_from` are None when the database holds no pgmail schema.
+    """
+
+    version: int | None
+    compatible_from: int | None
+    program_version: int
+    problem: str | None
+
+    @property
+    def compatible(self) -> bool:
+        """Whether this program may use this schema."""
+        return self.problem is None
+
+    def require(self) -> None:
+        """SchemaMismatch unless program and schema fit."""
+        if self.problem is not None:
+            raise SchemaMismatch(self.problem)
+
+
+def judge(version: int | None, compatible_from: int | None) -> SchemaState:
+    """Decide whether this program may use a schema that says this of itself (None: there is none)."""
+    problem = None
+    if version is None or compatible_from is None:
+        problem = "the database holds no pgmail schema; run `pgmail db upgrade`"
+    elif compatible_from > SCHEMA_VERSION:
+        problem = (
+            f"the schema (version {version}) refuses this program: it lets in programs of version "
+            f"{compatible_from} or later, and this one is of {SCHEMA_VERSION}; install a newer pgmail"
+        )
+    elif version < NEEDS_FROM:
+        problem = (
+            f"this program refuses the schema: it is of version {version}, and this program needs "
+            f"{NEEDS_FROM} or later; run `pgmail db upgrade`"
+        )
+    return SchemaState(version, compatible_from, SCHEMA_VERSION, problem)
+
+
+def check(dsn: str) -> SchemaState:
+    """Read the schema's version. It changes nothing. DatabaseAway, or Refused without the right to read."""
+    with _one_line(), psycopg.connect(dsn, row_factory=dict_row, prepare_threshold=None) as connection:
+        return _state(connection)
+
+
+def upgrade(dsn: str, *, prefix: str, revision: str = "head", roles: bool = True) -> list[str]:
+    """Bring the schema to `revision`, with this program's functions and roles; what was done, a line each.
+
+    `prefix` begins the names of the roles, which belong to the whole cluster. Where the owner lacks
+    CREATEROLE and a role is missing, the upgrade goes on without, and the last line says what an administrator
+    should run. A schema newer than this program is left alone (SchemaMismatch).
+    """
+    script = roles_sql(prefix) if roles else ""
+    done: list[str] = []
+    with _one_line(), _transaction(dsn) as (connection, raw):
+        if _ask(raw, "version_is_kept") and (found := _state(raw)).version and found.version > SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"the schema is of version {found.version}, newer than this program's {SCHEMA_VERSION}; "
+                "upgrade with the program that brought it, its functions would be replaced by older ones"
+            )
+        if not _ask(raw, "schema_exists"):
+            _create_schema(raw)
+            done.append("created the schema pgmail")
+        _alembic(connection, done, revision, command.upgrade)
+        if _ask(raw, "version_is_kept"):
+            _apply_functions(raw)
+            done.append(f"applied {len(sqlfiles.functions())} files of functions")
+            _run(raw, "mark_upgraded")
+            if roles:
+                done.append(_apply_roles(raw, script, prefix))
+    return done
+
+
+def downgrade(dsn: str, revision: str, *, confirmed: bool = False) -> list[str]:
+    """Take the schema back to `revision`; `base` leaves nothing of pgmail in the database. What was done.
+
+    Refused (`holds_data`, 409) without `confirmed` when mail, templates, suppressions or keys would be at
+    stake. Roles stay: they belong to the cluster, and other databases may use them.
+    """
+    done: list[str] = []
+    with _one_line(), _transaction(dsn) as (connection, raw):
+        if not _ask(raw, "version_is_kept"):
+            return ["the database holds no pgmail schema; nothing to do"]
+        if not confirmed and _ask(raw, "holds_data"):
+            raise Refused(
+                "holds_data",
+                "",
+                "the database holds mail, templates, suppressions or keys, which a downgrade may destroy; "
+                "nothing was changed; confirm to go on",
+                409,
+            )
+        _alembic(connection, done, revision, command.downgrade)
+        if not _ask(raw, "version_is_kept"):
+            _run(raw, "drop_version_table")
+            done.append(_drop_schema(raw))
+            done.append("roles stay, since other databases of the cluster may use them")
+    return done
+
+
+def roles_sql(prefix: str) -> str:
+    """`sql/roles.sql` with the prefix filled in, for an administrator to run.
+
+    SettingsError for a prefix other than 1 to 32 of a-z, 0-9 and _ (no digit first, and not PostgreSQL's `pg_`).
+    """
+    if _PREFIX.fullmatch(prefix) is None:
+        raise SettingsError(
+            [
+                f"the role prefix {prefix!r} is not 1 to 32 of a-z, 0-9 and _, with neither a digit nor pg_ first"
+            ]
+        )
+    return sqlfiles.read("roles.sql").replace("{prefix}", prefix)
+
+
+def run_step(file: str, direction: Literal["up", "down"]) -> None:
+    """Run the half of a pair of SQL files that has the name of the Alembic version in `file`.
+
+    The text goes to the driver as it stands: `%`, `:` and `$$` in it mean nothing on the way.
+    """
+    name = Path(file).stem
+    step = next((step for step in sqlfiles.migrations() if step.name == name), None)
+    if step is None:
+        raise PgmailError(f"alembic/versions/{name}.py has no pair of files sql/migrations/{name}.*.sql")
+    path = step.up if direction == "up" else step.down
+    raw = op.get_bind().connection.driver_connection
+    assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the engine below makes no other
+    _run_file(raw, path)
+
+
+@contextmanager
+def _transaction(dsn: str) -> Iterator[tuple[sqlalchemy.Connection, psycopg.Connection[Any]]]:
+    """One transaction, seen as SQLAlchemy's connection for Alembic and as the driver's own for raw SQL."""
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg://",
+        # libpq reads the DSN itself: several hosts, services and key=value forms all work.
+        creator=lambda: psycopg.connect(dsn, prepare_threshold=None),
+        poolclass=sqlalchemy.NullPool,
+    )
+    with engine.connect() as connection, connection.begin():
+        raw = connection.connection.driver_connection
+        assert isinstance(raw, psycopg.Connection)  # noqa: S101 - made by the creator above
+        _run(raw, "take_turn")
+        _run(raw, "wait_at_most", lock_timeout=f"{LOCK_TIMEOUT_SECONDS}s")
+        yield connection, raw
+
+
+def _alembic(connection: sqlalchemy.Connection, done: list[str], revision: str, move: Any) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(sqlfiles.alembic_folder()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+
+    def note(*, step: Any, **_: Any) -> None:
+        verb = "applied" if step.is_upgrade else "took back"
+        done.append(f"{verb} migration {step.up_revision_id}")
+
+    config.attributes["on_version_apply"] = note
+    with _ALEMBIC_IS_SINGLE:
+        move(config, revision)
+
+
+def _create_schema(raw: psycopg.Connection[Any]) -> None:
+    who = _row(raw, "who_and_where")
+    try:
+        _run(raw, "create_schema")
+    except errors.InsufficientPrivilege as error:
+        raise Refused(
+            "insufficient_privilege",
+            "",
+            f"the role {who['role']} may not create a schema in the database {who['database']}; "
+            f'an administrator runs: grant create on database "{who["database"]}" to "{who["role"]}"',
+            403,
+        ) from error
+
+
+def _drop_schema(raw: psycopg.Connection[Any]) -> str:
+    try:
+        with raw.transaction():
+            _run(raw, "drop_schema")
+    except errors.InsufficientPrivilege:
+        return "the schema pgmail is empty; it stays, since another role owns it"
+    except errors.DependentObjectsStillExist as error:
+        raise PgmailError(
+            f"the schema pgmail holds objects that pgmail did not make: {error.diag.message_detail}"
+        ) from error
+    return "dropped the schema pgmail"
+
+
+def _apply_functions(raw: psycopg.Connection[Any]) -> None:
+    _run(raw, "functions_may_come_in_any_order")
+    for path in sqlfiles.functions():
+        _run_file(raw, path)
+
+
+def _apply_roles(raw: psycopg.Connection[Any], script: str, prefix: str) -> str:
+    """Run the sections of roles.sql; a line about it. Savepoints keep the upgrade when a right is missing."""
+    _, *parts = _SECTION.split(script)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    for attempt in range(1, _ROLES_AT_ONCE + 1):
+        try:
+            with raw.transaction():
+                raw.execute(sections["create"].encode())
+                raw.execute(sections["grant"].encode())
+        except (errors.InsufficientPrivilege, errors.UndefinedObject) as error:
+            who = _row(raw, "who_and_where")
+            return (
+                f"roles {prefix}* are not set up: {error.diag.message_primary}; give {who['role']} "
+                "CREATEROLE, or let an administrator run the output of `pgmail db roles --sql`"
+            )
+        except (errors.DuplicateObject, errors.UniqueViolation, errors.InternalError_):
+            # Roles belong to the cluster: an upgrade of another database made one at the same moment.
+            if attempt == _ROLES_AT_ONCE:
+                raise
+        else:
+            break
+    return f"roles {prefix}* are set up"
+
+
+def _run_file(raw: psycopg.Connection[Any], path: Path) -> None:
+    try:
+        raw.execute(path.read_bytes())
+    except psycopg.Error as error:
+        error.add_note(f"in {path.parent.name}/{path.name}")
+        raise
+
+
+def _run(raw: psycopg.Connection[Any], name: str, **parameters: object) -> None:
+    raw.execute(sqlfiles.queries("migrate")[name].text.encode(), parameters or None)
+
+
+def _row(raw: psycopg.Connection[Any], name: str) -> dict[str, Any]:
+    with raw.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(sqlfiles.queries("migrate")[name].text.encode()).fetchone() or {}
+
+
+def _ask(raw: psycopg.Connection[Any], name: str) -> bool:
+    return bool(_row(raw, name).get("found"))
+
+
+def _state(raw: psycopg.Connection[Any]) -> SchemaState:
+    row = _row(raw, "version") if _ask(raw, "version_is_kept") else {}
+    return judge(row.get("version"), row.get("compatible_from"))
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn what PostgreSQL refuses for a reason that an operator can remove into one line that says so."""
+    try:
+        yield
+    except (psycopg.Error, sqlalchemy.exc.DBAPIError) as error:
+        cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+        text = " ".join(str(cause).split())
+        if isinstance(cause, errors.InsufficientPrivilege):
+            raise Refused(
+                "insufficient_privilege", "", f"{text}; run this as the owner of the schema pgmail", 403
+            ) from error
+        if isinstance(cause, errors.LockNotAvailable):
+            raise Refused(
+                "locked",
+                "",
+                f"another transaction held a lock for more than {LOCK_TIMEOUT_SECONDS} s ({text}); "
+                "nothing was changed; try again",
+                503,
+            ) from error
+        if isinstance(cause, psycopg.OperationalError):
+            raise DatabaseAway(text) from error
+        raise

@@ -1,0 +1,240 @@
+"""What a worker does with the queue: claim, load, settle, release; lanes, streams and relays as it sees them.
+
+Thin: each function is one named query of `sql/queries/work.sql` and the types around it. All of them raise
+`DatabaseAway` when the server is not there and `FencedOut` when this worker was declared dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from psycopg.types.json import Jsonb, set_json_dumps
+
+from pgmail import sqlfiles
+from pgmail.store.database import Database, fetch_many
+
+set_json_dumps(lambda value: msgspec.json.encode(value).decode())
+
+_Q = sqlfiles.queries("work")
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A claimed row. `(epoch, claims)` is the fence of its settlement."""
+
+    tenant: int
+    id: UUID
+    message_id: UUID
+    lane: int
+    due_at: datetime
+    claims: int
+    attempts: int
+    rescues: int
+    expires_at: datetime | None
+
+
+class LaneRow(msgspec.Struct, frozen=True):
+    """A lane as the database knows it. `priority` 1 high, 2 normal, 3 low."""
+
+    tenant: int
+    id: int
+    stream: str
+    priority: int
+    site: str
+    active: bool
+    version: int
+    rewind_to: datetime | None
+
+
+class StreamRow(msgspec.Struct, frozen=True):
+    """A stream's policy. Seconds where the name says so."""
+
+    tenant: int
+    name: str
+    relay: str
+    on_doubt: str
+    trace: str
+    retry_base_seconds: float
+    retry_factor: float
+    retry_cap_seconds: float
+    retry_jitter: float
+    max_attempts: int
+    max_age_seconds: int
+
+
+class RelayRow(msgspec.Struct, frozen=True):
+    """A relay's health. `seconds` until it may be tried again; None with `paused` is until it is resumed."""
+
+    name: str
+    state: str
+    reason: str | None
+    seconds: float | None
+
+
+class Settlement(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What became of one lease; the fields of `pgmail.settle_v1`."""
+
+    id: UUID
+    message_id: UUID
+    claims: int
+    kind: str  # sent bounced deferred dead expired suppressed held
+    lane: int
+    stream: str
+    priority: int
+    site: str
+    attempts: int  # spent before this one
+    relay: str | None = None
+    delay: float | None = None  # seconds until the next attempt
+    reason: str | None = None
+    error: str | None = None
+    began: bool = True
+    doubt: bool = False
+    code: int | None = None
+    enhanced: str | None = None
+    reply: str | None = None
+    phase: str | None = None
+    remote_host: str | None = None
+    tls: str | None = None
+    ms: int | None = None
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What to claim from one lane: rows after the head `(due, after)`, `limit` at most."""
+
+    lane: int
+    due: datetime
+    after: UUID
+    limit: int
+    traced: bool
+
+
+class RecipientRow(msgspec.Struct, frozen=True):
+    """A recipient as sent to. `variables` is JSON or None; `suppressed` a reason or None."""
+
+    id: UUID
+    rcpt: str
+    address: str
+    name: str | None
+    variables: bytes | None
+    suppressed: str | None
+
+
+class MessageRow(msgspec.Struct, frozen=True):
+    """A message's content, as stored."""
+
+    id: UUID
+    created_at: datetime
+    mode: str
+    recipients: int
+    template: str | None
+    template_version: int | None
+    content: bytes
+
+
+async def claim(database: Database, tenant: int, epoch: int, claims: Sequence[Claim]) -> list[Lease]:
+    """Claim from many lanes of one tenant in one statement; oldest due first."""
+    rows = await database.many(
+        _Q["claim"],
+        {
+            "tenant": tenant,
+            "epoch": epoch,
+            "lanes": [c.lane for c in claims],
+            "due": [c.due for c in claims],
+            "after": [c.after for c in claims],
+            "limits": [c.limit for c in claims],
+            "traced": [c.traced for c in claims],
+        },
+    )
+    return [Lease(tenant, *row) for row in rows]
+
+
+async def settle(
+    database: Database, tenant: int, epoch: int, results: Sequence[Settlement]
+) -> dict[UUID, str]:
+    """Settle; for each id `settled`, `locked` (try again) or `fenced` (the lease was lost, and is recorded)."""
+    rows = await database.many(
+        _Q["settle"], {"tenant": tenant, "epoch": epoch, "results": Jsonb(list(results))}
+    )
+    return {row.id: row.result for row in rows}
+
+
+async def release(
+    database: Database, tenant: int, epoch: int, leases: Sequence[Lease], reason: str | None = None
+) -> set[UUID]:
+    """Give leases back; with a reason each mail is told as delayed. Returns the ids that went back."""
+    rows = await database.many(
+        _Q["release"],
+        {
+            "tenant": tenant,
+            "epoch": epoch,
+            "ids": [lease.id for lease in leases],
+            "claims": [lease.claims for lease in leases],
+            "reason": reason,
+        },
+    )
+    return {row.id for row in rows}
+
+
+async def recipients(database: Database, tenant: int, stream: str, ids: Sequence[UUID]) -> list[RecipientRow]:
+    """The recipients of claimed rows of one stream."""
+    rows = await database.many(
+        _Q["recipients"],
+        {"tenant": tenant, "stream": stream, "ids": list(ids), "low": min(ids), "high": max(ids)},
+    )
+    return [RecipientRow(*row) for row in rows]
+
+
+async def messages(database: Database, tenant: int, ids: Sequence[UUID]) -> list[MessageRow]:
+    """The content of messages."""
+    rows = await database.many(
+        _Q["messages"], {"tenant": tenant, "ids": list(ids), "low": min(ids), "high": max(ids)}
+    )
+    return [MessageRow(*row) for row in rows]
+
+
+async def attachments(database: Database, tenant: int, message_id: UUID) -> list[Any]:
+    """The attachments of one message: filename, content_type, content_id, asset, body."""
+    return await database.many(_Q["attachments"], {"tenant": tenant, "id": message_id})
+
+
+async def template(database: Database, tenant: int, name: str, version: int) -> Any | None:
+    """One version of a template: subject, body_text, body_html, depends."""
+    return await database.one(_Q["template"], {"tenant": tenant, "name": name, "version": version})
+
+
+async def streams(database: Database) -> list[StreamRow]:
+    """Every stream's policy."""
+    return [StreamRow(*row) for row in await database.many(_Q["streams"])]
+
+
+async def relays(database: Database) -> list[RelayRow]:
+    """Every relay's health."""
+    return [RelayRow(*row) for row in await database.many(_Q["relays"])]
+
+
+async def relay_state(
+    database: Database, name: str, state: str, reason: str | None, seconds: float | None
+) -> None:
+    """Tell the fleet how a relay is: up, away or paused, and for how long."""
+    await database.run(
+        _Q["relay_state"], {"name": name, "state": state, "reason": reason, "seconds": seconds}
+    )
+
+
+async def fold_and_refresh(database: Database, version: int | None) -> list[LaneRow]:
+    """Fold touches, then read the lanes that changed since `version` (None: all active ones). One round trip."""
+    async with database.connection() as connection, connection.pipeline():
+        folding = await connection.execute(_Q["fold_touches"].text.encode())
+        query = _Q["lanes_active"] if version is None else _Q["lanes_since"]
+        rows = await fetch_many(connection, query, None if version is None else {"version": version})
+        await folding.fetchone()
+    return [LaneRow(*row) for row in rows]
+
+
+async def idle(database: Database, tenant: int, lanes: Sequence[int]) -> int:
+    """Let lanes go idle that were empty for a quiet time. Returns how many did."""
+    row = await database.one(_Q["lanes_idle"], {"tenant": tenant, "lanes": list(lanes)})
+    return int(row.idled) if row else 0

@@ -1,0 +1,36 @@
+"""The slots of a process: so many mails on the wire at once, each a task that takes the next job."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pgmail.service import Loop
+from pgmail.worker.sender import Job, Sender
+
+
+class Slots(Loop):
+    """Runs `n` slots over a queue of jobs. Draining lets each finish the mail it has begun."""
+
+    def __init__(self, sender: Sender, jobs: asyncio.Queue[Job], n: int) -> None:
+        super().__init__("slots")
+        self._sender, self._jobs, self._n = sender, jobs, n
+        self._resting: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Run until drained: every slot ends after its present mail. A slot that crashes ends them all."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._slot()) for _ in range(self._n)]
+            self.ready()
+            await self.draining.wait()
+            for task in tasks:
+                if task in self._resting:
+                    task.cancel()
+
+    async def _slot(self) -> None:
+        me = asyncio.current_task()
+        assert me is not None  # noqa: S101 - it is a task by construction
+        while not self.draining.is_set():
+            self._resting.add(me)
+            job = await self._jobs.get()
+            self._resting.discard(me)
+            await self._sender.send(job)

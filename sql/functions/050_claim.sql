@@ -1,0 +1,114 @@
+-- Claim, release and rescue: who holds a row. A lease is (leased_by = worker epoch, claims): the pair is the fence.
+
+-- Takes due rows of many lanes of one tenant, from the heads this worker remembers; p_limits[i] rows of lane i at
+-- most. A HOT update: it writes no column that an index names. MATERIALIZED and the array keep LIMIT honest with
+-- SKIP LOCKED. Lanes with p_traced get an email.sending event a row. A worker that was declared dead gets nothing.
+create or replace function pgmail.claim_v1(
+  p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamptz[], p_after uuid[], p_limits integer[], p_traced boolean[]
+) returns table (id uuid, message_id uuid, lane bigint, due_at timestamptz, claims integer, attempts smallint,
+                 rescues smallint, expires_at timestamptz)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
+  perform from pgmail.worker w where w.epoch = p_epoch for key share;
+  if not found then
+    raise exception using errcode = 'PM410', constraint = 'fenced_out',
+      message = format('worker %s was declared dead; its leases were given back', p_epoch);
+  end if;
+  return query
+  with l as materialized (
+    select * from unnest(p_lanes, p_due, p_after, p_limits, p_traced) u(lane, head_due, head_id, most, traced)
+  ), k as materialized (
+    select x.id, x.due_at, l.lane, l.traced
+    from l cross join lateral (
+      select q.id, q.due_at from pgmail.queue q
+      where q.tenant_id = p_tenant and q.lane = l.lane and (q.due_at, q.id) > (l.head_due, l.head_id)
+        and q.due_at <= pgmail.now() and q.leased_by is null
+      order by q.due_at, q.id limit l.most for update skip locked) x
+  ), u as (
+    update pgmail.queue q set leased_by = p_epoch, leased_at = pgmail.now(), claims = q.claims + 1
+    where q.tenant_id = p_tenant and q.id = any (array(select k.id from k))
+    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at
+  ), said as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker)
+    select p_tenant, u.id, u.message_id, 'email.sending', u.attempts + 1, p_epoch
+    from u join k on k.id = u.id where k.traced
+  )
+  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at
+  from u order by u.due_at, u.id;
+end
+$$;
+
+-- Gives leases back untried: on drain (no reason), or because something of ours must wait (a delay: told once a
+-- mail, spends no attempt). Rows keep their due time, so heads are rewound. Answers the ids given back.
+create or replace function pgmail.release_v1(
+  p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_reason text default null
+) returns setof uuid
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare done uuid[]; lanes bigint[]; dues timestamptz[]; messages uuid[];
+begin
+  with locked as materialized (
+    select q.id from pgmail.queue q join unnest(p_ids, p_claims) r(id, claims) on r.id = q.id
+    where q.tenant_id = p_tenant and q.id = any (p_ids) and q.leased_by = p_epoch and q.claims = r.claims
+    order by q.id for update of q skip locked
+  ), freed as (
+    update pgmail.queue q set leased_by = null, leased_at = null
+    where q.tenant_id = p_tenant and q.id = any (array(select locked.id from locked))
+    returning q.id, q.message_id, q.lane, q.due_at
+  )
+  select array_agg(id), array_agg(message_id), array_agg(lane), array_agg(due_at) into done, messages, lanes, dues from freed;
+  if done is null then return; end if;
+  perform pgmail.rewind_lanes(p_tenant, lanes, dues);
+  if p_reason is not null then
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, worker, detail)
+    select p_tenant, u.id, u.message_id, 'email.delayed', p_epoch, p_reason
+    from unnest(done, messages) u(id, message_id)
+    where not exists (select 1 from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = u.id
+                      and e.type = 'email.delayed' and e.detail = p_reason and e.at > pgmail.now() - interval '1 hour');
+  end if;
+  return query select unnest(done);
+end
+$$;
+
+-- A worker is dead: its leases go back. What may have begun is in doubt: on streams that resend it goes again, on
+-- streams that hold it waits for a person. Deletes the worker's row, which fences out all that it still tries.
+create or replace function pgmail.rescue_v1(p_epoch bigint) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare freed jsonb; t record;
+begin
+  delete from pgmail.worker w where w.epoch = p_epoch;
+  -- A sequential scan: rescues are rare, and an index on leased_by would cost every claim its HOT update.
+  with mine as materialized (
+    select q.tenant_id, q.id, s.on_doubt is not distinct from 'hold' as hold
+    from pgmail.queue q
+    join pgmail.message m on m.tenant_id = q.tenant_id and m.id = q.message_id
+    left join pgmail.stream s on s.tenant_id = m.tenant_id and s.name = m.stream
+    where q.leased_by = p_epoch order by q.id for update of q
+  ), given_back as (
+    update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,
+      due_at = case when mine.hold then 'infinity' else q.due_at end,
+      held_due_at = case when mine.hold then q.due_at end,
+      hold_reason = case when mine.hold then 'in doubt: its worker died and may have sent it' end
+    from mine where q.tenant_id = mine.tenant_id and q.id = mine.id
+    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, mine.hold
+  )
+  select jsonb_agg(to_jsonb(g)) into freed from given_back g;
+  if freed is null then return 0; end if;
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker, detail)
+  select r.tenant_id, r.id, r.message_id, x.type, r.attempts + 1, p_epoch,
+    'worker ' || p_epoch || ' died; this mail may have been sent'
+  from jsonb_to_recordset(freed) r(tenant_id integer, id uuid, message_id uuid, attempts smallint, hold boolean),
+    (values ('email.in_doubt', true), ('email.held', false)) x(type, always)
+  where x.always or r.hold;
+  for t in select r.tenant_id, array_agg(r.lane) as lanes, array_agg(r.due_at) as dues
+           from jsonb_to_recordset(freed) r(tenant_id integer, lane bigint, due_at timestamptz, hold boolean)
+           where not r.hold group by r.tenant_id order by r.tenant_id loop
+    perform pgmail.rewind_lanes(t.tenant_id, t.lanes, t.dues);
+  end loop;
+  return jsonb_array_length(freed);
+end
+$$;

@@ -1,0 +1,77 @@
+-- Workers, their liveness, and who leads.
+
+create or replace function pgmail.worker_start_v1(p_host text, p_pid integer, p_program text, p_concurrency integer) returns bigint
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  insert into pgmail.worker (host, pid, program, concurrency) values (p_host, p_pid, p_program, p_concurrency) returning epoch
+$$;
+
+-- One beat: liveness, and whether it wants to be woken. False: declared dead; it must start over as a new worker.
+create or replace function pgmail.worker_beat_v1(p_epoch bigint, p_state text, p_asleep boolean) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  update pgmail.worker set beat = beat + 1, beat_at = pgmail.now(), state = p_state, asleep = p_asleep where epoch = p_epoch;
+  return found;
+end
+$$;
+
+-- A worker that drained says goodbye: nothing of it is left to rescue.
+create or replace function pgmail.worker_stop_v1(p_epoch bigint) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  if exists (select 1 from pgmail.queue q where q.leased_by = p_epoch) then
+    perform pgmail.rescue_v1(p_epoch);   -- it could not give everything back (the database was away)
+  else
+    delete from pgmail.worker where epoch = p_epoch;
+  end if;
+  update pgmail.leader set epoch = null, until = '-infinity' where epoch = p_epoch;
+end
+$$;
+
+-- Take or keep the lead for p_seconds. A lease row, so a transaction-mode pooler may sit in between.
+create or replace function pgmail.lead_v1(p_epoch bigint, p_seconds double precision) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  update pgmail.leader set epoch = p_epoch, until = clock_timestamp() + p_seconds * interval '1 second'
+   where epoch = p_epoch or until < clock_timestamp();
+  return found;
+end
+$$;
+
+-- The relay's health as workers found it. An operator's pause is not overwritten by a worker.
+create or replace function pgmail.relay_state_v1(p_name text, p_state text, p_reason text, p_seconds double precision default null) returns void
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  insert into pgmail.relay as r (name, state, reason, blocked_until, changed_at, changed_by)
+  values (p_name, p_state, p_reason, pgmail.now() + p_seconds * interval '1 second', pgmail.now(), 'worker')
+  on conflict (name) do update set state = excluded.state, reason = excluded.reason,
+    blocked_until = excluded.blocked_until, changed_at = excluded.changed_at, changed_by = excluded.changed_by
+  where r.state <> 'paused' or r.changed_by = 'worker'
+$$;
+
+-- An operator stops or starts a relay.
+create or replace function pgmail.pause_relay(p_name text, p_reason text, p_until timestamptz default null) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  insert into pgmail.relay as r (name, state, reason, blocked_until, changed_by)
+  values (p_name, 'paused', p_reason, p_until, pgmail.actor())
+  on conflict (name) do update set state = 'paused', reason = excluded.reason, blocked_until = excluded.blocked_until,
+    changed_at = pgmail.now(), changed_by = excluded.changed_by;
+  perform pgmail.record_act(null, 'relay.pause', p_name, p_reason);
+end
+$$;
+
+create or replace function pgmail.resume_relay(p_name text, p_reason text default null) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  update pgmail.relay set state = 'up', reason = null, blocked_until = null, changed_at = pgmail.now(), changed_by = pgmail.actor()
+   where name = p_name;
+  if not found then perform pgmail.refuse('unknown_relay', '/relay', format('no relay is named %L', p_name), 404); end if;
+  perform pgmail.record_act(null, 'relay.resume', p_name, p_reason);
+end
+$$;

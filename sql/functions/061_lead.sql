@@ -1,0 +1,120 @@
+-- What the leader does on a clock. Each is one short statement, safe to run twice and by two at once.
+
+-- Lanes whose mail comes due by the clock: awake from a second before.
+create or replace function pgmail.wake_due_v1(p_since timestamptz) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  with due as materialized (
+    select distinct q.tenant_id, q.lane from pgmail.queue q
+    where q.later and q.due_at > p_since and q.due_at <= pgmail.now() + interval '1 second'
+  ), asleep as materialized (
+    select l.tenant_id, l.id from pgmail.lane l join due d on d.tenant_id = l.tenant_id and d.lane = l.id
+    where not l.active order by l.tenant_id, l.id for update of l
+  ), woken as (
+    update pgmail.lane l set active = true, version = nextval('pgmail.lane_version'), changed_at = pgmail.now()
+    from asleep a where l.tenant_id = a.tenant_id and l.id = a.id returning 1
+  )
+  select count(*) into n from woken;
+  return n;
+end
+$$;
+
+-- Lanes that hold due mail but are not active (a race, a lost touch): found by skipping from lane to lane along the
+-- claim index, so the cost is the number of lanes, not of mails.
+create or replace function pgmail.repair_lanes_v1() returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  with recursive present as (
+    (select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q
+      where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  ), lost as materialized (
+    select p.* from present p
+    where p.due_at <= pgmail.now()
+      and not exists (select 1 from pgmail.lane l where l.tenant_id = p.tenant_id and l.id = p.lane and l.active)
+  ), repaired as (
+    insert into pgmail.lane as l (tenant_id, id, stream, priority, site, rewind_to)
+    select x.tenant_id, x.lane, m.stream, m.priority, r.site, x.due_at
+    from lost x
+    join pgmail.message m on m.tenant_id = x.tenant_id and m.id = x.message_id
+    join pgmail.recipient r on r.tenant_id = x.tenant_id and r.id = x.id
+    order by x.tenant_id, x.lane
+    on conflict (tenant_id, id) do update set active = true, version = nextval('pgmail.lane_version'),
+      changed_at = pgmail.now(), rewind_to = excluded.rewind_to
+    returning 1
+  )
+  select count(*) into n from repaired;
+  return n;
+end
+$$;
+
+-- Mail past its expiry that no worker holds ends as expired. What is held waits for a person: it may have been sent.
+create or replace function pgmail.expire_v1(p_most integer default 1000) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  with late as materialized (
+    select q.tenant_id, q.id, q.message_id, q.attempts from pgmail.queue q
+    where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity'
+    order by q.expires_at limit p_most for update skip locked
+  ), gone as (
+    delete from pgmail.queue q using late where q.tenant_id = late.tenant_id and q.id = late.id
+  ), facts as materialized (
+    select late.*, m.stream, r.site from late
+    join pgmail.message m on m.tenant_id = late.tenant_id and m.id = late.message_id
+    join pgmail.recipient r on r.tenant_id = late.tenant_id and r.id = late.id
+  ), outcomes as (
+    insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
+    select tenant_id, id, message_id, 'expired', pgmail.now(), stream, site, attempts, 'expires_at passed before it was sent' from facts
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
+    select tenant_id, id, message_id, 'email.expired', site, 'expires_at passed before it was sent' from facts
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n) select tenant_id, stream, 'expired', count(*) from facts group by 1, 2
+  )
+  select count(*) into n from facts;
+  return n;
+end
+$$;
+
+create or replace function pgmail.fold_tallies_v1(p_most integer default 20000) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  with gone as (
+    delete from pgmail.tally
+    where ctid = any (array(select ctid from pgmail.tally limit p_most for update skip locked))
+    returning tenant_id, stream, kind, tally.n
+  ), summed as (
+    select tenant_id, stream, kind, sum(g.n) as n from gone g group by tenant_id, stream, kind order by tenant_id, stream, kind
+  ), folded as (
+    insert into pgmail.tally_total as t (tenant_id, stream, kind, n) select * from summed
+    on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n returning 1
+  )
+  select count(*) into n from folded;
+  return n;
+end
+$$;
+
+create or replace function pgmail.purge_idempotency_v1(p_most integer default 5000) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  delete from pgmail.idempotency d using (
+    select tenant_id, key from pgmail.idempotency where expires_at <= pgmail.now()
+    order by expires_at limit p_most for update skip locked) x
+  where d.tenant_id = x.tenant_id and d.key = x.key;
+  get diagnostics n = row_count;
+  return n;
+end
+$$;

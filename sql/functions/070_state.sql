@@ -1,0 +1,224 @@
+-- The state of a recipient: one function, from queue, outcome and dead_letter. ops/docs/lifecycle.md draws it.
+create or replace function pgmail.state_of(
+  p_outcome text, p_dead boolean, p_queued boolean, p_leased boolean, p_due_at timestamptz, p_wait text, p_now timestamptz
+) returns text
+language sql immutable parallel safe
+as $$
+  select case
+    when p_outcome is not null then p_outcome
+    when p_dead then 'dead'
+    when not p_queued then 'unknown'
+    when p_leased then 'sending'
+    when p_due_at = 'infinity' then 'held'
+    when p_due_at > p_now and p_wait in ('scheduled', 'deferred') then p_wait
+    else 'queued' end
+$$;
+
+create or replace function pgmail.phase_of(p_state text) returns text
+language sql immutable parallel safe
+as $$
+  select case when p_state in ('scheduled', 'queued', 'deferred', 'held') then 'queued'
+              when p_state = 'sending' then 'processing'
+              when p_state = 'sent' then 'sent'
+              when p_state in ('bounced', 'suppressed', 'expired', 'cancelled', 'dead') then 'failed'
+              else 'unknown' end
+$$;
+
+-- The message of an id that may be a message's or a recipient's, and its recipients. Ids carry time: recipients of a
+-- message were made within its hour, so one or two partitions are touched.
+create or replace function pgmail.find_recipients(p_tenant integer, p_id uuid, out message_id uuid, out recipients uuid[])
+language plpgsql stable
+as $$
+declare t timestamptz := pgmail.uuid_time(p_id);
+begin
+  select m.id into message_id from pgmail.message m where m.tenant_id = p_tenant and m.id = p_id;
+  if found then
+    select array_agg(r.id order by r.position) into recipients from pgmail.recipient r
+     where r.tenant_id = p_tenant and r.message_id = p_id
+       and r.id >= pgmail.uuid_floor(t - interval '1 hour') and r.id < pgmail.uuid_floor(t + interval '1 hour');
+  else
+    select r.message_id, array[r.id] into message_id, recipients from pgmail.recipient r where r.tenant_id = p_tenant and r.id = p_id;
+  end if;
+end
+$$;
+
+create or replace function pgmail.need_recipients(p_tenant integer, p_id uuid, out message_id uuid, out recipients uuid[])
+language plpgsql stable
+as $$
+begin
+  select f.message_id, f.recipients into message_id, recipients from pgmail.find_recipients(p_tenant, p_id) f;
+  if message_id is null then
+    perform pgmail.refuse('not_found', '/id', format('no email or recipient has the id %s', p_id), 404);
+  end if;
+end
+$$;
+
+-- status(id): where each recipient of an email stands (or the one recipient).
+create or replace function pgmail.status(id uuid)
+returns table (recipient_id uuid, message_id uuid, address text, role text, phase text, state text, attempts smallint,
+               due_at timestamptz, changed_at timestamptz, code smallint, enhanced text, reply text, reason text)
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+begin
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, status.id) f;
+  return query
+  select x.id, m, x.address, x.role, pgmail.phase_of(x.s), x.s, coalesce(x.o_attempts, x.d_attempts, x.q_attempts),
+    nullif(x.q_due, 'infinity'), coalesce(x.o_at, x.d_at, x.leased_at, x.last_at, pgmail.uuid_time(x.id)),
+    coalesce(x.o_code, x.d_code, x.last_code), coalesce(x.o_enhanced, x.d_enhanced, x.last_enhanced),
+    coalesce(x.o_reply, x.d_reply, x.last_reply), coalesce(x.o_reason, x.d_reason, x.hold_reason)
+  from (
+    select r.id, r.position, r.address, r.role, o.attempts as o_attempts, d.attempts as d_attempts, q.attempts as q_attempts,
+      q.due_at as q_due, q.leased_at, o.at as o_at, d.died_at as d_at, o.code as o_code, d.code as d_code,
+      o.enhanced as o_enhanced, d.enhanced as d_enhanced, o.reply as o_reply, d.reply as d_reply,
+      o.reason as o_reason, nullif(concat_ws(': ', d.reason, d.error), '') as d_reason, q.hold_reason,
+      e.code as last_code, e.enhanced as last_enhanced, e.reply as last_reply, e.at as last_at,
+      pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) as s
+    from pgmail.recipient r
+    left join pgmail.queue q on q.tenant_id = t and q.id = r.id
+    left join pgmail.outcome o on o.tenant_id = t and o.recipient_id = r.id
+    left join pgmail.dead_letter d on d.tenant_id = t and d.recipient_id = r.id
+    left join lateral (
+      select y.code, y.enhanced, y.reply, y.at from pgmail.event y
+      where y.tenant_id = t and y.recipient_id = r.id and y.code is not null and o.recipient_id is null
+      order by y.id desc limit 1) e on true
+    where r.tenant_id = t and r.id = any (ids)
+  ) x order by x.position;
+end
+$$;
+
+-- trace(id): the journey, oldest first. How it was queued is told by the message itself, not by an event row.
+create or replace function pgmail.trace(id uuid)
+returns table (at timestamptz, type text, recipient_id uuid, address text, attempt smallint, code smallint, enhanced text,
+               reply text, phase text, relay text, remote_host text, tls text, ms integer, worker bigint, detail text, event_id uuid)
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+begin
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, trace.id) f;
+  return query
+  select x.at, x.type, x.recipient_id, r.address, x.attempt, x.code, x.enhanced, x.reply, x.phase, x.relay, x.remote_host,
+    x.tls, x.ms, x.worker, nullif(x.detail, ''), x.event_id
+  from (
+    select e.at, e.type, e.recipient_id, e.attempt, e.code, e.enhanced, e.reply, e.phase, e.relay, e.remote_host, e.tls,
+      e.ms, e.worker, e.detail, e.id as event_id
+    from pgmail.event e where e.tenant_id = t and e.recipient_id = any (ids)
+    union all
+    select g.created_at, case when g.scheduled_at is null then 'email.queued' else 'email.scheduled' end, i,
+      null, null, null, null, null, null, null, null, null, null,
+      concat_ws(', ', 'by ' || g.created_by, 'stream ' || g.stream,
+        'template ' || g.template || ' v' || g.template_version,
+        'for ' || to_char(g.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), i
+    from pgmail.message g, unnest(ids) i where g.tenant_id = t and g.id = m
+  ) x
+  join pgmail.recipient r on r.tenant_id = t and r.id = x.recipient_id
+  order by x.at, x.event_id;
+end
+$$;
+
+-- why(id): in one sentence a recipient, what it waits for or how it ended.
+create or replace function pgmail.why(id uuid) returns text
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; r pgmail.relay; st pgmail.stream; last_ record; m pgmail.message;
+begin
+  for s in select * from pgmail.status(why.id) loop
+    select x.* into m from pgmail.message x where x.tenant_id = t and x.id = s.message_id;
+    w := null;
+    if s.state in ('queued', 'deferred', 'scheduled', 'held', 'sending') then
+      select x.* into q from pgmail.queue x where x.tenant_id = t and x.id = s.recipient_id;
+      select x.* into st from pgmail.stream x where x.tenant_id = t and x.name = m.stream;
+      select x.* into r from pgmail.relay x where x.name = coalesce(st.relay, 'default');
+      select e.* into last_ from pgmail.event e where e.tenant_id = t and e.recipient_id = s.recipient_id
+        and e.type in ('email.deferred', 'email.delayed', 'email.in_doubt') order by e.id desc limit 1;
+    end if;
+    case s.state
+      when 'scheduled' then w := format('is scheduled for %s', s.due_at);
+      when 'sending' then
+        w := format('is being sent by worker %s since %s (attempt %s)', q.leased_by, q.leased_at, s.attempts + 1);
+        if not exists (select 1 from pgmail.worker x where x.epoch = q.leased_by) then
+          w := w || ', but that worker is gone; it will be rescued by the leader';
+        end if;
+      when 'deferred' then
+        w := format('waits until %s: attempt %s was answered %s', s.due_at, s.attempts,
+          coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
+      when 'held' then w := format('is held: %s. pgmail.retry(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'));
+      when 'queued' then
+        if r.state = 'paused' then
+          w := format('waits: relay %s is paused by %s since %s: %s', r.name, r.changed_by, r.changed_at, coalesce(r.reason, 'no reason given'));
+        elsif r.state = 'away' then
+          w := format('waits: relay %s is away since %s: %s; next try at %s', r.name, r.changed_at, coalesce(r.reason, 'unreachable'), r.blocked_until);
+        elsif q.wait = 'delayed' and q.due_at > pgmail.now() then
+          w := format('waits for a limit until %s: %s', q.due_at, coalesce(last_.detail, 'the stream is full'));
+        elsif not exists (select 1 from pgmail.worker) then
+          w := 'waits: no worker is running';
+        elsif not exists (select 1 from pgmail.worker x where x.beat_at > pgmail.now() - interval '30 seconds') then
+          w := format('waits: no worker is alive since %s', (select max(x.beat_at) from pgmail.worker x));
+        else
+          w := format('is due since %s and waits for a free worker', q.due_at);
+        end if;
+        if last_.type = 'email.deferred' then w := w || format(' (attempt %s was answered %s)', last_.attempt, concat_ws(' ', last_.code, last_.enhanced, last_.reply)); end if;
+        if last_.type = 'email.in_doubt' then w := w || ' (an earlier attempt is in doubt: ' || coalesce(last_.detail, 'it may have been sent') || ')'; end if;
+      when 'sent' then w := format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
+      when 'bounced' then w := format('bounced at %s: the remote side answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
+      when 'suppressed' then w := format('was not sent: the address is suppressed (%s)', s.reason);
+      when 'expired' then w := format('expired at %s: %s', s.changed_at, s.reason);
+      when 'cancelled' then w := format('was cancelled at %s%s', s.changed_at, coalesce(' (' || s.reason || ')', ''));
+      when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', s.changed_at, s.attempts,
+          s.reason, coalesce('; last reply ' || nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), ''));
+      else w := 'has no state: this is a fault of pgmail, please report it';
+    end case;
+    words := words || (s.address || ' ' || w);
+  end loop;
+  return array_to_string(words, E'\n');
+end
+$$;
+
+-- The ledger: what was enqueued against where it stands, from two independent sources. enqueued and the final states
+-- come from tallies that each statement appended; what waits and what died is looked at where it stands. difference
+-- is 0, or something was lost or counted twice.
+drop view if exists pgmail.ledger;
+create view pgmail.ledger with (security_invoker = true) as
+with counted as (
+  select tenant_id, kind, sum(n) as n
+  from (select tenant_id, kind, n from pgmail.tally union all select tenant_id, kind, n from pgmail.tally_total) t group by 1, 2
+), waiting as (
+  select tenant_id, pgmail.state_of(null, false, true, leased_by is not null, due_at, wait, pgmail.now()) as state, count(*) as n
+  from pgmail.queue group by 1, 2
+), died as (
+  select tenant_id, count(*) as n from pgmail.dead_letter group by 1
+), figures as (
+  select t.name as tenant, t.id as tenant_id,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'enqueued'), 0)::bigint as enqueued,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'scheduled'), 0)::bigint as scheduled,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'queued'), 0)::bigint as queued,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'sending'), 0)::bigint as sending,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'deferred'), 0)::bigint as deferred,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'held'), 0)::bigint as held,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'sent'), 0)::bigint as sent,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'bounced'), 0)::bigint as bounced,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'suppressed'), 0)::bigint as suppressed,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'expired'), 0)::bigint as expired,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'cancelled'), 0)::bigint as cancelled,
+    coalesce((select n from died d where d.tenant_id = t.id), 0)::bigint as dead
+  from pgmail.tenant t
+)
+select *, enqueued - (scheduled + queued + sending + deferred + held + sent + bounced + suppressed + expired + cancelled + dead) as difference
+from figures;
+
+-- The same counted in full from the rows themselves: slow, for tests and for doubts.
+create or replace function pgmail.recount()
+returns table (tenant_id integer, state text, n bigint)
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select r.tenant_id,
+    pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at, q.wait, pgmail.now()),
+    count(*)
+  from pgmail.recipient r
+  left join pgmail.queue q on q.tenant_id = r.tenant_id and q.id = r.id
+  left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
+  left join pgmail.dead_letter d on d.tenant_id = r.tenant_id and d.recipient_id = r.id
+  group by 1, 2
+$$;

@@ -1,0 +1,165 @@
+-- What a tenant keeps beside its mail: keys, templates, assets, suppressions, streams. All act as the caller's tenant.
+
+-- A key's hash is stored, never the key. Answers its id.
+create or replace function pgmail.create_key(p_name text, p_hint text, p_hash bytea) returns uuid
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); i uuid;
+begin
+  insert into pgmail.api_key (tenant_id, name, hint, hash, created_by) values (t, p_name, p_hint, p_hash, pgmail.actor()) returning id into i;
+  perform pgmail.record_act(t, 'key.create', i::text, p_name);
+  return i;
+end
+$$;
+
+create or replace function pgmail.revoke_key(p_id uuid, p_reason text default null) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant();
+begin
+  update pgmail.api_key k set revoked_at = pgmail.now() where k.tenant_id = t and k.id = p_id and k.revoked_at is null;
+  if not found then return false; end if;
+  perform pgmail.record_act(t, 'key.revoke', p_id::text, p_reason);
+  return true;
+end
+$$;
+
+create or replace function pgmail.list_keys()
+returns table (id uuid, name text, hint text, created_at timestamptz, created_by text, revoked_at timestamptz)
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select k.id, k.name, k.hint, k.created_at, k.created_by, k.revoked_at from pgmail.api_key k
+  where k.tenant_id = pgmail.need_tenant() order by k.created_at
+$$;
+
+-- Whose key has this hash: the one look-up that comes before the tenant is known.
+create or replace function pgmail.check_key_v1(p_hash bytea) returns table (tenant_id integer, key_id uuid, name text)
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select k.tenant_id, k.id, k.name from pgmail.api_key k where k.hash = p_hash and k.revoked_at is null
+$$;
+
+-- Saves a new version of a template, as a draft or published. required and depends come from the compiler of the
+-- Python ways in, which checked the source.
+create or replace function pgmail.save_template(
+  p_name text, p_subject text, p_text text, p_html text, p_required text[], p_depends jsonb, p_publish boolean
+) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); v integer;
+begin
+  if p_name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$' then
+    perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 128 of A-Z a-z 0-9 _ . -, led by a letter or digit');
+  end if;
+  if p_text is null and p_html is null then perform pgmail.refuse('missing_field', '/text', 'text or html is required'); end if;
+  -- Two people saving at once get two versions, not a fault.
+  perform pg_advisory_xact_lock(hashtextextended('pgmail.template/' || t || '/' || p_name, 0));
+  select coalesce(max(x.version), 0) + 1 into v from pgmail.template x where x.tenant_id = t and x.name = p_name;
+  insert into pgmail.template (tenant_id, name, version, state, subject, body_text, body_html, required, depends, created_by, published_at)
+  values (t, p_name, v, case when p_publish then 'published' else 'draft' end, p_subject, p_text, p_html,
+    p_required, p_depends, pgmail.actor(), case when p_publish then pgmail.now() end);
+  perform pgmail.record_act(t, 'template.save', p_name || ' v' || v, case when p_publish then 'published' end);
+  return v;
+end
+$$;
+
+create or replace function pgmail.publish_template(p_name text, p_version integer, p_required text[], p_depends jsonb) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant();
+begin
+  update pgmail.template x set state = 'published', required = p_required, depends = p_depends,
+    published_at = coalesce(x.published_at, pgmail.now())
+  where x.tenant_id = t and x.name = p_name and x.version = p_version;
+  if not found then
+    perform pgmail.refuse('unknown_template', '/name', format('no template %L in version %s', p_name, p_version), 404);
+  end if;
+  perform pgmail.record_act(t, 'template.publish', p_name || ' v' || p_version, null);
+end
+$$;
+
+create or replace function pgmail.save_asset(p_name text, p_filename text, p_content_type text, p_body bytea) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant();
+begin
+  if p_name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$' then
+    perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 128 of A-Z a-z 0-9 _ . -, led by a letter or digit');
+  end if;
+  if octet_length(p_body) > 26214400 then perform pgmail.refuse('too_large', '/content', 'more than 26,214,400 octets', 413); end if;
+  if pgmail.has_control(p_filename) or pgmail.has_control(p_content_type) then
+    perform pgmail.refuse('invalid_attachment', '/filename', 'has a control character');
+  end if;
+  insert into pgmail.asset as a (tenant_id, name, filename, content_type, size_bytes, body, created_by)
+  values (t, p_name, p_filename, p_content_type, octet_length(p_body), p_body, pgmail.actor())
+  on conflict (tenant_id, name) do update set filename = excluded.filename, content_type = excluded.content_type,
+    size_bytes = excluded.size_bytes, body = excluded.body, created_at = pgmail.now(), created_by = excluded.created_by;
+  perform pgmail.record_act(t, 'asset.save', p_name, null);
+end
+$$;
+
+create or replace function pgmail.suppress(
+  p_address text, p_reason text default 'manual', p_source text default null, p_stream text default '',
+  p_expires_at timestamptz default null
+) returns text
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); a pgmail.address := pgmail.parse_address(p_address);
+begin
+  if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
+  if p_reason is null or p_reason not in ('bounced', 'complained', 'unsubscribed', 'manual') then
+    perform pgmail.refuse('invalid_reason', '/reason', 'must be bounced, complained, unsubscribed or manual');
+  end if;
+  insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by, expires_at)
+  values (t, a.address, coalesce(p_stream, ''), p_reason, p_source, pgmail.actor(), p_expires_at)
+  on conflict (tenant_id, address, stream) do update set reason = excluded.reason, source = excluded.source,
+    created_at = pgmail.now(), created_by = excluded.created_by, expires_at = excluded.expires_at;
+  perform pgmail.record_act(t, 'suppression.add', a.address, p_reason);
+  return a.address;
+end
+$$;
+
+create or replace function pgmail.unsuppress(p_address text, p_stream text default '', p_reason text default null) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); a pgmail.address := pgmail.parse_address(p_address);
+begin
+  if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
+  delete from pgmail.suppression s where s.tenant_id = t and s.address = a.address and s.stream = coalesce(p_stream, '');
+  if not found then return false; end if;
+  perform pgmail.record_act(t, 'suppression.remove', a.address, p_reason);
+  return true;
+end
+$$;
+
+-- Creates a stream or changes what is named; keys as the columns of pgmail.stream.
+create or replace function pgmail.save_stream(p_name text, p_settings jsonb) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); s pgmail.stream; k text;
+begin
+  if p_name !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then
+    perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of a-z 0-9 _ -, led by a letter or digit');
+  end if;
+  if jsonb_typeof(p_settings) is distinct from 'object' then
+    perform pgmail.refuse('invalid_body', '', 'the settings of a stream are a JSON object');
+  end if;
+  select min(x collate "C") into k from jsonb_object_keys(p_settings) x
+   where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
+     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued']);
+  if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
+  insert into pgmail.stream (tenant_id, name) values (t, p_name) on conflict do nothing;
+  select * into s from pgmail.stream x where x.tenant_id = t and x.name = p_name for update;
+  begin
+    s := jsonb_populate_record(s, p_settings);
+    update pgmail.stream x set priority = s.priority, relay = s.relay, on_doubt = s.on_doubt, trace = s.trace,
+      retry_base_seconds = s.retry_base_seconds, retry_factor = s.retry_factor, retry_cap_seconds = s.retry_cap_seconds,
+      retry_jitter = s.retry_jitter, max_attempts = s.max_attempts, max_age_seconds = s.max_age_seconds, max_queued = s.max_queued
+    where x.tenant_id = t and x.name = p_name;
+  exception
+    when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then
+      perform pgmail.refuse('invalid_stream', '/' || coalesce((select min(x) from jsonb_object_keys(p_settings) x), 'name'), sqlerrm);
+  end;
+  perform pgmail.record_act(t, 'stream.save', p_name, p_settings::text);
+end
+$$;

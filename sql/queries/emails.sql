@@ -1,0 +1,209 @@
+-- What the HTTP API asks about email. `send` and `send_many` are whole transactions of one statement: the tenant is
+-- set in a materialized part that runs before the function can be called, which saves BEGIN and COMMIT.
+
+-- name: send :one
+-- Enqueue one email for a tenant. Waits three seconds at most for another request with the same idempotency key.
+with caller as materialized (
+  select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
+         set_config('lock_timeout', '3s', true)
+)
+select pgmail.send(%(email)s::jsonb) as id from caller;
+
+-- name: send_many :many
+-- Enqueue a batch for a tenant, in the batch's order.
+with caller as materialized (
+  select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
+         set_config('lock_timeout', '3s', true)
+)
+select (x.sent).position, (x.sent).id, (x.sent).code, (x.sent).field, (x.sent).message
+from (select pgmail.send_many(%(emails)s::jsonb, %(strict)s, %(key)s) as sent from caller offset 0) x
+order by 1;
+
+-- name: recipients :many
+-- Where each recipient of an email stands, or the one recipient; refused as not_found for an unknown id.
+select s.recipient_id, s.message_id, s.address, s.role, s.phase, s.state, s.attempts, s.due_at, s.changed_at, s.code,
+       s.enhanced, s.reply, s.reason, coalesce(r.rcpt, r.address) as rcpt, r.name
+from pgmail.status(%(id)s) s
+join pgmail.recipient r on r.tenant_id = (select pgmail.current_tenant()) and r.id = s.recipient_id
+order by r.position;
+
+-- name: message :one
+-- An email as it was handed over. Content that is sealed cannot be shown.
+select m.id, m.created_at, m.stream, m.priority, m.mode, m.sender, m.recipients, m.scheduled_at, m.expires_at, m.template,
+       m.template_version, m.size_bytes, m.tags, m.metadata, m.replay_of,
+       case when m.key_id is null then convert_from(m.content, 'UTF8')::jsonb else '{}' end as content
+from pgmail.message m
+where m.tenant_id = (select pgmail.current_tenant()) and m.id = %(id)s;
+
+-- name: list :many
+-- A page of emails, newest first, without bodies. Planned anew each time (never prepared), so that filters that are
+-- null vanish and only one branch of `candidate` is left: the one that starts from the narrowest filter. `newer` turns
+-- the order round for pages before an id. `people` are 50 recipients at most.
+with candidate as (
+  select m.id from pgmail.message m
+   where %(start)s = 'time' and m.tenant_id = (select pgmail.current_tenant())
+     and (%(stream)s::text is null or m.stream = %(stream)s)
+     and (%(below)s::uuid is null or m.id < %(below)s) and (%(above)s::uuid is null or m.id > %(above)s)
+  union all
+  select t.message_id from pgmail.tag t
+   where %(start)s = 'tag' and t.tenant_id = (select pgmail.current_tenant())
+     and t.name = %(tag_name)s and t.value = %(tag_value)s
+     and (%(below)s::uuid is null or t.message_id < %(below)s) and (%(above)s::uuid is null or t.message_id > %(above)s)
+  union all
+  select distinct r.message_id from pgmail.recipient r
+   where %(start)s = 'recipient' and r.tenant_id = (select pgmail.current_tenant()) and r.address = %(recipient)s
+  union all
+  select distinct q.message_id from pgmail.queue q
+   where %(start)s = 'queue' and q.tenant_id = (select pgmail.current_tenant())
+     and pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) = %(state)s
+  union all
+  select distinct d.message_id from pgmail.dead_letter d
+   where %(start)s = 'dead' and d.tenant_id = (select pgmail.current_tenant())
+), page as (
+  select m.*
+  from candidate c join pgmail.message m on m.tenant_id = (select pgmail.current_tenant()) and m.id = c.id
+  where (%(below)s::uuid is null or m.id < %(below)s) and (%(above)s::uuid is null or m.id > %(above)s)
+    and (%(stream)s::text is null or m.stream = %(stream)s)
+    and (%(tag_name)s::text is null or %(start)s = 'tag' or exists (
+      select from pgmail.tag t where t.tenant_id = m.tenant_id and t.name = %(tag_name)s and t.value = %(tag_value)s
+        and t.message_id = m.id))
+    and (%(start)s in ('recipient', 'queue', 'dead') or (%(state)s::text is null and %(recipient)s::text is null) or exists (
+      select from pgmail.recipient r
+      left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
+      where r.tenant_id = m.tenant_id and r.message_id = m.id
+        and r.id >= pgmail.uuid_floor(pgmail.uuid_time(m.id) - interval '1 hour')
+        and r.id < pgmail.uuid_floor(pgmail.uuid_time(m.id) + interval '1 hour')
+        and (%(recipient)s::text is null or r.address = %(recipient)s)
+        and (%(state)s::text is null or o.state = %(state)s)))
+    and (%(start)s not in ('recipient', 'queue', 'dead') or %(state)s::text is null or exists (
+      select from pgmail.recipient r
+      left join pgmail.queue q on q.tenant_id = r.tenant_id and q.id = r.id
+      left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
+      left join pgmail.dead_letter d on d.tenant_id = r.tenant_id and d.recipient_id = r.id
+      where r.tenant_id = m.tenant_id and r.message_id = m.id
+        and r.id >= pgmail.uuid_floor(pgmail.uuid_time(m.id) - interval '1 hour')
+        and r.id < pgmail.uuid_floor(pgmail.uuid_time(m.id) + interval '1 hour')
+        and (%(recipient)s::text is null or r.address = %(recipient)s)
+        and pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at,
+                            q.wait, pgmail.now()) = %(state)s))
+  order by case when %(newer)s then m.id end, case when not %(newer)s then m.id end desc
+  limit %(limit)s
+)
+select p.id, p.created_at, p.stream, p.priority, p.mode, p.sender, p.recipients, p.scheduled_at, p.expires_at, p.template,
+       p.template_version, p.size_bytes, p.tags,
+       case when p.key_id is null then convert_from(p.content, 'UTF8')::jsonb - array['html', 'text', 'variables', 'headers']
+            else '{}' end as content,
+       s.people, s.states, s.last_state
+from page p
+left join lateral (
+  select jsonb_agg(jsonb_build_object('role', x.role, 'address', x.rcpt, 'name', x.name) order by x.position)
+           filter (where x.position <= 50) as people,
+         (array_agg(x.state order by x.at desc, x.position))[1] as last_state,
+         array_agg(x.state) as states
+  from (
+    select r.position, r.role, coalesce(r.rcpt, r.address) as rcpt, r.name,
+      pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at, q.wait,
+                      pgmail.now()) as state,
+      coalesce(o.at, d.died_at, q.leased_at, pgmail.uuid_time(r.id)) as at
+    from pgmail.recipient r
+    left join pgmail.queue q on q.tenant_id = r.tenant_id and q.id = r.id
+    left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
+    left join pgmail.dead_letter d on d.tenant_id = r.tenant_id and d.recipient_id = r.id
+    where r.tenant_id = p.tenant_id and r.message_id = p.id
+      and r.id >= pgmail.uuid_floor(pgmail.uuid_time(p.id) - interval '1 hour')
+      and r.id < pgmail.uuid_floor(pgmail.uuid_time(p.id) + interval '1 hour')
+  ) x
+) s on true
+order by p.id desc;
+
+-- name: events :many
+-- The journey of an email or of one recipient, oldest first; refused as not_found for an unknown id.
+select t.at, t.type, t.recipient_id, t.address, t.attempt, t.code, t.enhanced, t.reply, t.phase, t.relay, t.remote_host,
+       t.tls, t.ms, t.worker, t.detail, t.event_id
+from pgmail.trace(%(id)s) t order by t.at, t.event_id;
+
+-- name: cancel :one
+-- Cancel what is not being sent this moment.
+select pgmail.cancel(%(id)s, %(reason)s) as answer;
+
+-- name: reschedule :one
+-- Move what is not being sent this moment.
+select pgmail.reschedule(%(id)s, %(at)s) as answer;
+
+-- name: queue :many
+-- How much waits, by stream, priority and site, and since when. For people who look, not for a hot path: it counts. A
+-- lane that no worker has folded yet is named by one of its emails.
+with depth as materialized (
+  select q.lane, count(*) as depth,
+    count(*) filter (where s.state = 'queued') as queued,
+    count(*) filter (where s.state = 'scheduled') as scheduled,
+    count(*) filter (where s.state = 'deferred') as deferred,
+    count(*) filter (where s.state = 'held') as held,
+    count(*) filter (where s.state = 'sending') as sending,
+    min(q.due_at) filter (where s.state = 'queued') as oldest_due_at
+  from pgmail.queue q,
+    lateral (select pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) as state) s
+  where q.tenant_id = (select pgmail.current_tenant())
+  group by q.lane
+)
+select coalesce(l.stream, f.stream) as stream,
+  case coalesce(l.priority, f.priority) when 1 then 'high' when 2 then 'normal' else 'low' end as priority,
+  coalesce(l.site, f.site) as site, d.depth, d.queued, d.scheduled, d.deferred, d.held, d.sending, d.oldest_due_at
+from depth d
+left join pgmail.lane l on l.tenant_id = (select pgmail.current_tenant()) and l.id = d.lane
+left join lateral (
+  select m.stream, m.priority, r.site
+  from pgmail.queue q
+  join pgmail.message m on m.tenant_id = q.tenant_id and m.id = q.message_id
+  join pgmail.recipient r on r.tenant_id = q.tenant_id and r.id = q.id
+  where l.id is null and q.tenant_id = (select pgmail.current_tenant()) and q.lane = d.lane
+  limit 1
+) f on true
+order by 1, coalesce(l.priority, f.priority), d.depth desc, 3;
+
+-- name: dead_letters :many
+-- A page of dead letters, the newest email first.
+select d.recipient_id, d.message_id, r.address, d.stream, d.site, d.died_at, d.reason, d.error, d.attempts, d.code,
+       d.enhanced, d.reply
+from pgmail.dead_letter d
+join pgmail.recipient r on r.tenant_id = d.tenant_id and r.id = d.recipient_id
+where d.tenant_id = (select pgmail.current_tenant())
+  and (%(stream)s::text is null or d.stream = %(stream)s)
+  and (%(site)s::text is null or d.site = %(site)s)
+  and (%(reason)s::text is null or d.reason = %(reason)s)
+  and (%(below)s::uuid is null or d.recipient_id < %(below)s)
+  and (%(above)s::uuid is null or d.recipient_id > %(above)s)
+order by case when %(newer)s then d.recipient_id end, case when not %(newer)s then d.recipient_id end desc
+limit %(limit)s;
+
+-- name: dead_letters_by_ids :many
+-- Those of these ids, of recipients or of emails, that are dead letters; oldest first, so that locks have one order.
+select d.recipient_id
+from pgmail.dead_letter d
+where d.tenant_id = (select pgmail.current_tenant())
+  and (d.recipient_id = any (%(ids)s::uuid[]) or d.message_id = any (%(ids)s::uuid[]))
+order by d.recipient_id limit %(limit)s;
+
+-- name: dead_letters_by_filter :many
+-- Dead letters of a stream, site or reason that died in a span of time, oldest first.
+select d.recipient_id
+from pgmail.dead_letter d
+where d.tenant_id = (select pgmail.current_tenant())
+  and (%(stream)s::text is null or d.stream = %(stream)s)
+  and (%(site)s::text is null or d.site = %(site)s)
+  and (%(reason)s::text is null or d.reason = %(reason)s)
+  and (%(died_after)s::timestamptz is null or d.died_at >= %(died_after)s)
+  and (%(died_before)s::timestamptz is null or d.died_at < %(died_before)s)
+order by d.recipient_id limit %(limit)s;
+
+-- name: retry :one
+-- Put these dead letters back into the queue; how many went.
+select coalesce(sum(pgmail.retry(i, %(why)s)), 0)::integer as done from unnest(%(ids)s::uuid[]) i;
+
+-- name: discard :one
+-- Give these dead letters up; how many there were.
+select coalesce(sum(pgmail.discard(i, %(why)s)), 0)::integer as done from unnest(%(ids)s::uuid[]) i;
+
+-- name: ready :one
+-- What the schema says about the programs that may use it.
+select version, compatible_from from pgmail.schema_version;

@@ -1,0 +1,37 @@
+-- What the leader does on a clock. Each is short and safe to run twice.
+
+-- name: rescue :one
+-- A worker is dead: its leases go back.
+select pgmail.rescue_v1(%(epoch)s) as rescued;
+
+-- name: wake_due :one
+-- Lanes whose mail comes due by the clock since a moment; answers the moment to ask from next time.
+select pgmail.wake_due_v1(%(since)s) as woken;
+
+-- name: clock :one
+-- The database's time, the only clock that due times know.
+select pgmail.now() as now;
+
+-- name: repair_lanes :one
+-- Lanes that hold due mail without being active.
+select pgmail.repair_lanes_v1() as repaired;
+
+-- name: expire :one
+-- Mail past its expiry.
+select pgmail.expire_v1(1000) as expired;
+
+-- name: fold_tallies :one
+-- Fold what statements counted into totals.
+select pgmail.fold_tallies_v1(20000) as folded;
+
+-- name: purge_idempotency :one
+-- Idempotency keys past their day.
+select pgmail.purge_idempotency_v1(5000) as purged;
+
+-- name: make_partitions :one
+-- Weekly partitions well ahead.
+select pgmail.make_partitions_v1(35) as made;
+
+-- name: partition_state :one
+-- Days until new mail goes to the default partition, and rows that went there already.
+select days_left, strays from pgmail.partition_state();

@@ -1,0 +1,52 @@
+-- What `pgmail db upgrade | downgrade | check` ask, beside the migrations themselves.
+
+-- name: take_turn :exec
+-- Two upgrades of one database go one after the other; held until the transaction ends.
+select pg_advisory_xact_lock(hashtextextended('pgmail.upgrade', 0));
+
+-- name: wait_at_most :exec
+-- An upgrade that cannot have a table's lock soon must not make all mail queue up behind it.
+select set_config('lock_timeout', %(lock_timeout)s, true);
+
+-- name: functions_may_come_in_any_order :exec
+-- Functions call each other, so bodies are checked when they run.
+set local check_function_bodies = off;
+
+-- name: schema_exists :one
+-- Asked before creating: CREATE SCHEMA IF NOT EXISTS needs the right to create even where there is nothing to do.
+select to_regnamespace('pgmail') is not null as found;
+
+-- name: create_schema :exec
+-- Needs CREATE on the database, nothing more.
+create schema pgmail;
+
+-- name: who_and_where :one
+-- For messages, and for the statement that an administrator would run.
+select session_user::text as role, current_database()::text as database,
+       (select n.nspowner::regrole::text from pg_namespace n where n.nspname = 'pgmail') as owner;
+
+-- name: version_is_kept :one
+-- Whether the version row's table exists, so that reading it cannot fail for want of it.
+select to_regclass('pgmail.schema_version') is not null as found;
+
+-- name: version :one
+-- The schema's version, and the oldest program version that it lets in.
+select version, compatible_from from pgmail.schema_version;
+
+-- name: mark_upgraded :exec
+-- When the schema was last changed.
+update pgmail.schema_version set upgraded_at = now();
+
+-- name: holds_data :one
+-- Whether a downgrade would destroy mail, or what people made.
+select exists (select from pgmail.message) or exists (select from pgmail.queue)
+       or exists (select from pgmail.suppression) or exists (select from pgmail.template)
+       or exists (select from pgmail.asset) or exists (select from pgmail.api_key) as found;
+
+-- name: drop_version_table :exec
+-- Alembic's own table, the last thing in the schema after a downgrade to base.
+drop table pgmail.alembic_version;
+
+-- name: drop_schema :exec
+-- Without CASCADE, so that whatever is left stops it.
+drop schema pgmail;

@@ -1,0 +1,29 @@
+-- Who works, who lives, who leads.
+
+-- name: start :one
+-- A new worker epoch.
+select pgmail.worker_start_v1(%(host)s, %(pid)s, %(program)s, %(concurrency)s) as epoch;
+
+-- name: beat :one
+-- One beat; false when this epoch was declared dead.
+select pgmail.worker_beat_v1(%(epoch)s, %(state)s, %(asleep)s) as alive;
+
+-- name: stop :exec
+-- Goodbye; what could not be given back is rescued.
+select pgmail.worker_stop_v1(%(epoch)s);
+
+-- name: workers :many
+-- Every worker's beat counter: the rescuer watches them change.
+select epoch, beat from pgmail.worker;
+
+-- name: lead :one
+-- Take or keep the lead.
+select pgmail.lead_v1(%(epoch)s, %(seconds)s) as leading;
+
+-- name: listen :exec
+-- Hear of new mail while asleep.
+listen pgmail;
+
+-- name: echo :exec
+-- The listener's test of itself: a notification to the channel it listens on.
+select pg_notify('pgmail', %(payload)s);

@@ -1,0 +1,14 @@
+-- Streams of the caller's tenant: how mail of one kind is sent, retried and limited.
+
+-- name: list :many
+-- All streams, by name; one of them where a name is given.
+select s.name, case s.priority when 1 then 'high' when 2 then 'normal' else 'low' end as priority, s.relay, s.on_doubt,
+       s.trace, s.retry_base_seconds, s.retry_factor, s.retry_cap_seconds, s.retry_jitter, s.max_attempts,
+       s.max_age_seconds, s.max_queued, s.created_at
+from pgmail.stream s
+where s.tenant_id = (select pgmail.current_tenant()) and (%(name)s::text is null or s.name = %(name)s)
+order by s.name;
+
+-- name: save :exec
+-- Create a stream, or change what is named of one.
+select pgmail.save_stream(%(name)s, %(settings)s::jsonb);

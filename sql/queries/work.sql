@@ -1,0 +1,74 @@
+-- What a worker reads and does. Every statement on mail names one tenant.
+
+-- name: claim :many
+-- Take due rows of some lanes of one tenant, from the heads given.
+select * from pgmail.claim_v1(%(tenant)s, %(epoch)s, %(lanes)s, %(due)s, %(after)s, %(limits)s, %(traced)s);
+
+-- name: settle :many
+-- Record what became of claimed rows; answers settled, locked or fenced for each.
+select * from pgmail.settle_v1(%(tenant)s, %(epoch)s, %(results)s);
+
+-- name: release :many
+-- Give leases back untried.
+select * from pgmail.release_v1(%(tenant)s, %(epoch)s, %(ids)s, %(claims)s, %(reason)s) as id;
+
+-- name: recipients :many
+-- The recipients of claimed rows, and whether their address was suppressed since they were enqueued. Bounded by the
+-- time in their ids, so that few partitions are opened.
+select r.id, coalesce(r.rcpt, r.address) as rcpt, r.address, r.name, r.variables, s.reason as suppressed
+from pgmail.recipient r
+left join lateral (
+  select x.reason from pgmail.suppression x
+  where x.tenant_id = %(tenant)s and x.address = r.address and x.stream in ('', %(stream)s)
+    and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1) s on true
+where r.tenant_id = %(tenant)s and r.id = any(%(ids)s) and r.id >= %(low)s and r.id <= %(high)s;
+
+-- name: messages :many
+-- The content of messages, each fetched once a process while it is cached.
+select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content
+from pgmail.message m
+where m.tenant_id = %(tenant)s and m.id = any(%(ids)s) and m.id >= %(low)s and m.id <= %(high)s;
+
+-- name: attachments :many
+-- The attachments of one message, with the bodies of named assets filled in.
+select a.filename, coalesce(a.content_type, x.content_type) as content_type, a.content_id, a.asset,
+  coalesce(a.body, x.body) as body
+from pgmail.attachment a
+left join pgmail.asset x on a.asset is not null and x.tenant_id = %(tenant)s and x.name = a.asset
+where a.tenant_id = %(tenant)s and a.message_id = %(id)s
+order by a.position;
+
+-- name: template :one
+-- One version of a template, and the versions of others that were pinned when it was published.
+select t.subject, t.body_text, t.body_html, t.depends
+from pgmail.template t where t.tenant_id = %(tenant)s and t.name = %(name)s and t.version = %(version)s;
+
+-- name: streams :many
+-- How each stream retries, doubts and traces.
+select tenant_id, name, relay, on_doubt, trace, retry_base_seconds, retry_factor, retry_cap_seconds, retry_jitter,
+  max_attempts, max_age_seconds
+from pgmail.stream;
+
+-- name: fold_touches :one
+-- Fold what send appended into active lanes.
+select pgmail.fold_touches_v1() as folded;
+
+-- name: lanes_since :many
+-- Lanes that changed since a version.
+select tenant_id, id, stream, priority, site, active, version, rewind_to from pgmail.lane where version > %(version)s;
+
+-- name: lanes_active :many
+-- All active lanes: at start, and now and then, since versions may commit out of order.
+select tenant_id, id, stream, priority, site, active, version, rewind_to from pgmail.lane where active;
+
+-- name: lanes_idle :one
+-- Lanes that were empty for a quiet time go idle, unless the queue says otherwise.
+select pgmail.idle_lanes_v1(%(tenant)s, %(lanes)s) as idled;
+
+-- name: relays :many
+-- Which relays are blocked, for how many seconds more (null: until an operator resumes them), and why.
+select name, state, reason, extract(epoch from blocked_until - pgmail.now())::real as seconds from pgmail.relay;
+
+-- name: relay_state :exec
+-- Tell the fleet how a relay is.
+select pgmail.relay_state_v1(%(name)s, %(state)s, %(reason)s, %(seconds)s);
