@@ -113,6 +113,7 @@ def upgrade(dsn: str, *, prefix: str, revision: str = "head", roles: bool = True
             _apply_functions(raw)
             done.append(f"applied {len(sqlfiles.functions())} files of functions")
             _run(raw, "mark_upgraded")
+            _run(raw, "make_partitions")  # the first mail should not have to wait for a leader
             if roles:
                 done.append(_apply_roles(raw, script, prefix))
     return done

@@ -24,10 +24,7 @@ Connection = AsyncConnection[Any]
 
 @asynccontextmanager
 async def acting_as(database: Database, caller: Caller) -> AsyncIterator[Connection]:
-    """Lend a connection in a transaction that acts for the caller's tenant; commits unless it raises.
-
-    BEGIN, the setting and the first statement go out in one round trip.
-    """
-    async with database.connection() as connection, connection.pipeline(), connection.transaction():
+    """Lend a connection in a transaction that acts for the caller's tenant; commits unless it raises."""
+    async with database.connection() as connection, connection.transaction():
         await connection.execute(queries("keys")["act_as"].text.encode(), caller.settings())
         yield connection

@@ -31,20 +31,16 @@ begin
 end
 $$;
 
--- Something in these lanes became due again in the past: heads go back. Rows in lane order: nothing else waits.
-create or replace function pgmail.rewind_lanes(p_tenant integer, p_lanes bigint[], p_due timestamptz[]) returns void
-language sql security definer set search_path = pgmail, pg_temp
+-- Something in these lanes became due again in the past (released, rescued, retried): appended like a send's touch,
+-- and folded into a rewind by a worker. It locks nothing, since the caller may be an application's long transaction.
+-- A lane without a row was touched by its send and is not folded yet: it has no head to go back.
+create or replace function pgmail.touch_lanes(p_tenant integer, p_lanes bigint[], p_due timestamptz[]) returns void
+language sql volatile security definer set search_path = pgmail, pg_temp
 as $$
-  with r as materialized (
-    select lane, min(due) as due from unnest(p_lanes, p_due) u(lane, due) group by lane
-  ), locked as materialized (
-    select l.id, r.due from pgmail.lane l join r on r.lane = l.id where l.tenant_id = p_tenant
-    order by l.id for update of l
-  )
-  update pgmail.lane l set active = true, version = nextval('pgmail.lane_version'), changed_at = pgmail.now(),
-    rewind_to = case when l.changed_at > pgmail.now() - interval '1 minute'
-                     then least(l.rewind_to, x.due) else x.due end
-  from locked x where l.tenant_id = p_tenant and l.id = x.id
+  insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+  select p_tenant, l.id, l.stream, l.priority, l.site, r.due
+  from (select lane, min(due) as due from unnest(p_lanes, p_due) u(lane, due) group by lane) r
+  join pgmail.lane l on l.tenant_id = p_tenant and l.id = r.lane
 $$;
 
 -- Lanes that this worker found empty for a quiet time: idle, unless the queue says otherwise.

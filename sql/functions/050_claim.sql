@@ -61,7 +61,7 @@ begin
   )
   select array_agg(id), array_agg(message_id), array_agg(lane), array_agg(due_at) into done, messages, lanes, dues from freed;
   if done is null then return; end if;
-  perform pgmail.rewind_lanes(p_tenant, lanes, dues);
+  perform pgmail.touch_lanes(p_tenant, lanes, dues);
   if p_reason is not null then
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, worker, detail)
     select p_tenant, u.id, u.message_id, 'email.delayed', p_epoch, p_reason
@@ -107,7 +107,7 @@ begin
   for t in select r.tenant_id, array_agg(r.lane) as lanes, array_agg(r.due_at) as dues
            from jsonb_to_recordset(freed) r(tenant_id integer, lane bigint, due_at timestamptz, hold boolean)
            where not r.hold group by r.tenant_id order by r.tenant_id loop
-    perform pgmail.rewind_lanes(t.tenant_id, t.lanes, t.dues);
+    perform pgmail.touch_lanes(t.tenant_id, t.lanes, t.dues);
   end loop;
   return jsonb_array_length(freed);
 end

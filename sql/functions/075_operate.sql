@@ -100,7 +100,7 @@ begin
   ), free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at > pgmail.now()
-      and (q.due_at = 'infinity' or q.wait <> 'scheduled')
+      and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled')
     order by q.id for update skip locked
   ), pulled as (
     update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null,

@@ -37,45 +37,37 @@ where m.tenant_id = (select pgmail.current_tenant()) and m.id = %(id)s;
 
 -- name: list :many
 -- A page of emails, newest first, without bodies. Planned anew each time (never prepared), so that filters that are
--- null vanish and only one branch of `candidate` is left: the one that starts from the narrowest filter. `newer` turns
--- the order round for pages before an id. `people` are 50 recipients at most.
+-- null vanish and one branch of `candidate` is left: the one that starts from the narrowest filter. `newer` takes the
+-- page next above an id instead of next below. `people` are 50 recipients at most.
 with candidate as (
   select m.id from pgmail.message m
-   where %(start)s = 'time' and m.tenant_id = (select pgmail.current_tenant())
-     and (%(stream)s::text is null or m.stream = %(stream)s)
-     and (%(below)s::uuid is null or m.id < %(below)s) and (%(above)s::uuid is null or m.id > %(above)s)
+   where %(start)s::text = 'time' and m.tenant_id = (select pgmail.current_tenant())
   union all
   select t.message_id from pgmail.tag t
-   where %(start)s = 'tag' and t.tenant_id = (select pgmail.current_tenant())
-     and t.name = %(tag_name)s and t.value = %(tag_value)s
-     and (%(below)s::uuid is null or t.message_id < %(below)s) and (%(above)s::uuid is null or t.message_id > %(above)s)
+   where %(start)s::text = 'tag' and t.tenant_id = (select pgmail.current_tenant())
+     and t.name = %(tag_name)s::text and t.value = %(tag_value)s::text
   union all
   select distinct r.message_id from pgmail.recipient r
-   where %(start)s = 'recipient' and r.tenant_id = (select pgmail.current_tenant()) and r.address = %(recipient)s
+   where %(start)s::text = 'recipient' and r.tenant_id = (select pgmail.current_tenant())
+     and r.address = %(recipient)s::text
   union all
   select distinct q.message_id from pgmail.queue q
-   where %(start)s = 'queue' and q.tenant_id = (select pgmail.current_tenant())
-     and pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) = %(state)s
+   where %(start)s::text = 'queue' and q.tenant_id = (select pgmail.current_tenant())
+     and pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) = %(state)s::text
   union all
   select distinct d.message_id from pgmail.dead_letter d
-   where %(start)s = 'dead' and d.tenant_id = (select pgmail.current_tenant())
+   where %(start)s::text = 'dead' and d.tenant_id = (select pgmail.current_tenant())
 ), page as (
   select m.*
   from candidate c join pgmail.message m on m.tenant_id = (select pgmail.current_tenant()) and m.id = c.id
-  where (%(below)s::uuid is null or m.id < %(below)s) and (%(above)s::uuid is null or m.id > %(above)s)
-    and (%(stream)s::text is null or m.stream = %(stream)s)
-    and (%(tag_name)s::text is null or %(start)s = 'tag' or exists (
-      select from pgmail.tag t where t.tenant_id = m.tenant_id and t.name = %(tag_name)s and t.value = %(tag_value)s
-        and t.message_id = m.id))
-    and (%(start)s in ('recipient', 'queue', 'dead') or (%(state)s::text is null and %(recipient)s::text is null) or exists (
-      select from pgmail.recipient r
-      left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
-      where r.tenant_id = m.tenant_id and r.message_id = m.id
-        and r.id >= pgmail.uuid_floor(pgmail.uuid_time(m.id) - interval '1 hour')
-        and r.id < pgmail.uuid_floor(pgmail.uuid_time(m.id) + interval '1 hour')
-        and (%(recipient)s::text is null or r.address = %(recipient)s)
-        and (%(state)s::text is null or o.state = %(state)s)))
-    and (%(start)s not in ('recipient', 'queue', 'dead') or %(state)s::text is null or exists (
+  where (%(below)s::uuid is null or m.id < %(below)s::uuid)
+    and (%(above)s::uuid is null or m.id > %(above)s::uuid)
+    and (%(stream)s::text is null or m.stream = %(stream)s::text)
+    and (%(tag_name)s::text is null or %(start)s::text = 'tag' or exists (
+      select from pgmail.tag t where t.tenant_id = m.tenant_id and t.name = %(tag_name)s::text
+        and t.value = %(tag_value)s::text and t.message_id = m.id))
+    -- One recipient must meet both, address and state.
+    and ((%(state)s::text is null and (%(recipient)s::text is null or %(start)s::text = 'recipient')) or exists (
       select from pgmail.recipient r
       left join pgmail.queue q on q.tenant_id = r.tenant_id and q.id = r.id
       left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
@@ -83,10 +75,11 @@ with candidate as (
       where r.tenant_id = m.tenant_id and r.message_id = m.id
         and r.id >= pgmail.uuid_floor(pgmail.uuid_time(m.id) - interval '1 hour')
         and r.id < pgmail.uuid_floor(pgmail.uuid_time(m.id) + interval '1 hour')
-        and (%(recipient)s::text is null or r.address = %(recipient)s)
-        and pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at,
-                            q.wait, pgmail.now()) = %(state)s))
-  order by case when %(newer)s then m.id end, case when not %(newer)s then m.id end desc
+        and (%(recipient)s::text is null or r.address = %(recipient)s::text)
+        and (%(state)s::text is null
+             or pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at,
+                                q.wait, pgmail.now()) = %(state)s::text)))
+  order by case when %(newer)s::boolean then m.id end, case when not %(newer)s::boolean then m.id end desc
   limit %(limit)s
 )
 select p.id, p.created_at, p.stream, p.priority, p.mode, p.sender, p.recipients, p.scheduled_at, p.expires_at, p.template,
@@ -173,7 +166,7 @@ where d.tenant_id = (select pgmail.current_tenant())
   and (%(reason)s::text is null or d.reason = %(reason)s)
   and (%(below)s::uuid is null or d.recipient_id < %(below)s)
   and (%(above)s::uuid is null or d.recipient_id > %(above)s)
-order by case when %(newer)s then d.recipient_id end, case when not %(newer)s then d.recipient_id end desc
+order by case when %(newer)s::boolean then d.recipient_id end, case when not %(newer)s::boolean then d.recipient_id end desc
 limit %(limit)s;
 
 -- name: dead_letters_by_ids :many

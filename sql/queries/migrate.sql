@@ -37,6 +37,10 @@ select version, compatible_from from pgmail.schema_version;
 -- When the schema was last changed.
 update pgmail.schema_version set upgraded_at = now();
 
+-- name: make_partitions :exec
+-- The weekly partitions of now and the weeks ahead; a leader goes on with it.
+select pgmail.make_partitions_v1();
+
 -- name: holds_data :one
 -- Whether a downgrade would destroy mail, or what people made.
 select exists (select from pgmail.message) or exists (select from pgmail.queue)

@@ -1,13 +1,4 @@
--- Templates of the caller's tenant. What a source requires and refers to is worked out in Python before.
-
--- name: save :one
--- A new version, published or a draft; its number.
-select pgmail.save_template(
-  %(name)s, %(subject)s, %(text)s, %(html)s, %(required)s::text[], %(depends)s::jsonb, %(publish)s) as version;
-
--- name: publish :exec
--- Make a version one that mail may use; the highest published one is the default.
-select pgmail.publish_template(%(name)s, %(version)s, %(required)s::text[], %(depends)s::jsonb);
+-- Templates of the caller's tenant, for people to look at. Saving and publishing is publish.sql's.
 
 -- name: list :many
 -- Each template once, by name: its newest version and the published one that mail gets. `after` is the last name seen.
@@ -32,10 +23,3 @@ order by (t.state = 'published') desc, t.version desc limit 1;
 select t.version, t.state, t.required, t.depends, t.created_at, t.created_by, t.published_at
 from pgmail.template t
 where t.tenant_id = (select pgmail.current_tenant()) and t.name = %(name)s order by t.version desc;
-
--- name: published :many
--- The published versions of these names that mail gets now: what a layout or an include resolves to.
-select distinct on (t.name) t.name, t.version, t.subject, t.body_text, t.body_html, t.required, t.depends
-from pgmail.template t
-where t.tenant_id = (select pgmail.current_tenant()) and t.name = any (%(names)s::text[]) and t.state = 'published'
-order by t.name, t.version desc;

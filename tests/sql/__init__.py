@@ -1,0 +1,1 @@
+"""Tests of the SQL: what the functions promise, on every PostgreSQL found."""
