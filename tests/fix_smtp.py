@@ -12,6 +12,7 @@ import trustme
 from pgmail.domain.reply import Envelope
 from pgmail.sandbox.sink import Sink
 from pgmail.transport.relay import SmtpRelay
+from pgmail.transport.relay_config import RelayConfig, Timeouts
 
 OpenSink = Callable[..., Awaitable[Sink]]
 OpenRelay = Callable[..., SmtpRelay]
@@ -71,6 +72,17 @@ async def open_relay() -> AsyncIterator[OpenRelay]:
     yield make
     for relay in relays:
         await relay.close()
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Time limits of relays, to be set by name (`limits["dot"] = 0.05`) before a connection is opened.
+
+    Only the step that is to run out of time is made short, so that a slow machine meets no other limit.
+    """
+    changed: dict[str, float] = {}
+    monkeypatch.setattr(RelayConfig, "timeouts", property(lambda _config: Timeouts(**changed)))
+    return changed
 
 
 @pytest.fixture

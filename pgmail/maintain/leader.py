@@ -39,9 +39,11 @@ class Leader(Loop):
         self.leading = False
         self._database, self._presence = database, presence
         self._watch = Watch(silence_seconds, time.monotonic)
+        # Reads must come much more often than the silence they measure.
+        self._tick_seconds = min(TICK_SECONDS, silence_seconds / 5)
         self._since: Any = None
         self._tasks: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
-            ("rescue", 0.5, self._rescue),
+            ("rescue", 0.0, self._rescue),  # at every tick
             ("wake_due", 0.5, self._wake_due),
             ("repair_lanes", 3.0, lambda: self._count("repair_lanes")),
             ("expire", 1.0, lambda: self._count("expire")),
@@ -61,7 +63,7 @@ class Leader(Loop):
                 self._watch.failed()
                 self.leading = False
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.draining.wait(), TICK_SECONDS)
+                await asyncio.wait_for(self.draining.wait(), self._tick_seconds)
         self.leading = False
 
     async def _tick(self) -> None:
@@ -99,9 +101,8 @@ class Leader(Loop):
         clock = await self._database.one(_Q["clock"])
         if clock is None:
             return
-        # A second of overlap: rows that commit while we look.
         await self._database.one(_Q["wake_due"], {"since": self._since or "-infinity"})
-        self._since = clock.now - timedelta(seconds=30)
+        self._since = clock.now - timedelta(seconds=30)  # rows that commit while we look
 
     async def _count(self, name: str) -> None:
         row = await self._database.one(_Q[name])

@@ -49,11 +49,13 @@ class GuardedCode(CodeGenerator):
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:  # noqa: N802
         """Look at the clock on each turn."""
+        iterated = node.iter
         wrapped = nodes.Call(
             nodes.EnvironmentAttribute(_TURNS), [node.iter], [], None, None, lineno=node.lineno
         )
         node.iter = wrapped.set_environment(self.environment)
         super().visit_For(node, frame)
+        node.iter = iterated  # others read the tree after us
 
     def visit_Call(self, node: nodes.Call, frame: Frame, forward_caller: bool = False) -> None:  # noqa: N802
         """Write the wrapper of a loop directly: it is ours, not the template's to call."""

@@ -200,9 +200,15 @@ def _float(value: Any, default: Any = 0.0) -> Any:
     return JINJA["float"](value, default)
 
 
+def _number(value: Any) -> Any:
+    if isinstance(value, Undefined):
+        str(value)  # names what is missing
+    return small(value)
+
+
 def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
     charge(0)
-    return JINJA["round"](small(value), width(precision, 30), method)
+    return JINJA["round"](_number(value), width(precision, 30), method)
 
 
 @pass_environment
@@ -316,7 +322,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
         selectattr slice sort""")
         )
     },
-    "abs": lambda value: abs(small(value)),
+    "abs": lambda value: abs(_number(value)),
     "center": _center,
     "count": _length,
     "d": JINJA["default"],

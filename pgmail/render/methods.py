@@ -18,7 +18,18 @@ from jinja2 import Environment
 from jinja2.sandbox import SandboxedFormatter
 from markupsafe import EscapeFormatter, Markup
 
-from pgmail.render.bounds import MAX_NODES, MAX_WIDTH, Stop, account, charge, listed, text_of, weigh, width
+from pgmail.render.bounds import (
+    MAX_FORMAT,
+    MAX_NODES,
+    MAX_WIDTH,
+    Stop,
+    account,
+    charge,
+    listed,
+    text_of,
+    weigh,
+    width,
+)
 from pgmail.render.words import words
 
 _SAME_SIZE = words(
@@ -150,7 +161,7 @@ def join(glue: str, items: Iterable[Any]) -> Any:
 
 def percent(text: str, values: Any) -> Any:
     """`text % values` with bounded widths and size. `*` as a width is refused."""
-    charge(len(text))
+    _short(text)
     bare = _NAMED.sub("%", text)
     if "%(" in bare:
         raise Stop("unsafe", "a name in a % format that cannot be read")
@@ -163,6 +174,12 @@ def percent(text: str, values: Any) -> Any:
     longest = max(map(weigh, many), default=0)
     account.get().room(len(text) + bare.count("%") * longest)
     return kept(text % values)
+
+
+def _short(text: str) -> None:
+    charge(len(text))
+    if len(text) > MAX_FORMAT:
+        raise Stop("too_big", f"a format of more than {MAX_FORMAT} characters")
 
 
 def _bounded_digits(digits: str) -> None:
@@ -214,7 +231,7 @@ class _BoundedEscape(_Bounded, EscapeFormatter):
 
 
 def _format(environment: Environment, text: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    charge(len(text))
+    _short(text)
     formatter = (_BoundedEscape if isinstance(text, Markup) else _Bounded)(environment)
     made = type(text)(formatter.vformat(text, args, kwargs))
     kept(made)

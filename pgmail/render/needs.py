@@ -143,7 +143,8 @@ class _Names:
         elif isinstance(node, nodes.CondExpr):
             self.used(node.test)
         elif isinstance(node, nodes.Compare):
-            self.used(node.expr)
+            # `x in []` never looks at x; what is searched is always looked at.
+            self.used(node.ops[0].expr if node.ops[0].op in ("in", "notin") else node.expr)
         elif isinstance(node, nodes.Call):
             self.used(node.node)
             for child in (*node.args, *(pair.value for pair in node.kwargs)):

@@ -185,7 +185,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         current = account.get()
         current.charge(_LOAD)
         if monotonic() > current.deadline:
-            current.late()
+            current.overdue()
         page = self.pages.get(name)
         if page is None:
             raise TemplateNotFound(str(name))
@@ -341,7 +341,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         current = account.get()
         current.charge(len(args) + len(kwargs))
         if monotonic() > current.deadline:
-            current.late()
+            current.overdue()
         if current.depth >= MAX_DEPTH:
             raise Stop("too_big", f"more than {MAX_DEPTH} calls within calls")
         if type(obj) is LoopContext:

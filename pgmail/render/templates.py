@@ -30,7 +30,7 @@ from pgmail.render.totext import text_from_html
 
 PARTS: Final = ("subject", "text", "html")
 SECONDS: Final = 0.25
-"""How long one render of all parts may take, unless told otherwise."""
+"""How long one render of all parts may compute, unless told otherwise; waiting for a processor is free."""
 MAX_CHARS: Final = 5_000_000
 """How many characters one part may come to, unless told otherwise."""
 

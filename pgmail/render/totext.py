@@ -20,7 +20,9 @@ from pgmail.render.words import words
 
 _TAG_START = re.compile(r"</?[a-zA-Z]")
 _STOPS = re.compile("[>\"']")
-_NAME = re.compile(r"</?([a-zA-Z][^\s/>]*)")
+# Nearly every tag, in one step. Possessive, and ending at the next "<" or ">" at the latest: no way back to explore.
+_TAG = re.compile(r"""<(/?)([a-zA-Z][^\s/<>"']*+)((?:[^<>"']++|"[^"<>]*+"|'[^'<>]*+')*+)>""")
+_ODD_TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*+)()")
 # A quoted value need not be closed: that way a match never has to go back over what it has read.
 _ATTRIBUTE = re.compile(r"""([^\s"'>/=]+)\s*(?:=\s*(?:"([^"]*)"?|'([^']*)'?|([^\s>"']+)))?""")
 _SPACES = re.compile(r"[ \t\r\n\f\v]+")
@@ -35,7 +37,8 @@ _LINES = words(
     """div tr li dt dd section article header footer main nav aside center caption figcaption thead tbody
     tfoot hr option legend body html"""
 )
-_MAX_DEPTH = 30  # of lists and quotes: deeper ones are drawn at this depth
+_WITH_ATTRIBUTES = frozenset({"a", "img", "ol"})
+_MAX_DEPTH = 10  # of lists and quotes: deeper ones are drawn at this depth
 _MAX_ATTRIBUTES = 16_384  # characters of one tag that are read for attributes
 
 
@@ -60,7 +63,10 @@ def _scan(html: str, page: _Page) -> None:
             return
         if start > at:
             page.words(html[at:start])
-        if html.startswith("<!--", start):
+        tag = _TAG.match(html, start)
+        if tag is not None:
+            at = _tag(html, tag, page)
+        elif html.startswith("<!--", start):
             close = html.find("-->", start + 4)
             at = end if close < 0 else close + 3
         elif html.startswith(("<!", "<?"), start):
@@ -74,7 +80,8 @@ def _scan(html: str, page: _Page) -> None:
                 # Quotes do not pair up from here on. Looking for pairs again at each tag would be quadratic.
                 careful = False
                 close = html.find(">", start)
-            at = _tag(html, start, close, page)
+            found = _ODD_TAG.match(html, start, close)
+            at = close + 1 if found is None else _tag(html, found, page, close)
 
 
 def _tag_end(html: str, start: int) -> int:
@@ -92,22 +99,25 @@ def _tag_end(html: str, start: int) -> int:
     return -1
 
 
-def _tag(html: str, start: int, close: int, page: _Page) -> int:
-    """Act on one tag and return where to go on."""
-    found = _NAME.match(html, start, close)
-    name = found.group(1).lower() if found else ""
-    after = close + 1
-    if html[start + 1] == "/":
+def _tag(html: str, tag: re.Match[str], page: _Page, close: int = -1) -> int:
+    """Act on one tag and return where to go on. `close` is its ">", if the match does not end there."""
+    slash, name, rest = tag.groups()
+    name = name.lower()
+    after = tag.end()
+    if close >= 0:
+        rest, after = html[after:close], close + 1
+    if slash:
         page.close(name)
         return after
     ends = _END_OF_DROPPED.get(name)
-    if ends is not None and html[close - 1] != "/":
+    if ends is not None and not rest.endswith("/"):
         over = ends.search(html, after)
         return len(html) if over is None else over.start()
-    if name == "head":
+    if name == "head" and not page.headless:
         over = _END_OF_HEAD.search(html, after)
+        page.headless = over is None  # nothing ends a head from here on; looking again would be quadratic
         return after if over is None else over.start()
-    page.open(name, _attributes(html[start + 1 + len(name) : close]) if name in ("a", "img", "ol") else {})
+    page.open(name, _attributes(rest) if name in _WITH_ATTRIBUTES else {})
     return after
 
 
@@ -131,6 +141,7 @@ class _Page:
     """The text so far: finished lines, the line being written, and what it stands in."""
 
     def __init__(self) -> None:
+        self.headless = False
         self._done: list[str] = []
         self._line: list[str] = []
         self._space = False  # white space was seen and not yet written

@@ -160,7 +160,8 @@ class Sink:
         entry = (total, asyncio.get_running_loop().create_future())
         self._waiters.append(entry)
         try:
-            await asyncio.wait_for(entry[1], seconds)
+            async with asyncio.timeout(seconds):
+                await entry[1]
         except TimeoutError:
             raise TimeoutError(f"{self.total} of {total} mails arrived in {seconds:g} s") from None
         finally:

@@ -46,7 +46,8 @@ class Database:
             timeout=wait_seconds,
             name=name,
             max_idle=600,
-            reconnect_timeout=0,  # keeps trying: a database that comes back finds us waiting
+            # Who waits for a connection is who tries again; after that the next who asks does.
+            reconnect_timeout=wait_seconds,
             kwargs={
                 "autocommit": True,
                 "application_name": name,

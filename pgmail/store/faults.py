@@ -12,9 +12,10 @@ from psycopg_pool import PoolTimeout
 
 from pgmail.errors import DatabaseAway, PgmailError, Refused
 
-# States in which the server answers, but not for us and not now: as good as away. 53300 too many connections,
-# 57P01..57P05 shutting down or starting, 25006 a standby that was not promoted yet.
-_AWAY = frozenset({"53300", "57P01", "57P02", "57P03", "57P05", "25006"})
+# States in which the server answers, but not for us and not now: as good as away. 57P01..57P05 shutting down or
+# starting, 25006 a standby that was not promoted yet, 40001 and 40P01 another transaction came first. Class 53 is
+# want of connections, memory or disk.
+_AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "40001", "40P01"})
 
 
 class FencedOut(PgmailError):  # noqa: N818 - the word of the design
@@ -34,7 +35,11 @@ def translate(error: Exception) -> PgmailError | None:
         return refusal(
             state, error.diag.constraint_name, error.diag.message_detail, error.diag.message_primary
         )
-    if state in _AWAY or (isinstance(error, psycopg.OperationalError) and not state):
+    if (
+        state in _AWAY
+        or state.startswith("53")
+        or (isinstance(error, psycopg.OperationalError) and not state)
+    ):
         return DatabaseAway(first_line(error))
     if isinstance(error, errors.OperationalError) and state.startswith("08"):
         return DatabaseAway(first_line(error))

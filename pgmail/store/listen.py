@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ _log = structlog.get_logger()
 
 TEST_SECONDS = 2.0  # to hear oneself
 RETEST_SECONDS = 30.0
+LONGEST_PAUSE = 10.0
 
 
 class Listener(Loop):
@@ -33,7 +35,8 @@ class Listener(Loop):
         self.hearing = False
         self._dsn = dsn
         self._wake = wake
-        self._heard = asyncio.Event()
+        self._token = f"test {secrets.token_hex(8)}"
+        self._told = False  # that it hears nothing
 
     async def run(self) -> None:
         """Listen until drained; reconnects by itself, with a growing pause."""
@@ -46,32 +49,36 @@ class Listener(Loop):
                 ) as connection:
                     await connection.execute(_Q["listen"].text.encode())
                     self._wake()  # whatever was committed before this moment was not announced to us
-                    pause = 0.2
-                    await self._hear(connection)
+                    if await self._hear(connection):
+                        pause = 0.2
             except (Error, OSError) as error:
                 _log.info("listener.lost", error=first_line(error), retry_seconds=pause)
             self.hearing = False
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.draining.wait(), pause)
-            pause = min(pause * 2, 10.0)
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - as in Service
         """Nothing to finish."""
         self.draining.set()
         return timeout >= 0
 
-    async def _hear(self, connection: AsyncConnection[Any]) -> None:
+    async def _hear(self, connection: AsyncConnection[Any]) -> bool:
+        """Pass notifications on while the test of itself succeeds. True if it ever did."""
+        ever = False
         while not self.draining.is_set():
-            token = f"test {id(self)}"
-            await connection.execute(_Q["echo"].text.encode(), {"payload": token})
-            heard = await self._until(connection, token)
-            if heard != self.hearing or not heard:
-                log = _log.info if heard else _log.warning
-                log("listener.tested", hearing=heard)
-            self.hearing = heard
-            if not heard:
-                return  # a pooler took the connection away from us, or the server is stuck
+            await connection.execute(_Q["echo"].text.encode(), {"payload": self._token})
+            self.hearing = await self._until(connection, self._token)
+            if not self.hearing:
+                if not self._told and not self.draining.is_set():
+                    _log.warning("listener.deaf", reason="a pooler in between, or a server that is stuck")
+                    self._told = True
+                return ever
+            if not ever:
+                _log.info("listener.hears")
+            ever, self._told = True, False
             await self._until(connection, None)
+        return ever
 
     async def _until(self, connection: AsyncConnection[Any], token: str | None) -> bool:
         """Pass notifications on until `token` comes (True), or time is over (False)."""

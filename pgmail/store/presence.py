@@ -22,6 +22,8 @@ from pgmail.store.faults import FencedOut
 _Q = sqlfiles.queries("presence")
 _log = structlog.get_logger()
 
+GOODBYE_SECONDS = 3.0
+
 
 class Presence(Loop):
     """Keeps one worker row alive, from `start` until `stop`."""
@@ -41,6 +43,7 @@ class Presence(Loop):
         self._asleep = False
         self._nudge = asyncio.Event()
         self._stopping = False
+        self._leaving = False
 
     @property
     def fresh(self) -> bool:
@@ -52,6 +55,10 @@ class Presence(Loop):
         if asleep != self._asleep:
             self._asleep = asleep
             await self._beat()
+
+    def leaving(self) -> None:
+        """Let the next beat say that this worker drains: it takes nothing new, and goes."""
+        self._leaving = True
 
     async def run(self) -> None:
         """Register, then beat until stopped. Waits for a database that is away."""
@@ -90,7 +97,7 @@ class Presence(Loop):
 
     async def _beat(self) -> None:
         began = time.monotonic()
-        state = "draining" if self.draining.is_set() else "running"
+        state = "draining" if self._leaving or self.draining.is_set() else "running"
         row = await self._database.one(
             _Q["beat"], {"epoch": self.epoch, "state": state, "asleep": self._asleep and state == "running"}
         )
@@ -112,9 +119,11 @@ class Presence(Loop):
         await super().stop()
         if self.epoch:
             try:
-                await self._database.run(_Q["stop"], {"epoch": self.epoch})
-            except DatabaseAway as error:
-                _log.warning("goodbye.failed", error=str(error))
+                # It may have to wait for a row that an application has locked; the rescuer has more time.
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    await self._database.run(_Q["stop"], {"epoch": self.epoch})
+            except (DatabaseAway, TimeoutError) as error:
+                _log.warning("goodbye.failed", error=str(error) or "it took too long")
 
 
 async def lead(database: Database, epoch: int, seconds: float) -> bool:

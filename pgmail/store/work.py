@@ -50,19 +50,19 @@ class LaneRow(msgspec.Struct, frozen=True):
 
 
 class StreamRow(msgspec.Struct, frozen=True):
-    """A stream's policy. Seconds where the name says so."""
+    """A stream's policy. Seconds where the name says so. Defaults are those of the table."""
 
     tenant: int
     name: str
-    relay: str
-    on_doubt: str
-    trace: str
-    retry_base_seconds: float
-    retry_factor: float
-    retry_cap_seconds: float
-    retry_jitter: float
-    max_attempts: int
-    max_age_seconds: int
+    relay: str = "default"
+    on_doubt: str = "resend"
+    trace: str = "full"
+    retry_base_seconds: float = 30.0
+    retry_factor: float = 3.0
+    retry_cap_seconds: float = 14_400.0
+    retry_jitter: float = 0.2
+    max_attempts: int = 20
+    max_age_seconds: int = 259_200
 
 
 class RelayRow(msgspec.Struct, frozen=True):
@@ -132,6 +132,7 @@ class MessageRow(msgspec.Struct, frozen=True):
     template: str | None
     template_version: int | None
     content: bytes
+    scheduled_at: datetime | None = None
 
 
 async def claim(database: Database, tenant: int, epoch: int, claims: Sequence[Claim]) -> list[Lease]:
@@ -173,6 +174,20 @@ async def release(
             "ids": [lease.id for lease in leases],
             "claims": [lease.claims for lease in leases],
             "reason": reason,
+        },
+    )
+    return {row.id for row in rows}
+
+
+async def still_leased(database: Database, tenant: int, epoch: int, leases: Sequence[Lease]) -> set[UUID]:
+    """Which of these leases this worker still holds."""
+    rows = await database.many(
+        _Q["still_leased"],
+        {
+            "tenant": tenant,
+            "epoch": epoch,
+            "ids": [lease.id for lease in leases],
+            "claims": [lease.claims for lease in leases],
         },
     )
     return {row.id for row in rows}

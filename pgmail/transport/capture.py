@@ -63,7 +63,8 @@ class CaptureTransport:
         entry = (total, asyncio.get_running_loop().create_future())
         self._waiters.append(entry)
         try:
-            await asyncio.wait_for(entry[1], seconds)
+            async with asyncio.timeout(seconds):
+                await entry[1]
         finally:
             self._waiters.remove(entry)
 

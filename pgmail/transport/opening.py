@@ -2,7 +2,8 @@
 
 aiosmtplib speaks these steps. This names the step that failed (`Phase`), since "the relay is away" and "the
 password is wrong" lead to different verdicts. TCP is connected here, so that a name that is not found, a
-refused connection and a silent greeting can be told apart and have limits of their own.
+refused connection and a silent greeting can be told apart and have limits of their own. All time limits are
+set here, around the steps: `asyncio.wait_for`, which aiosmtplib uses, may lose a cancellation (until 3.12).
 
 A password goes over a connection without TLS only with `tls=none`, which says so, or to this machine itself:
 otherwise whoever sits in between could take STARTTLS out of the EHLO reply and read it (RFC 3207, section 6).
@@ -15,7 +16,8 @@ import ipaddress
 import socket
 import ssl
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiosmtplib
@@ -113,13 +115,14 @@ class _Opening:
             hostname=config.host,
             sock=sock,
             local_hostname=config.helo or _own_name(sock),
-            timeout=limits.command,
+            timeout=None,
             use_tls=tls == "implicit",
             start_tls=False,
             tls_context=self._context,
         )
         try:
-            await smtp.connect(timeout=limits.greeting)
+            async with _limit(limits.greeting):
+                await smtp.connect()
         except BaseException as error:
             if smtp.transport is not None:
                 _asyncio_transport(smtp).abort()
@@ -141,13 +144,13 @@ class _Opening:
         fault: OSError | None = None
         try:
             async with asyncio.timeout_at(deadline):
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = await _addresses(host, port)
         except socket.gaierror as error:
             raise _Refused(Phase.CONNECT, None, f"name not found: {host}: {error.strerror}") from error
         except TimeoutError as error:
             raise _Refused(Phase.CONNECT, None, f"name not resolved in {limit:g} s: {host}") from error
-        for index, (family, kind, protocol, _, address) in enumerate(found):
-            sock = socket.socket(family, kind, protocol)
+        for index, (family, address) in enumerate(found):
+            sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.setblocking(False)
                 # A dead address must leave time for the next one.
@@ -170,12 +173,14 @@ class _Opening:
     async def _ehlo(self, smtp: aiosmtplib.SMTP) -> tuple[Phase, Reply]:
         self._phase = Phase.EHLO
         try:
-            answer = await smtp.ehlo()
+            async with _limit(self._limits.command):
+                answer = await smtp.ehlo()
         except aiosmtplib.SMTPHeloError as error:
             if not 500 <= error.code < 600 or not smtp.is_connected:
                 raise
             # RFC 5321, section 3.2: an old server; HELO is its language.
-            answer = await smtp.helo()
+            async with _limit(self._limits.command):
+                answer = await smtp.helo()
         return Phase.EHLO, make_reply(answer.code, answer.message)
 
     async def _starttls(
@@ -186,7 +191,8 @@ class _Opening:
                 raise _Refused(Phase.STARTTLS, None, "the relay does not offer STARTTLS, which is required")
             return welcome
         self._phase = Phase.STARTTLS
-        await smtp.starttls()
+        async with _limit(self._limits.command):
+            await smtp.starttls()
         return await self._ehlo(smtp)  # RFC 3207, section 4.2: what was offered before does not count
 
     async def _login(self, smtp: aiosmtplib.SMTP) -> tuple[Phase, Reply]:
@@ -206,18 +212,18 @@ class _Opening:
         offered = [name for name in order if name in smtp.server_auth_methods]
         if not offered:
             raise _Refused(Phase.AUTH, None, "the relay offers none of AUTH PLAIN, LOGIN, CRAM-MD5")
-        for name in offered[:-1]:
+        for last, name in enumerate(offered, start=1 - len(offered)):
             try:
-                answer = await methods[name](user, password)
+                async with _limit(self._limits.command):
+                    answer = await methods[name](user, password)
             except aiosmtplib.SMTPAuthenticationError as error:
                 # Only "not this mechanism" (RFC 4954, section 4) is worth another: each wrong
                 # password more may lock the account.
-                if error.code not in (504, 534) or not smtp.is_connected:
+                if not last or error.code not in (504, 534) or not smtp.is_connected:
                     raise
             else:
                 return Phase.AUTH, make_reply(answer.code, answer.message)
-        answer = await methods[offered[-1]](user, password)
-        return Phase.AUTH, make_reply(answer.code, answer.message)
+        raise AssertionError("the last mechanism returns or raises")
 
     def _take_over(self, smtp: aiosmtplib.SMTP, welcome: tuple[Phase, Reply]) -> Session:
         if not smtp.is_connected:
@@ -244,6 +250,17 @@ class _Opening:
         return _Refused(self._phase, None, _why(error))
 
 
+async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
+    """Return the families and socket addresses of a host, in the order to be tried."""
+    if "%" not in host:  # a zone has to be looked up
+        with suppress(ValueError):
+            # The resolver is a pool of threads: an address needs no place in its queue.
+            family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+            return [(family, (host, port))]
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]
+
+
 def _why(error: BaseException | None) -> str:
     """Say in one line what an exception means; certificates and resets in their usual words."""
     seen: BaseException | None = error
@@ -256,13 +273,29 @@ def _why(error: BaseException | None) -> str:
             return "connection refused"
         if isinstance(seen, ConnectionResetError) and not isinstance(seen, aiosmtplib.SMTPException):
             return "the remote reset the connection"
-        if isinstance(seen, aiosmtplib.SMTPTimeoutError) and seen.__cause__ is None:
-            return seen.message
+        if isinstance(seen, _TooSlow):
+            return str(seen)
         if isinstance(seen, aiosmtplib.SMTPServerDisconnected) and seen.__cause__ is None:
             return "the remote closed the connection"
         seen = seen.__cause__
     message = getattr(error, "message", None) or getattr(error, "strerror", None) or str(error)
     return shown(_octets(message), 200) or type(error).__name__
+
+
+class _TooSlow(TimeoutError):  # noqa: N818 - what it is
+    """A step took too long."""
+
+
+@asynccontextmanager
+async def _limit(seconds: float) -> AsyncIterator[None]:
+    """Bound a step. The time limit's own error would have no text."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():  # TCP gave up by itself
+            raise
+        raise _TooSlow(f"no reply for {seconds:g} s") from error
 
 
 def _octets(text: str) -> bytes:

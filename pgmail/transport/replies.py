@@ -18,7 +18,7 @@ MAX_REPLY_BYTES = 100_000
 MAX_TEXT_CHARS = 2_000
 """A reply's text is kept up to here: it is stored with every event and read by people."""
 
-_ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:[ \t]+|$)")
+_ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:[ \t]+|$)", re.MULTILINE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
@@ -40,18 +40,23 @@ def make_reply(code: int, text: str) -> Reply:
     taken off where it is the same. Lines are joined by a space, control characters (NUL cannot be stored in
     a text column) become a space, and text past `MAX_TEXT_CHARS` is cut.
     """
-    lines = text.split("\n")
-    found = _ENHANCED.match(lines[0])
+    found = _ENHANCED.match(text)
     enhanced = found.group(1) if found else None
-    if enhanced is not None:
-        lines = [
-            line[match.end() :] if (match := _ENHANCED.match(line)) and match.group(1) == enhanced else line
-            for line in lines
-        ]
-    joined = _CONTROL.sub(" ", " ".join(line.strip() for line in lines)).strip()
+    if found is None or "\n" not in text:
+        joined = text[found.end() :] if found else text.replace("\n", " ")
+    else:
+        joined = " ".join(_without(line, found.group(1)) for line in text.split("\n"))
+    if not joined.isprintable():
+        joined = _CONTROL.sub(" ", joined)
+    joined = joined.strip()
     if len(joined) > MAX_TEXT_CHARS:
         joined = joined[: MAX_TEXT_CHARS - 1] + "…"
     return Reply(code=code, text=joined, enhanced=enhanced)
+
+
+def _without(line: str, enhanced: str) -> str:
+    found = _ENHANCED.match(line)
+    return (line[found.end() :] if found and found.group(1) == enhanced else line).strip()
 
 
 def shown(octets: bytes, limit: int = 80) -> str:

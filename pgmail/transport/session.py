@@ -129,7 +129,8 @@ class Session(asyncio.Protocol):
             self._quitting = True
             self._transport.write(b"QUIT\r\n")
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._closed), self._timeouts.quit)
+                async with asyncio.timeout(self._timeouts.quit):
+                    await asyncio.shield(self._closed)
         self._transport.abort()
         await asyncio.shield(self._closed)
 

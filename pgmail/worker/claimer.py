@@ -34,7 +34,7 @@ _log = structlog.get_logger()
 DROWSY_SECONDS = 0.25  # without mail before it counts as asleep
 REFRESH_SECONDS = 0.25  # lanes under load
 COMPLETE_SECONDS = 15.0  # all lanes anew: versions may commit out of order
-SWEEP_SECONDS = 60.0  # by the leader only
+SWEEP_SECONDS = 60.0  # by the leader; by the others ten times as rarely, for a leader need not be a worker
 LEARN_SECONDS = 1.0  # streams and relays
 
 
@@ -57,9 +57,11 @@ class Claimer(Loop):
         self._wake = asyncio.Event()
         self._told = True  # something may have come; look before sleeping
         self._returned: deque[tuple[Lease, str | None]] = deque()
-        self._refreshed_at = self._completed_at = self._swept_at = self._learned_at = self._quiet_at = 0.0
+        self._refreshed_at = self._completed_at = self._learned_at = self._quiet_at = 0.0
+        self._swept_at = time.monotonic()
         self._busy_at = 0.0
         self._asleep = False
+        self._probe: asyncio.Task[None] | None = None
 
     @property
     def out(self) -> int:
@@ -97,6 +99,7 @@ class Claimer(Loop):
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - as in Service
         """Stop claiming at once."""
+        self._presence.leaving()
         self.draining.set()
         self._wake.set()
         return await super().drain(timeout)
@@ -104,6 +107,10 @@ class Claimer(Loop):
     async def stop(self) -> None:
         """Stop, and give back what slots returned while they drained."""
         await super().stop()
+        if self._probe is not None:
+            self._probe.cancel()
+            with contextlib.suppress(asyncio.CancelledError, DatabaseAway):
+                await self._probe
         await self._hand_back_all()
 
     async def _round(self) -> None:
@@ -115,6 +122,7 @@ class Claimer(Loop):
         told, self._told = self._told, False
         if told or now - self._refreshed_at >= (self._poll if self._asleep else REFRESH_SECONDS):
             await self._refresh(now, wake=told or self._asleep)
+            await self._tidy(now)
         got = await self._claim()
         now = time.monotonic()
         if got:
@@ -138,7 +146,6 @@ class Claimer(Loop):
             self._told = True  # what was committed before the database knew was not announced: look once more
             return
         if self._asleep:
-            await self._tidy(now)
             await self._nap(min(self._poll, self._relays.wait_seconds() or self._poll))
             return
         look = self.book.next_look()
@@ -186,7 +193,8 @@ class Claimer(Loop):
     async def _policy(self, tenant: int, stream: str) -> StreamRow:
         if (tenant, stream) not in self._streams:
             await self._learn(time.monotonic())
-        return self._streams[tenant, stream]
+        # A stream that somebody deleted by hand: its mail goes by the defaults.
+        return self._streams.get((tenant, stream)) or StreamRow(tenant, stream)
 
     def _blocked(self, lane: Lane) -> bool:
         stream = self._streams.get((lane.tenant, lane.stream))
@@ -200,8 +208,17 @@ class Claimer(Loop):
         self._streams = {(row.tenant, row.name): row for row in await work.streams(self._database)}
         await self._relays.learn()
         self._learned_at = now
-        if self._relays.wait_seconds() == 0.0 and await self._relays.probe():
+        if self._probe is not None and self._probe.done():
+            self._probe.result()  # raises what it crashed of
+            self._probe = None
+        if self._relays.wait_seconds() == 0.0 and self._probe is None:
+            # Beside the claiming: a probe of a host that says nothing takes minutes.
+            self._probe = asyncio.create_task(self._try_relays(), name="probe")
+
+    async def _try_relays(self) -> None:
+        if await self._relays.probe():
             self.book.wake_all()
+            self._wake.set()
 
     async def _refresh(self, now: float, *, wake: bool) -> None:
         complete = now - self._completed_at >= COMPLETE_SECONDS or self.book.version is None
@@ -211,7 +228,7 @@ class Claimer(Loop):
         self._refreshed_at = now
         if complete:
             self._completed_at = now
-        if self._leading() and now - self._swept_at >= SWEEP_SECONDS:
+        if now - self._swept_at >= SWEEP_SECONDS * (1 if self._leading() else 10):
             self._swept_at = now
             self.book.sweep()
         if wake:
@@ -238,11 +255,17 @@ class Claimer(Loop):
         taken = len(self._returned)
         for lease, reason in list(self._returned)[:taken]:
             groups.setdefault((lease.tenant, reason), []).append(lease)
+        kept: list[tuple[Lease, str | None]] = []
         for (tenant, reason), leases in groups.items():
-            await work.release(self._database, tenant, self._presence.epoch, leases, reason)
+            back = await work.release(self._database, tenant, self._presence.epoch, leases, reason)
+            if len(back) < len(leases):
+                # A row that another transaction has locked (a cancel that came too late) is still ours: once more.
+                ours = await work.still_leased(self._database, tenant, self._presence.epoch, leases)
+                kept += [(lease, reason) for lease in leases if lease.id in ours]
         for _ in range(taken):
             self._returned.popleft()
-        self._out -= taken
+        self._returned.extend(kept)
+        self._out -= taken - len(kept)
         if groups:
             # Our own heads have passed these rows; the rewind reaches us with the lanes.
             self._refreshed_at = 0.0

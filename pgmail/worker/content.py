@@ -6,6 +6,7 @@ the same bytes (`envelope` mode), assembled once.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import mimetypes
 from collections import OrderedDict
@@ -15,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from pgmail.domain.mail import Mail, Mailbox, Part
 from pgmail.errors import PgmailError, TemplateFault
@@ -24,6 +26,8 @@ from pgmail.render.templates import Bundle, Compiled, Rendered, Source, compile_
 from pgmail.store import work
 from pgmail.store.database import Database
 from pgmail.store.work import Lease, MessageRow, RecipientRow
+
+_log = structlog.get_logger()
 
 CACHE_BYTES = 24 * 1024 * 1024
 CACHE_MESSAGES = 2000
@@ -52,13 +56,14 @@ class Content(msgspec.Struct, rename={"sender": "from"}):
 class Message:
     """A message in the cache: decoded once, its parts once, its bytes once where all recipients share them."""
 
-    __slots__ = ("content", "parts", "row", "shared", "weight")
+    __slots__ = ("content", "fetching", "parts", "row", "shared", "weight")
 
     def __init__(self, row: MessageRow) -> None:
         self.row = row
         self.content: Content = msgspec.json.decode(row.content, type=Content)
         self.parts: tuple[Part, ...] | None = None if self.content.attachments else ()
         self.shared: Wire | None = None
+        self.fetching = asyncio.Lock()  # its attachments are fetched by one slot, for all of them
         self.weight = 0  # as accounted for in the cache
 
     @property
@@ -87,7 +92,11 @@ class Library:
         held: dict[UUID, Message] = {}
         if missing:
             for row in await work.messages(self._database, tenant, missing):
-                held[row.id] = self._keep(tenant, Message(row))
+                try:
+                    held[row.id] = self._keep(tenant, Message(row))
+                except msgspec.DecodeError as error:
+                    # One broken row must not end a worker that holds others: it is left out, and so a dead letter.
+                    _log.error("message.unreadable", message=str(row.id), error=str(error))
         for id_ in wanted.difference(missing):
             held[id_] = self._messages[tenant, id_]
             self._messages.move_to_end((tenant, id_))
@@ -105,8 +114,9 @@ class Library:
         if message.shared is not None and message.shared.eightbit <= eightbit:
             return message.shared
         content, row = message.content, message.row
-        if message.parts is None:
-            message.parts = await self._parts(tenant, message)
+        async with message.fetching:
+            if message.parts is None:
+                message.parts = await self._parts(tenant, message)
         rendered = await self._render(tenant, message, person)
         personal = row.mode == "personal"
         unique = person.id if personal else row.id
@@ -114,7 +124,7 @@ class Library:
         wire = assemble(
             Mail(
                 message_id=f"{unique.hex}@{domain}",
-                date=_seconds(row.created_at),
+                date=_seconds(max(row.created_at, row.scheduled_at or row.created_at)),
                 sender=content.sender,
                 to=(Mailbox(person.rcpt, person.name),) if personal else content.to,
                 cc=content.cc,
@@ -177,7 +187,7 @@ class Library:
             other, at = wanted.popitem()
             if other not in others:
                 others[other], more = await self._source(tenant, other, at)
-                wanted |= more
+                wanted = more | wanted  # the pins of the template itself win
         return Bundle(main, others)
 
     async def _source(self, tenant: int, name: str, version: int) -> tuple[Source, dict[str, int]]:
@@ -211,7 +221,7 @@ class Library:
 
     def _weigh(self, tenant: int, message: Message) -> None:
         """Account for what a message keeps in memory now: parts and shared bytes come after the content."""
-        if (tenant, message.row.id) in self._messages:
+        if self._messages.get((tenant, message.row.id)) is message:
             size = message.size
             self._bytes += size - message.weight
             message.weight = size

@@ -54,6 +54,7 @@ class LaneBook:
         self._now = monotonic
         self._lanes: dict[tuple[int, int], Lane] = {}
         self._served: dict[int, float] = {}  # rows claimed a tenant: the smallest goes first
+        self._served_now = 0.0  # where the tenant stood that was served last: who was away starts from here
         self._round = 0
         self.version: int | None = None
 
@@ -122,7 +123,7 @@ class LaneBook:
         for lane in self._lanes.values():
             if lane.next_look > now or blocked(lane):
                 continue
-            rank = (sign * lane.priority, self._served.get(lane.tenant, 0.0))
+            rank = (sign * lane.priority, self._standing(lane.tenant))
             if best is None or rank < best:
                 best, chosen = rank, [lane]
             elif rank == best and chosen[0].tenant == lane.tenant:
@@ -165,9 +166,12 @@ class LaneBook:
                 lane.next_look = now + min(FIRST_PAUSE * 2 ** min(lane.looks, 10), LONGEST_PAUSE)
         if leases:
             tenant = leases[0].tenant
-            floor = min(self._served.values(), default=0.0)
-            # Who was away does not come back with a credit for all that time.
-            self._served[tenant] = max(self._served.get(tenant, floor), floor) + len(leases)
+            self._served_now = self._standing(tenant)
+            self._served[tenant] = self._served_now + len(leases)
+
+    def _standing(self, tenant: int) -> float:
+        """What a tenant had so far. Who was away does not come back with a credit for all that time."""
+        return max(self._served.get(tenant, 0.0), self._served_now)
 
     def quiet(self) -> dict[int, list[Lane]]:
         """Lanes that were empty long enough to go idle, by tenant."""

@@ -61,7 +61,9 @@ async def run_worker(
         database, lambda: presence.epoch,
         interval_ms=settings.settle_interval_ms, batch=settings.settle_batch, settled=claimer.freed,
     )  # fmt: skip
-    sender = Sender(library, relays, settler, claimer.give_back, lambda: presence.epoch)
+    sender = Sender(
+        library, relays, settler, claimer.give_back, lambda: presence.epoch, fresh=lambda: presence.fresh
+    )
     slots = Slots(sender, claimer.jobs, concurrency)
     parts: list[Service] = [presence, leader, settler, slots, claimer]
     if settings.notify:

@@ -8,6 +8,7 @@ have been mended, and `pgmail resume --relay` ends the pause at once.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -58,14 +59,15 @@ class Relays:
 
     async def learn(self) -> None:
         """Read what the fleet and the operators say of each relay."""
-        now = time.monotonic()
-        self._blocked = {}
-        for row in await work.relays(self._database):
+        rows, now = await work.relays(self._database), time.monotonic()
+        blocked: dict[str, tuple[float, str]] = {}
+        for row in rows:
             self._told[row.name] = row.state
             if row.state == "paused" and row.seconds is None:
-                self._blocked[row.name] = float("inf"), row.state
+                blocked[row.name] = math.inf, row.state
             elif row.state != "up" and row.name in self._circuits:
-                self._blocked[row.name] = now + (row.seconds or 0.0), row.state
+                blocked[row.name] = now + (row.seconds or 0.0), row.state
+        self._blocked = blocked
 
     async def record(self, name: str, verdict: Verdict) -> None:
         """Learn from one mail, and tell the fleet what changed."""
@@ -76,8 +78,17 @@ class Relays:
             await self._tell(name, "paused", _words(verdict), PAUSE_SECONDS)
         elif circuit.state == "open" and before != "open":
             await self._tell(name, "away", _words(verdict), circuit.wait_seconds())
-        elif circuit.state == "closed" and self._told.get(name, "up") != "up" and verdict.kind != "in_doubt":
+        elif (
+            circuit.state == "closed"
+            and self._told.get(name, "up") != "up"
+            and verdict.code is not None
+            and not self._stopped(name)
+        ):
             await self._tell(name, "up", None, None)
+
+    def _stopped(self, name: str) -> bool:
+        """Tell whether an operator paused it for good: no mail on its way ends that."""
+        return self._blocked.get(name, (0.0, ""))[0] == math.inf
 
     async def probe(self) -> bool:
         """Try each blocked relay whose wait is over, without a mail. True if one came back."""

@@ -14,8 +14,8 @@ from typing import Any
 import structlog
 
 from pgmail.domain.ids import time_of
-from pgmail.domain.reply import Envelope, Result
-from pgmail.errors import TemplateFault
+from pgmail.domain.reply import Envelope, Phase, Result
+from pgmail.errors import DatabaseAway, PgmailError, TemplateFault
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store.work import Lease, RecipientRow, Settlement, StreamRow
@@ -27,6 +27,8 @@ from pgmail.worker.settler import Settler
 _log = structlog.get_logger()
 
 GiveBack = Callable[[Lease, str | None], Awaitable[None]]
+
+MOST_RESCUES = 10  # workers that died holding a mail, before it is taken for what kills them
 
 
 class Job:
@@ -63,9 +65,12 @@ class Sender:
         settler: Settler,
         give_back: GiveBack,
         worker: Callable[[], int],
+        *,
+        fresh: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise."""
         self._library, self._relays, self._settler = library, relays, settler
-        self._give_back, self._worker = give_back, worker
+        self._give_back, self._worker, self._fresh = give_back, worker, fresh
 
     async def send(self, job: Job) -> None:
         """Bring one job to its end: a settlement, or the lease given back."""
@@ -74,8 +79,17 @@ class Sender:
         if job.message is None or job.person is None:
             settle(
                 lease.tenant,
-                job.settlement("dead", reason="poison", error="its content is gone", began=False),
+                job.settlement(
+                    "dead", reason="poison", error="its content is gone or cannot be read", began=False
+                ),
             )
+            return
+        if lease.rescues >= MOST_RESCUES:
+            error = f"{lease.rescues} workers died while they held it"
+            settle(lease.tenant, job.settlement("dead", reason="poison", error=error, began=False))
+            return
+        if not self._fresh():
+            await self._give_back(lease, None)  # others may count us as dead by now, and send it themselves
             return
         if job.person.suppressed is not None:
             settle(lease.tenant, job.settlement("suppressed", reason=job.person.suppressed, began=False))
@@ -96,15 +110,30 @@ class Sender:
             settle(lease.tenant, job.settlement("dead", reason="template", error=str(fault), began=False))
             _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), error=str(fault))
             return
-        result = await transport.deliver(
-            Envelope(
-                sender=job.message.content.sender.address,
-                recipient=job.person.rcpt,
-                body=wire.body,
-                smtputf8=wire.smtputf8 or not job.person.rcpt.isascii(),
-                eightbit=wire.eightbit,
-            )
+        except DatabaseAway:
+            await self._give_back(lease, None)
+            return
+        except PgmailError:
+            raise
+        except Exception as fault:  # noqa: BLE001
+            # A fault of ours that this mail brings out. It must not end the worker, which holds others too.
+            _log.exception("mail.poison", id=str(lease.id), message=str(lease.message_id))
+            error = f"{type(fault).__name__}: {fault}"
+            settle(lease.tenant, job.settlement("dead", reason="poison", error=error, began=False))
+            return
+        envelope = Envelope(
+            sender=job.message.content.sender.address,
+            recipient=job.person.rcpt,
+            body=wire.body,
+            smtputf8=wire.smtputf8 or not job.person.rcpt.isascii(),
+            eightbit=wire.eightbit,
         )
+        try:
+            result = await transport.deliver(envelope)
+        except Exception as fault:  # noqa: BLE001
+            # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt.
+            _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
+            result = Result(phase=Phase.DOT, error=f"{type(fault).__name__}: {fault}")
         await self._judge(job, result)
 
     async def _judge(self, job: Job, result: Result) -> None:
@@ -153,7 +182,7 @@ class Sender:
                     jitter=stream.retry_jitter, max_attempts=stream.max_attempts,
                     max_age_seconds=stream.max_age_seconds,
                 )  # fmt: skip
-                age = max(0.0, time.time() - time_of(job.lease.message_id).timestamp())
+                age = max(0.0, time.time() - _due_since(job))
                 attempt = job.lease.attempts + 1
                 delay = next_delay(policy, attempt, random.random, age_seconds=age)
                 doubt = verdict.kind == "in_doubt"
@@ -165,3 +194,13 @@ class Sender:
                 return job.settlement("dead", reason=reason, doubt=doubt, **facts)
             case _:
                 return None
+
+
+def _due_since(job: Job) -> float:
+    """When a mail first became due, Unix time: at its enqueue, or at the moment that it was meant for."""
+    since = time_of(job.lease.message_id).timestamp()
+    if job.message is not None and job.message.row.scheduled_at is not None:
+        since = max(since, job.message.row.scheduled_at.timestamp())
+    if job.lease.attempts == 0:
+        since = max(since, job.lease.due_at.timestamp())  # rescheduled, or a dead letter that is tried again
+    return since

@@ -21,6 +21,8 @@ from pgmail.store.work import Settlement
 
 _log = structlog.get_logger()
 
+LAST_SECONDS = 2.0  # for results that are known when the process must stop
+
 
 class Settler(Loop):
     """Collects settlements by tenant and flushes them. `settled` is called with the number of slots freed."""
@@ -63,6 +65,15 @@ class Settler(Loop):
             self._some.clear()
             self._full.clear()
             await self._flush()
+
+    async def stop(self) -> None:
+        """Stop, but write first what is known, for a moment: a result that is lost is a copy later."""
+        self.draining.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=LAST_SECONDS)
+        await super().stop()
+        if self._count:  # they came after it had drained
+            await _within(self._flush(), LAST_SECONDS)
 
     async def _flush(self) -> None:
         batches, self._waiting, self._count = self._waiting, {}, 0

@@ -59,8 +59,8 @@ begin
   execute format($f$
     create or replace function pgmail.lower_text(p_text text) returns text
     language sql immutable strict parallel safe
-    as $b$ select case when p_text ~ '[^\x01-\x7f]' then lower(translate(p_text, U&'\0130\03A3', U&'i\03C3') collate pg_catalog.%s)
-                       else lower(p_text collate "C") end $b$$f$, coalesce(c, '"default"'));
+    as $b$ select case when p_text ~ '[^\x01-\x7f]' then lower(translate(p_text, U&'\0130\03A3', U&'i\03C3') collate pg_catalog.%s) collate "default"
+                       else lower(p_text collate "C") collate "default" end $b$$f$, coalesce(c, '"default"'));
 end $do$;
 
 -- A domain in lower-case A-labels, or null when it is none. Full-width and other dots count as dots (RFC 3490, 3.1).

@@ -45,7 +45,7 @@ $$;
 
 -- Lanes that this worker found empty for a quiet time: idle, unless the queue says otherwise.
 create or replace function pgmail.idle_lanes_v1(p_tenant integer, p_lanes bigint[]) returns integer
-language plpgsql security definer set search_path = pgmail, pg_temp
+language plpgsql security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare n integer;
 begin

@@ -2,7 +2,7 @@
 -- transaction and as its tenant; a rollback, to a savepoint too, sends nothing.
 
 create or replace function pgmail.send(email jsonb) returns uuid
-language plpgsql volatile security definer set search_path = pgmail, pg_temp set plan_cache_mode = force_generic_plan
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
   t integer := pgmail.need_tenant();
@@ -43,7 +43,7 @@ $$;
 -- a space of their own, led by a blank, and so are taken before those of the items: keys are locked in sorted order.
 create or replace function pgmail.send_many(items jsonb, strict boolean default true, idempotency_key text default null)
 returns table ("position" integer, id uuid, code text, field text, message text)
-language plpgsql volatile security definer set search_path = pgmail, pg_temp set plan_cache_mode = force_generic_plan
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare

@@ -7,7 +7,7 @@ create or replace function pgmail.claim_v1(
   p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamptz[], p_after uuid[], p_limits integer[], p_traced boolean[]
 ) returns table (id uuid, message_id uuid, lane bigint, due_at timestamptz, claims integer, attempts smallint,
                  rescues smallint, expires_at timestamptz)
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 begin
@@ -46,7 +46,7 @@ $$;
 create or replace function pgmail.release_v1(
   p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_reason text default null
 ) returns setof uuid
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare done uuid[]; lanes bigint[]; dues timestamptz[]; messages uuid[];
 begin
@@ -85,8 +85,9 @@ begin
   with mine as materialized (
     select q.tenant_id, q.id, s.on_doubt is not distinct from 'hold' as hold
     from pgmail.queue q
-    join pgmail.message m on m.tenant_id = q.tenant_id and m.id = q.message_id
-    left join pgmail.stream s on s.tenant_id = m.tenant_id and s.name = m.stream
+    left join lateral (   -- by id, one by one: a hash of all messages would be a bad plan for a few leases
+      select x.on_doubt from pgmail.message m join pgmail.stream x on x.tenant_id = m.tenant_id and x.name = m.stream
+      where m.tenant_id = q.tenant_id and m.id = q.message_id limit 1) s on true
     where q.leased_by = p_epoch order by q.id for update of q
   ), given_back as (
     update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,

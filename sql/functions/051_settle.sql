@@ -15,7 +15,7 @@
 -- answer was lost) answers fenced and records nothing twice.
 create or replace function pgmail.settle_v1(p_tenant integer, p_epoch bigint, p_results jsonb)
 returns table (id uuid, result text)
-language plpgsql volatile security definer set search_path = pgmail, pg_temp set plan_cache_mode = force_generic_plan
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare ok uuid[]; all_ids uuid[]; expiries jsonb; now_ timestamptz := pgmail.now();
@@ -44,17 +44,19 @@ begin
       attempts smallint, code smallint, enhanced text, reply text, phase text, remote_host text, tls text, ms integer)
   ), tried as materialized (
     select r.*, (r.attempts + case when r.began is false then 0 else 1 end)::smallint as tried, r.id = any (ok) as ours,
-      not r.id = any (ok) and exists (
-        select 1 from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
-          and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))) as locked
+      not r.id = any (ok) and (
+        select true from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
+          and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))) is true as locked
     from r
   ), mine as materialized (
     select * from tried where ours
-  ), told as materialized (   -- what is new to the record: not what waits for a lock, nor a result settled before
+  ), told as materialized (
+    -- What is new to the record: not what waits for a lock, nor a result settled before. A scalar subquery, since a plan
+    -- for EXISTS may read all events of the tenant into a hash.
     select t.* from tried t
-    where t.ours or not t.locked and not exists (
-      select 1 from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = t.id and e.worker = p_epoch
-        and e.attempt = t.tried and e.type = 'email.' || case t.kind when 'dead' then 'failed' else t.kind end)
+    where t.ours or not t.locked and (
+      select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = t.id and e.worker = p_epoch
+        and e.attempt = t.tried and e.type = 'email.' || case t.kind when 'dead' then 'failed' else t.kind end limit 1) is null
   ), gone as (
     delete from pgmail.queue q
     where q.tenant_id = p_tenant and q.id = any (array(select mine.id from mine where kind not in ('deferred', 'held')))

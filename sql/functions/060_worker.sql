@@ -41,7 +41,7 @@ begin
 end
 $$;
 
--- The relay's health as workers found it. An operator's pause is not overwritten by a worker.
+-- The relay's health as workers found it. An operator's pause is not overwritten by a worker before its end.
 create or replace function pgmail.relay_state_v1(p_name text, p_state text, p_reason text, p_seconds double precision default null) returns void
 language sql volatile security definer set search_path = pgmail, pg_temp
 as $$
@@ -49,7 +49,7 @@ as $$
   values (p_name, p_state, p_reason, pgmail.now() + p_seconds * interval '1 second', pgmail.now(), 'worker')
   on conflict (name) do update set state = excluded.state, reason = excluded.reason,
     blocked_until = excluded.blocked_until, changed_at = excluded.changed_at, changed_by = excluded.changed_by
-  where r.state <> 'paused' or r.changed_by = 'worker'
+  where r.state <> 'paused' or r.changed_by = 'worker' or r.blocked_until <= pgmail.now()
 $$;
 
 -- An operator stops or starts a relay.

@@ -1,8 +1,10 @@
--- What the leader does on a clock. Each is one short statement, safe to run twice and by two at once.
+-- What the leader does on a clock. Each is one short statement, safe to run twice and by two at once. Messages and
+-- recipients are looked up one by one (lateral, limit 1): the planner, who cannot know how few are asked for, would
+-- read all of them otherwise.
 
 -- Lanes whose mail comes due by the clock: awake from a second before.
 create or replace function pgmail.wake_due_v1(p_since timestamptz) returns integer
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare n integer;
 begin
@@ -24,7 +26,7 @@ $$;
 -- Lanes that hold due mail but are not active (a race, a lost touch): found by skipping from lane to lane along the
 -- claim index, so the cost is the number of lanes, not of mails.
 create or replace function pgmail.repair_lanes_v1() returns integer
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare n integer;
 begin
@@ -43,8 +45,9 @@ begin
     insert into pgmail.lane as l (tenant_id, id, stream, priority, site, rewind_to)
     select x.tenant_id, x.lane, m.stream, m.priority, r.site, x.due_at
     from lost x
-    join pgmail.message m on m.tenant_id = x.tenant_id and m.id = x.message_id
-    join pgmail.recipient r on r.tenant_id = x.tenant_id and r.id = x.id
+    cross join lateral (select y.stream, y.priority from pgmail.message y
+                        where y.tenant_id = x.tenant_id and y.id = x.message_id limit 1) m
+    cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = x.tenant_id and y.id = x.id limit 1) r
     order by x.tenant_id, x.lane
     on conflict (tenant_id, id) do update set active = true, version = nextval('pgmail.lane_version'),
       changed_at = pgmail.now(), rewind_to = excluded.rewind_to
@@ -57,7 +60,7 @@ $$;
 
 -- Mail past its expiry that no worker holds ends as expired. What is held waits for a person: it may have been sent.
 create or replace function pgmail.expire_v1(p_most integer default 1000) returns integer
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare n integer;
 begin
@@ -69,8 +72,9 @@ begin
     delete from pgmail.queue q using late where q.tenant_id = late.tenant_id and q.id = late.id
   ), facts as materialized (
     select late.*, m.stream, r.site from late
-    join pgmail.message m on m.tenant_id = late.tenant_id and m.id = late.message_id
-    join pgmail.recipient r on r.tenant_id = late.tenant_id and r.id = late.id
+    cross join lateral (select y.stream from pgmail.message y
+                        where y.tenant_id = late.tenant_id and y.id = late.message_id limit 1) m
+    cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = late.tenant_id and y.id = late.id limit 1) r
   ), outcomes as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
     select tenant_id, id, message_id, 'expired', pgmail.now(), stream, site, attempts, 'expires_at passed before it was sent' from facts

@@ -57,10 +57,14 @@ $$;
 create or replace function pgmail.status(id uuid)
 returns table (recipient_id uuid, message_id uuid, address text, role text, phase text, state text, attempts smallint,
                due_at timestamptz, changed_at timestamptz, code smallint, enhanced text, reply text, reason text)
-language plpgsql stable security definer set search_path = pgmail, pg_temp
+language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
-declare t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+declare
+  t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+  -- an email and its recipients are of one moment: bounds keep partitions of other weeks closed
+  low uuid := pgmail.uuid_floor(pgmail.uuid_time(status.id) - interval '1 hour');
+  high uuid := pgmail.uuid_floor(pgmail.uuid_time(status.id) + interval '1 hour');
 begin
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, status.id) f;
   return query
@@ -76,14 +80,16 @@ begin
       e.code as last_code, e.enhanced as last_enhanced, e.reply as last_reply, e.at as last_at,
       pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) as s
     from pgmail.recipient r
-    left join pgmail.queue q on q.tenant_id = t and q.id = r.id
-    left join pgmail.outcome o on o.tenant_id = t and o.recipient_id = r.id
-    left join pgmail.dead_letter d on d.tenant_id = t and d.recipient_id = r.id
+    left join pgmail.queue q on q.tenant_id = t and q.id = r.id and q.id = any (ids)
+    left join pgmail.outcome o on o.tenant_id = t and o.recipient_id = r.id and o.recipient_id = any (ids)
+      and o.recipient_id >= low and o.recipient_id < high
+    left join pgmail.dead_letter d on d.tenant_id = t and d.recipient_id = r.id and d.recipient_id = any (ids)
     left join lateral (
       select y.code, y.enhanced, y.reply, y.at from pgmail.event y
-      where y.tenant_id = t and y.recipient_id = r.id and y.code is not null and o.recipient_id is null
+      where y.tenant_id = t and y.recipient_id = r.id and y.recipient_id >= low and y.recipient_id < high
+        and y.code is not null and o.recipient_id is null
       order by y.id desc limit 1) e on true
-    where r.tenant_id = t and r.id = any (ids)
+    where r.tenant_id = t and r.id = any (ids) and r.id >= low and r.id < high
   ) x order by x.position;
 end
 $$;
@@ -92,10 +98,13 @@ $$;
 create or replace function pgmail.trace(id uuid)
 returns table (at timestamptz, type text, recipient_id uuid, address text, attempt smallint, code smallint, enhanced text,
                reply text, phase text, relay text, remote_host text, tls text, ms integer, worker bigint, detail text, event_id uuid)
-language plpgsql stable security definer set search_path = pgmail, pg_temp
+language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
-declare t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+declare
+  t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+  low uuid := pgmail.uuid_floor(pgmail.uuid_time(trace.id) - interval '1 hour');
+  high uuid := pgmail.uuid_floor(pgmail.uuid_time(trace.id) + interval '1 hour');
 begin
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, trace.id) f;
   return query
@@ -104,7 +113,7 @@ begin
   from (
     select e.at, e.type, e.recipient_id, e.attempt, e.code, e.enhanced, e.reply, e.phase, e.relay, e.remote_host, e.tls,
       e.ms, e.worker, e.detail, e.id as event_id
-    from pgmail.event e where e.tenant_id = t and e.recipient_id = any (ids)
+    from pgmail.event e where e.tenant_id = t and e.recipient_id = any (ids) and e.recipient_id >= low and e.recipient_id < high
     union all
     select g.created_at, case when g.scheduled_at is null then 'email.queued' else 'email.scheduled' end, i,
       null, null, null, null, null, null, null, null, null, null,
@@ -113,14 +122,14 @@ begin
         'for ' || to_char(g.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), i
     from pgmail.message g, unnest(ids) i where g.tenant_id = t and g.id = m
   ) x
-  join pgmail.recipient r on r.tenant_id = t and r.id = x.recipient_id
+  join pgmail.recipient r on r.tenant_id = t and r.id = x.recipient_id and r.id = any (ids) and r.id >= low and r.id < high
   order by x.at, x.event_id;
 end
 $$;
 
 -- why(id): in one sentence a recipient, what it waits for or how it ended.
 create or replace function pgmail.why(id uuid) returns text
-language plpgsql stable security definer set search_path = pgmail, pg_temp
+language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; r pgmail.relay; st pgmail.stream; last_ record; m pgmail.message;
 begin

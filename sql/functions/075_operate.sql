@@ -4,7 +4,7 @@
 
 -- {"status": "cancelled" | "partly_cancelled" | "too_late", "cancelled": n, "too_late": n}. Cancelling twice is fine.
 create or replace function pgmail.cancel(id uuid, reason text default null) returns jsonb
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; was integer; who text := pgmail.actor();
@@ -18,7 +18,7 @@ begin
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
     select free.id, free.attempts, g.stream, r.site
-    from free join pgmail.recipient r on r.tenant_id = t and r.id = free.id
+    from free join pgmail.recipient r on r.tenant_id = t and r.id = free.id and r.id = any (ids)
     join pgmail.message g on g.tenant_id = t and g.id = m
   ), outcomes as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
@@ -39,7 +39,7 @@ $$;
 
 -- {"status": "rescheduled" | "partly_rescheduled" | "too_late", "rescheduled": n, "too_late": n}
 create or replace function pgmail.reschedule(id uuid, at timestamptz) returns jsonb
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; expiry timestamptz; n integer; who text := pgmail.actor();
@@ -70,7 +70,7 @@ begin
     insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
     select t, l.lane, g.stream, g.priority, min(r.site), min(l.due_at)
     from later l join pgmail.message g on g.tenant_id = t and g.id = m
-    join pgmail.recipient r on r.tenant_id = t and r.id = l.id group by l.lane, g.stream, g.priority
+    join pgmail.recipient r on r.tenant_id = t and r.id = l.id and r.id = any (ids) group by l.lane, g.stream, g.priority
   )
   select count(*) into n from later;
   if n > 0 then
@@ -84,7 +84,7 @@ $$;
 -- Try again now: a dead letter, a deferred, delayed or held recipient (one that was held before its time is scheduled
 -- again). Answers how many went back to the queue.
 create or replace function pgmail.retry(recipient_id uuid, reason text default null) returns integer
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; who text := pgmail.actor();
@@ -111,7 +111,7 @@ begin
     union all
     select p.id, p.lane, g.stream, g.priority, r.site, p.due_at from pulled p
     join pgmail.message g on g.tenant_id = t and g.id = m
-    join pgmail.recipient r on r.tenant_id = t and r.id = p.id
+    join pgmail.recipient r on r.tenant_id = t and r.id = p.id and r.id = any (ids)
   ), touched as (
     insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
     select t, f.lane, f.stream, f.priority, f.site, min(f.due_at) from facts f group by f.lane, f.stream, f.priority, f.site
@@ -130,7 +130,7 @@ $$;
 
 -- Give a dead letter up: it ends as cancelled, with who and why.
 create or replace function pgmail.discard(recipient_id uuid, reason text default null) returns integer
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; who text := pgmail.actor();

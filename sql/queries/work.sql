@@ -12,6 +12,12 @@ select * from pgmail.settle_v1(%(tenant)s, %(epoch)s, %(results)s);
 -- Give leases back untried.
 select * from pgmail.release_v1(%(tenant)s, %(epoch)s, %(ids)s, %(claims)s, %(reason)s) as id;
 
+-- name: still_leased :many
+-- Which leases could not be given back, because another transaction has locked their rows.
+select q.id
+from pgmail.queue q join unnest(%(ids)s, %(claims)s) r(id, claims) on r.id = q.id and r.claims = q.claims
+where q.tenant_id = %(tenant)s and q.id = any(%(ids)s) and q.leased_by = %(epoch)s;
+
 -- name: recipients :many
 -- The recipients of claimed rows, and whether their address was suppressed since they were enqueued. Bounded by the
 -- time in their ids, so that few partitions are opened.
@@ -25,7 +31,7 @@ where r.tenant_id = %(tenant)s and r.id = any(%(ids)s) and r.id >= %(low)s and r
 
 -- name: messages :many
 -- The content of messages, each fetched once a process while it is cached.
-select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content
+select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content, m.scheduled_at
 from pgmail.message m
 where m.tenant_id = %(tenant)s and m.id = any(%(ids)s) and m.id >= %(low)s and m.id <= %(high)s;
 

@@ -32,7 +32,9 @@ def send(connection: Connection, to: Any = "ada@example.org", **more: Any) -> UU
     return one(connection, "select pgmail.send(%s)", [Jsonb(body(to, **more))])
 
 
-def send_many(connection: Connection, items: Any, *, strict: bool = True, key: str | None = None) -> list[Any]:
+def send_many(
+    connection: Connection, items: Any, *, strict: bool = True, key: str | None = None
+) -> list[Any]:
     """Rows of (position, id, code, field, message)."""
     return rows(
         connection,
@@ -80,7 +82,9 @@ def differences(connection: Connection) -> list[int]:
         counted.setdefault(tenant, {})[what] = n
     for line in ledger:
         real = counted.get(line["tenant_id"], {})
-        figures = {k: v for k, v in line.items() if k not in {"tenant", "tenant_id", "enqueued", "difference"}}
+        figures = {
+            k: v for k, v in line.items() if k not in {"tenant", "tenant_id", "enqueued", "difference"}
+        }
         assert {k: v for k, v in figures.items() if v} == real
         assert line["enqueued"] - line["difference"] == sum(real.values())
     return [line["difference"] for line in ledger]

@@ -1,5 +1,7 @@
 """Claim, settle, release and rescue: a row is held by one worker at a time, and no result is lost."""
 
+from datetime import timedelta
+
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
@@ -7,20 +9,7 @@ from psycopg.types.json import Jsonb
 from tests.sql import kit
 from tests.sql.kit import Hand
 
-
-@pytest.fixture
-def app(db):
-    return db.connect("producer")
-
-
-@pytest.fixture
-def hand(db):
-    return Hand(db.connect("worker"))
-
-
-@pytest.fixture
-def other(db):
-    return Hand(db.connect("worker"))
+_hour = timedelta(hours=1)
 
 
 def test_a_claimed_row_is_sending_and_belongs_to_one_worker(app, hand, other):
@@ -249,6 +238,7 @@ def test_release_gives_back_untried_and_rewinds_the_lane(db, app, hand):
     assert hand.release(leases) == [leases[0].id]
     assert kit.state(app, id) == "queued"
     assert kit.events(app, id) == ["queued", "sending"]
+    hand.fold()
     rewound, version = owner.execute("select rewind_to, version from pgmail.lane").fetchone()
     assert rewound == leases[0].due_at
     assert version > before
@@ -312,10 +302,9 @@ def test_every_claim_is_a_hot_update(db, app, hand):
     while batch := hand.claim(200, lanes=lanes, traced=False):
         taken += len(batch)
     hand.connection.execute("select pg_stat_force_next_flush()")
-    updated, hot = db.connect().execute(
-        "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'queue'"
-    ).fetchone()
+    updated, hot = (
+        db.connect()
+        .execute("select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'queue'")
+        .fetchone()
+    )
     assert (taken, updated, hot) == (2000, 2000, 2000)
-
-
-_hour = __import__("datetime").timedelta(hours=1)

@@ -24,6 +24,19 @@ FAULTS = {
 }
 REPLIES = {"4xx": 451, "5xx": 554, "421": 421}
 
+# The time limit that silence runs into. "command" is that of EHLO before it, too: let that have its time.
+SILENCE = {
+    Phase.GREETING: {"greeting": 0.05},
+    Phase.EHLO: {"command": 0.05},
+    Phase.STARTTLS: {"command": 2.0},
+    Phase.AUTH: {"command": 2.0},
+    Phase.MAIL: {"mail": 0.05},
+    Phase.RCPT: {"rcpt": 0.05},
+    Phase.DATA: {"data": 0.05},
+    Phase.BODY: {"block": 0.2},
+    Phase.DOT: {"dot": 0.05},
+}
+
 # kind of verdict by phase: (broken, 4xx, 5xx, 421)
 KINDS = {
     Phase.GREETING: ("delay", "delay", "delay", "delay"),
@@ -49,7 +62,7 @@ CASES = [(phase, True) for phase in KINDS] + [(phase, False) for phase in list(K
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("phase", "pipelining"), CASES)
 async def test_a_fault_is_reported_in_its_phase_and_the_next_mail_goes_through(
-    *, open_sink, open_relay, server_tls, ca_file, phase, fault, pipelining
+    *, open_sink, open_relay, limits, server_tls, ca_file, phase, fault, pipelining
 ):
     armed = True
     sink = await open_sink(
@@ -61,10 +74,12 @@ async def test_a_fault_is_reported_in_its_phase_and_the_next_mail_goes_through(
     )
     relay = open_relay(
         sink.port,
-        ("timeout_scale=0.002" if fault == "silence" else "timeout_scale=0.1")
-        + (f"&tls=starttls&ca={ca_file}" if phase is Phase.STARTTLS else ""),
+        f"tls=starttls&ca={ca_file}" if phase is Phase.STARTTLS else "",
         login="u:p@" if phase is Phase.AUTH else "",
     )
+
+    if fault == "silence":
+        limits.update(SILENCE[phase])
 
     result = await relay.deliver(an_envelope())
 
@@ -84,6 +99,7 @@ async def test_a_fault_is_reported_in_its_phase_and_the_next_mail_goes_through(
     assert sink.total == 0
 
     armed = False
+    limits.clear()
     assert (await relay.deliver(an_envelope())).accepted
     assert sink.total == 1
 
@@ -99,10 +115,12 @@ BODY_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", BODY_FAULTS)
-async def test_a_big_mail_broken_before_its_end_is_not_in_doubt(open_sink, open_relay, fault):
+async def test_a_big_mail_broken_before_its_end_is_not_in_doubt(open_sink, open_relay, limits, fault):
     armed = True
     sink = await open_sink(rule=lambda asked: FAULTS[fault] if armed and asked.phase is Phase.BODY else None)
-    relay = open_relay(sink.port, "timeout_scale=0.005" if fault == "silence" else "")
+    relay = open_relay(sink.port)
+    if fault == "silence":
+        limits.update(SILENCE[Phase.BODY])
     kind, code = BODY_FAULTS[fault]
 
     result = await relay.deliver(an_envelope(lines=(b"x" * 998 + b"\r\n") * 20_000))
@@ -111,6 +129,7 @@ async def test_a_big_mail_broken_before_its_end_is_not_in_doubt(open_sink, open_
     assert (result.reply.code if result.reply else None) == code
     assert decide(result).kind == kind
     armed = False
+    limits.clear()
     assert (await relay.deliver(an_envelope())).accepted
     assert sink.total == 1
 
@@ -192,7 +211,8 @@ async def test_a_remote_that_hangs_up_after_a_refusal_does_not_hide_it(open_scri
 
 
 @pytest.mark.parametrize("farewell", [b"", b"421 4.4.2 idle for too long\r\n", b"250 what\r\n"])
-async def test_a_connection_closed_while_idle_is_replaced_silently(open_script, open_relay, farewell):
+async def test_a_connection_closed_while_idle_is_replaced_silently(open_script, open_relay, limits, farewell):
+    limits["quit"] = 0.05
     logins = 0
 
     async def serve(reader, writer):
@@ -204,7 +224,7 @@ async def test_a_connection_closed_while_idle_is_replaced_silently(open_script, 
         await reader.readuntil(b"DATA\r\n")
         writer.write(farewell)
 
-    relay = open_relay(await open_script(serve), "timeout_scale=0.1")
+    relay = open_relay(await open_script(serve))
     assert (await relay.deliver(an_envelope())).accepted
     if farewell.startswith(b"250"):
         result = await relay.deliver(an_envelope())

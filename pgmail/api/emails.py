@@ -1,0 +1,179 @@
+"""`/emails`: send, batch, look up, list, reschedule, cancel. Resend's routes, answers and status codes.
+
+What can go wrong beyond the body: the idempotency key is in use by a request under way (409), or it is too
+late to change anything (422 `too_late`, where Resend's SDKs would read a 200 as done).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from litestar import Request, get, patch, post
+
+from pgmail.api import params, shapes
+from pgmail.api.bodies import aside, read_json, read_struct
+from pgmail.api.intake import ready_batch, ready_email
+from pgmail.api.openapi import operation
+from pgmail.api.params import caller_of, database_of, path_id
+from pgmail.domain import address as addresses
+from pgmail.domain import ids, when
+from pgmail.domain.states import State
+from pgmail.errors import Refused
+from pgmail.store import emails as store
+from pgmail.store.tenant import acting_as
+
+AnyRequest = Request[Any, Any, Any]
+
+_FILTERS = ("state", "tag", "stream", "recipient", "created_after", "created_before")
+_KEY = {"Idempotency-Key": "1 to 256 printable ASCII characters; kept for 24 hours"}
+_MODE = {"x-batch-validation": "strict (the default) or permissive"}
+
+
+class Reschedule(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a PATCH. Resend's SDK repeats the id."""
+
+    scheduled_at: str
+    id: str | None = None
+
+
+class Cancel(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a cancel; it may be empty."""
+
+    reason: str | None = None
+
+
+@post("/emails", status_code=200, operation_class=operation("Email", headers=_KEY))
+async def send_email(request: AnyRequest) -> dict[str, str]:
+    """Enqueue one email."""
+    body = await read_json(request)
+    key = request.headers.get("idempotency-key")
+    ready = await aside(body.size, ready_email, body.value, key, datetime.now(UTC))
+    found = await store.send(database_of(request), caller_of(request), ready.json, keyed=ready.keyed)
+    return {"id": str(found)}
+
+
+@post("/emails/batch", status_code=200, operation_class=operation("Batch", headers=_KEY | _MODE))
+async def send_batch(request: AnyRequest) -> dict[str, Any]:
+    """Enqueue up to 1,000 emails: all or nothing, or in permissive mode the good ones."""
+    mode = request.headers.get("x-batch-validation", "strict").lower()
+    if mode not in {"strict", "permissive"}:
+        raise Refused("invalid_parameter", "/x-batch-validation", "must be strict or permissive")
+    body = await read_json(request)
+    key = request.headers.get("idempotency-key")
+    strict = mode == "strict"
+    ready = await aside(body.size, _batch, body.value, key, strict)
+    rows = await store.send_many(
+        database_of(request), caller_of(request), ready.json, strict=strict, key=key, keyed=ready.keyed
+    )
+    answer: dict[str, Any] = {"data": [{"id": str(row.id)} for row in rows if row.id is not None]}
+    if not strict:
+        answer["errors"] = [_refusal(row, ready.faults.get(row.position)) for row in rows if row.id is None]
+    return answer
+
+
+@get("/emails", operation_class=operation(query=(*_FILTERS, *params.PAGING)))
+async def list_emails(request: AnyRequest) -> dict[str, Any]:
+    """List emails, newest first."""
+    given = params.query(request, *_FILTERS, *params.PAGING)
+    page, chosen = params.page_of(given), _filter(given)
+    async with acting_as(database_of(request), caller_of(request)) as connection:
+        rows, more = await store.listing(connection, chosen, page)
+    return shapes.listed([shapes.email_item(row) for row in rows], more=more)
+
+
+@get("/emails/{id:str}", operation_class=operation(path="id"))
+async def get_email(request: AnyRequest) -> dict[str, Any]:
+    """Show an email, with each of its recipients; the id may be one recipient's."""
+    wanted = path_id(request)
+    async with acting_as(database_of(request), caller_of(request)) as connection:
+        recipients = await store.recipients(connection, wanted)
+        message = await store.message(connection, recipients[0].message_id) if recipients else None
+    if message is None:
+        raise Refused("not_found", "/id", f"the email {wanted} is kept no longer", 404)
+    return shapes.email(message, recipients)
+
+
+@patch("/emails/{id:str}", operation_class=operation("Reschedule", path="id"))
+async def update_email(request: AnyRequest) -> dict[str, Any]:
+    """Reschedule what is not being sent or settled."""
+    wanted = path_id(request)
+    body = read_struct((await read_json(request)).value, Reschedule)
+    if body.id is not None and body.id != str(wanted):
+        raise Refused("invalid_body", "/id", "is not the id in the path")
+    try:
+        at = when.parse(body.scheduled_at, datetime.now(UTC))
+    except ValueError as error:
+        raise Refused("invalid_time", "/scheduled_at", str(error)) from None
+    async with acting_as(database_of(request), caller_of(request)) as connection:
+        answer = await store.reschedule(connection, wanted, at)
+    return _changed(wanted, answer, "rescheduled")
+
+
+@post("/emails/{id:str}/cancel", status_code=200, operation_class=operation("Reason", path="id"))
+async def cancel_email(request: AnyRequest) -> dict[str, Any]:
+    """Cancel what is not being sent or settled. Cancelling twice is fine."""
+    wanted = path_id(request)
+    body = read_struct((await read_json(request, empty={})).value or {}, Cancel)
+    async with acting_as(database_of(request), caller_of(request)) as connection:
+        answer = await store.cancel(connection, wanted, body.reason)
+    return _changed(wanted, answer, "cancelled")
+
+
+@get("/emails/{id:str}/events", operation_class=operation(path="id"))
+async def list_events(request: AnyRequest) -> dict[str, Any]:
+    """Tell the journey of an email, or of one recipient, oldest first."""
+    wanted = path_id(request)
+    async with acting_as(database_of(request), caller_of(request)) as connection:
+        rows = await store.events(connection, wanted)
+    return shapes.listed([shapes.event(row) for row in rows])
+
+
+def _batch(body: Any, key: str | None, strict: bool) -> Any:
+    return ready_batch(body, key, datetime.now(UTC), strict=strict)
+
+
+def _refusal(row: Any, early: Refused | None) -> dict[str, Any]:
+    """Say what was wrong with one item, as found here or by SQL."""
+    fault = early or Refused(row.code, row.field, row.message)
+    return {"index": row.position, "message": str(fault), "code": fault.code, "field": fault.field}
+
+
+def _changed(id: UUID, answer: dict[str, Any], key: str) -> dict[str, Any]:
+    if not answer[key]:
+        because = f"no recipient could be {key}: each is being sent or is settled"
+        raise Refused("too_late", "/id", because)
+    return {
+        "object": "email",
+        "id": str(id),
+        "status": answer["status"],
+        "reached": answer[key],
+        "too_late": answer["too_late"],
+    }
+
+
+def _filter(given: dict[str, str]) -> store.Filter:
+    """Return the filter of a query. Raises Refused `invalid_parameter`."""
+    state, recipient, tag = given.get("state"), given.get("recipient"), given.get("tag")
+    if state is not None and state not in set(State):
+        raise Refused("invalid_parameter", "/state", f"must be one of {', '.join(State)}")
+    if tag is not None and ":" not in tag:
+        raise Refused("invalid_parameter", "/tag", "must be name:value")
+    if recipient is not None:
+        try:
+            recipient = addresses.parse(recipient).address
+        except ValueError as error:
+            raise Refused("invalid_parameter", "/recipient", str(error)) from None
+    since = params.moment_of(given, "created_after")
+    until = params.moment_of(given, "created_before")
+    name, _, value = (tag or "").partition(":")
+    return store.Filter(
+        state=None if state is None else State(state),
+        tag=None if tag is None else (name, value),
+        stream=given.get("stream"),
+        recipient=recipient,
+        above=None if since is None else UUID(int=ids.floor(since).int - 1),
+        below=None if until is None else ids.floor(until),
+    )

@@ -1,0 +1,44 @@
+"""`/health`: whether this process lives, and whether it can work. No key is asked for.
+
+`live` says that the process answers; restart it if it does not. `ready` says that the database answers and
+that program and schema fit together; send it no requests while it does not (503).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, Response, get
+
+from pgmail.api.openapi import operation
+from pgmail.api.params import database_of
+from pgmail.api.problems import RETRY_SECONDS
+from pgmail.errors import DatabaseAway
+from pgmail.store import emails as store
+from pgmail.store.migrate import judge
+
+
+@get("/health/live", operation_class=operation())
+async def live() -> dict[str, str]:
+    """Answer."""
+    return {"status": "ok"}
+
+
+@get("/health/ready", operation_class=operation())
+async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
+    """Tell whether requests can be served, and if not, why."""
+    try:
+        found = await store.schema(database_of(request))
+    except DatabaseAway:
+        return _answer("the database cannot be reached")
+    return _answer(judge(*(found or (None, None))).problem)
+
+
+def _answer(problem: str | None) -> Response[dict[str, Any]]:
+    if problem is None:
+        return Response({"status": "ok"})
+    return Response(
+        {"status": "unavailable", "problem": problem},
+        status_code=503,
+        headers={"Retry-After": str(RETRY_SECONDS[503])},
+    )

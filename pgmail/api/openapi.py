@@ -1,0 +1,202 @@
+"""What `/schema` says beyond what the handlers' types tell: bodies, filters, keys.
+
+Handlers read their bodies as octets, so that the request path has no layer of models; here the same bodies
+are described for people and generators. What can go wrong: a key of an email that is missing here; a test
+holds this table against the law (`domain.check.KEYS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from litestar import Request
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import (
+    Components,
+    OpenAPIFormat,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Parameter,
+    Reference,
+    RequestBody,
+    Schema,
+    SecurityScheme,
+)
+
+from pgmail import __name__ as title
+
+_STRING, _OBJECT = OpenAPIType.STRING, OpenAPIType.OBJECT
+_TEXT = Schema(type=_STRING)
+_INTEGER = Schema(type=OpenAPIType.INTEGER)
+_REAL = Schema(type=OpenAPIType.NUMBER)
+_MOMENT = Schema(type=_STRING, format=OpenAPIFormat.DATE_TIME)
+_UUID = Schema(type=_STRING, format=OpenAPIFormat.UUID)
+_BOOLEAN = Schema(type=OpenAPIType.BOOLEAN)
+_ANY_OBJECT = Schema(type=_OBJECT)
+
+
+def _list(of: Schema) -> Schema:
+    return Schema(type=OpenAPIType.ARRAY, items=of)
+
+
+def _object(required: Sequence[str] = (), **properties: Schema) -> Schema:
+    return Schema(
+        type=_OBJECT,
+        properties=dict(properties),
+        required=list(required) or None,
+        additional_properties=False,
+    )
+
+
+def _words(*words: str) -> Schema:
+    return Schema(type=_STRING, enum=list(words))
+
+
+_MAILBOX = Schema(
+    one_of=[_TEXT, _object(["address"], address=_TEXT, name=_TEXT, variables=_ANY_OBJECT)],
+    description="addr@domain, Name <addr@domain>, or an object; variables only in personal mode",
+)
+_MAILBOXES = Schema(one_of=[_MAILBOX, _list(_MAILBOX)])
+_CONTENT = Schema(one_of=[_TEXT, _list(_INTEGER)], description="base64, or an array of octets")
+
+EMAIL: Mapping[str, Schema] = {
+    "from": Schema(type=_STRING, description="addr@domain or Name <addr@domain>"),
+    "to": _MAILBOXES,
+    "cc": _MAILBOXES,
+    "bcc": _MAILBOXES,
+    "mode": _words("envelope", "personal"),
+    "reply_to": Schema(one_of=[_TEXT, _list(_TEXT)]),
+    "template": _object(["id"], id=_TEXT, version=_INTEGER, variables=_ANY_OBJECT),
+    "subject": Schema(type=_STRING, max_length=998),
+    "text": _TEXT,
+    "html": _TEXT,
+    "variables": Schema(type=_OBJECT, description="with these, subject, text and html are templates"),
+    "headers": Schema(type=_OBJECT, additional_properties=_TEXT),
+    "attachments": _list(
+        _object(filename=_TEXT, content=_CONTENT, content_type=_TEXT, content_id=_TEXT, asset=_TEXT)
+    ),
+    "tags": Schema(one_of=[_list(_object(["name", "value"], name=_TEXT, value=_TEXT)), _ANY_OBJECT]),
+    "metadata": Schema(type=_OBJECT, description="kept and shown, not sent; at most 16 kB as JSON"),
+    "stream": Schema(type=_STRING, default="transactional"),
+    "priority": _words("high", "normal", "low"),
+    "scheduled_at": Schema(type=_STRING, description="ISO 8601 with an offset, or as in 'in 5 minutes'"),
+    "expires_at": _MOMENT,
+    "on_limit": _words("delay", "hold", "error"),
+    "idempotency_key": Schema(type=_STRING, max_length=256, description="or the header Idempotency-Key"),
+}
+
+_DEAD = _object(
+    ids=_list(_UUID),
+    filter=_object(stream=_TEXT, site=_TEXT, reason=_TEXT, died_after=_MOMENT, died_before=_MOMENT),
+    reason=_TEXT,
+)
+_SCHEMAS = {
+    "Email": Schema(
+        type=_OBJECT, properties=dict(EMAIL), required=["from", "to"], additional_properties=False
+    ),
+    "Batch": Schema(
+        type=OpenAPIType.ARRAY,
+        items=Reference(ref="#/components/schemas/Email"),
+        min_items=1,
+        max_items=1_000,
+    ),
+    "Reschedule": _object(["scheduled_at"], id=_TEXT, scheduled_at=_TEXT),
+    "Reason": _object(reason=_TEXT),
+    "Template": _object(["name"], name=_TEXT, subject=_TEXT, text=_TEXT, html=_TEXT, publish=_BOOLEAN),
+    "PublishTemplate": _object(version=_INTEGER),
+    "Asset": _object(["name", "content"], name=_TEXT, filename=_TEXT, content=_CONTENT, content_type=_TEXT),
+    "Stream": _object(
+        priority=_words("high", "normal", "low"),
+        relay=_TEXT,
+        on_doubt=_words("resend", "hold"),
+        trace=_words("full", "lean"),
+        retry_base_seconds=_REAL,
+        retry_factor=_REAL,
+        retry_cap_seconds=_REAL,
+        retry_jitter=_REAL,
+        max_attempts=_INTEGER,
+        max_age_seconds=_INTEGER,
+        max_queued=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
+    ),
+    "Suppression": _object(
+        address=_TEXT, email=_TEXT, stream=_TEXT, reason=_TEXT, source=_TEXT, expires_at=_MOMENT
+    ),
+    "DeadLetters": _DEAD,
+    "Problem": _object(
+        ["type", "title", "status", "detail", "code", "field", "statusCode", "name", "message"],
+        type=_TEXT,
+        title=_TEXT,
+        status=_INTEGER,
+        detail=_TEXT,
+        code=_TEXT,
+        field=Schema(type=_STRING, description="a JSON pointer (RFC 6901) into the body"),
+        statusCode=_INTEGER,
+        name=_TEXT,
+        message=_TEXT,
+        instance=_TEXT,
+    ),
+}
+
+
+_PROBLEM = OpenAPIResponse(
+    description="What went wrong (RFC 9457)",
+    content={
+        "application/problem+json": OpenAPIMediaType(schema=Reference(ref="#/components/schemas/Problem"))
+    },
+)
+
+
+class _Document(JsonRenderPlugin):
+    """The document, with the schemas above; Litestar keeps only those that it made from handlers' types."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        components = openapi_schema["components"]
+        schemas = components["schemas"] | {name: schema.to_schema() for name, schema in _SCHEMAS.items()}
+        return self.render_json(request, openapi_schema | {"components": components | {"schemas": schemas}})
+
+
+def config() -> OpenAPIConfig:
+    """Return the configuration of `/schema`: the document itself, and no page that loads foreign scripts."""
+    return OpenAPIConfig(
+        title=title,
+        version="1",
+        path="/schema",
+        render_plugins=[_Document(path=["/", "/openapi.json"])],
+        components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
+    )
+
+
+def operation(
+    body: str | None = None,
+    *,
+    path: str | None = None,
+    query: Sequence[str] = (),
+    headers: Mapping[str, str] | None = None,
+) -> type[Operation]:
+    """Return a kind of operation whose body is a schema by name, with these parameters."""
+
+    @dataclass
+    class Described(Operation):
+        def __post_init__(self) -> None:
+            if body is not None:
+                content = {
+                    "application/json": OpenAPIMediaType(schema=Reference(ref=f"#/components/schemas/{body}"))
+                }
+                self.request_body = RequestBody(content=content, required=True)
+            extra: list[Any] = []
+            if path is not None:
+                extra.append(Parameter(name=path, param_in="path", schema=_TEXT, required=True))
+            extra += [Parameter(name=name, param_in="query", schema=_TEXT) for name in query]
+            extra += [
+                Parameter(name=name, param_in="header", schema=_TEXT, description=text)
+                for name, text in (headers or {}).items()
+            ]
+            self.parameters = [*(self.parameters or []), *extra] or None
+            self.responses = {**(self.responses or {}), "default": _PROBLEM}
+
+    return Described

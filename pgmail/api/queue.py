@@ -1,0 +1,38 @@
+"""`GET /queue`: how much waits, where, and since when.
+
+For people and alarms, not for a hot path: it counts the tenant's queue. Numbers are of recipients.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, get
+
+from pgmail.api import shapes
+from pgmail.api.openapi import operation
+from pgmail.api.params import caller_of, database_of
+from pgmail.store import emails as store
+from pgmail.store.tenant import acting_as
+
+_COUNTS = ("depth", "queued", "scheduled", "deferred", "held", "sending")
+
+
+@get("/queue", operation_class=operation())
+async def show_queue(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """Tell depth and oldest due time, in all and by stream, priority and site."""
+    async with acting_as(database_of(request), caller_of(request)) as connection:
+        rows = await store.queue(connection)
+    oldest = min((row.oldest_due_at for row in rows if row.oldest_due_at is not None), default=None)
+    totals = {key: sum(getattr(row, key) for row in rows) for key in _COUNTS}
+    data = [
+        {
+            "stream": row.stream,
+            "priority": row.priority,
+            "site": row.site,
+            **{key: getattr(row, key) for key in _COUNTS},
+            "oldest_due_at": shapes.moment(row.oldest_due_at),
+        }
+        for row in rows
+    ]
+    return {"object": "queue", **totals, "oldest_due_at": shapes.moment(oldest), "data": data}

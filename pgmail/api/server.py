@@ -1,0 +1,140 @@
+"""The API as a process: one listening socket, uvicorn on it, an end in good order.
+
+On SIGTERM or SIGINT it takes no new connection, finishes the requests under way (`drain_seconds` at most) and
+returns. What can go wrong: the port is taken, which is a fault of settings and said in one line; the database
+is away, which is none: the process starts, says so at `/health/ready`, and works once it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import socket
+from collections.abc import Callable, Generator
+from typing import Any
+
+import structlog
+import uvicorn
+import uvloop
+
+from pgmail.api.app import create_app
+from pgmail.config import Settings
+from pgmail.errors import SettingsError
+from pgmail.store.database import Database
+
+log = structlog.get_logger()
+
+Ready = Callable[[str, int], None]
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(settings: Settings, *, ready: Ready | None = None) -> None:
+    """Run the API on an event loop of its own (uvloop) until told to stop. See `run`."""
+    uvloop.run(run(settings, ready=ready))
+
+
+async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.Event | None = None) -> None:
+    """Serve until SIGTERM, SIGINT or `stop`, then finish what is under way.
+
+    `ready` is called with host and port once requests are answered. Raises SettingsError when the address
+    cannot be listened on. Signals are heeded in the main thread only.
+    """
+    stop = stop or asyncio.Event()
+    listener = listen(settings)
+    host, port = listener.getsockname()[:2]
+    database = Database(settings.database("api"), name="pgmail-api", low=1, high=settings.api_pool_size)
+    config = uvicorn.Config(
+        create_app(settings, database),
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, math.ceil(settings.drain_seconds)),
+    )
+    server = _Server(config, lambda: _started(host, port, ready))
+    await database.open()
+    try:
+        with _told(stop):
+            await _serve(server, listener, stop)
+    finally:
+        await database.close()
+        listener.close()
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return a listening socket. Several processes of one host share a port (SO_REUSEPORT)."""
+    host, port = settings.api_host.strip("[]"), settings.api_port
+    sock: socket.socket | None = None
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, proto)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.api_processes > 1 and hasattr(socket, "SO_REUSEPORT"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+        sock.listen(2048)
+        sock.setblocking(False)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        reason = error.strerror or error
+        raise SettingsError(
+            [f"PGMAIL_API_HOST and PGMAIL_API_PORT: cannot listen on {host}:{port}: {reason}"]
+        ) from error
+    return sock
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers, which would end the process by the signal again."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._started = started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._started()
+
+
+def _started(host: str, port: int, ready: Ready | None) -> None:
+    log.info("listening", host=host, port=port)
+    if ready is not None:
+        ready(host, port)
+
+
+async def _serve(server: _Server, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Run the server until it ends or is told to."""
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    told = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told.cancel()
+        server.should_exit = True
+        await serving
+
+
+@contextlib.contextmanager
+def _told(stop: asyncio.Event) -> Generator[None, None, None]:
+    """Set `stop` on a signal, while this lasts; outside the main thread there are none."""
+    loop: Any = asyncio.get_running_loop()
+    heard = []
+    for number in _SIGNALS:
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+            heard.append(number)
+    try:
+        yield
+    finally:
+        for number in heard:
+            loop.remove_signal_handler(number)

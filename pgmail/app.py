@@ -1,0 +1,139 @@
+"""The composition root: the only file that knows every room. It wires them and hands them to the command line.
+
+Rooms on one floor do not know each other: the API and the sandbox are given to the command line by name, the
+leader to the worker as something that it starts. Everything is loaded when it is asked for, so that
+`pgmail --help` costs a tenth of a second.
+
+What can go wrong: a name here that no longer exists. A test loads each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Any
+
+from pgmail.cli import parts
+from pgmail.cli.main import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from pgmail.config import Settings
+    from pgmail.service import Service
+    from pgmail.store.database import Database
+    from pgmail.store.presence import Presence
+    from pgmail.transport.base import Transport
+    from pgmail.worker.process import MakeLeader
+
+PARTS = {
+    "run_demo": "pgmail.app:run_demo",
+    "run_api": "pgmail.api.server:serve",
+    "run_worker": "pgmail.app:run_worker",
+    "run_workers": "pgmail.worker.supervisor:run_workers",
+    "run_maintain": "pgmail.app:run_maintain",
+    "check_relay": "pgmail.app:transports",
+    "run_bench": "pgmail.sandbox.bench:run",
+}
+
+
+def main() -> None:
+    """Run the command `pgmail`."""
+    parts.provide(**PARTS)
+    cli(prog_name="pgmail")
+
+
+def run_worker(settings: Settings) -> int:
+    """Run one worker in this process until it is told to stop; its exit code."""
+    from pgmail.worker.supervisor import run_one  # noqa: PLC0415
+
+    return run_one(
+        settings,
+        transports(settings),
+        make_leader=_make_leader(settings),
+        dsn=settings.database("worker"),
+        concurrency=settings.worker_concurrency,
+    )
+
+
+def run_maintain(settings: Settings) -> int:
+    """Run a process that only leads, until SIGTERM or SIGINT; its exit code."""
+    import uvloop  # noqa: PLC0415
+
+    uvloop.run(_maintain(settings))
+    return 0
+
+
+def run_demo(settings: Settings, **options: Any) -> int:
+    """Run the demo, with the dashboard's inbox page for the sandbox's mail; its exit code."""
+    from pgmail.sandbox import demo  # noqa: PLC0415
+
+    return demo.run_demo(settings, demo.Options(**options), _serve_inbox)
+
+
+def _serve_inbox(mails: Any) -> AbstractContextManager[str]:
+    from pgmail.dashboard.server import serve_inbox  # noqa: PLC0415 - most demos keep no mail
+
+    return serve_inbox(mails)
+
+
+def transports(settings: Settings) -> dict[str, Transport]:
+    """The relays that workers of these settings can use, by name. Connects nowhere.
+
+    Raises SettingsError for a relay's address that the settings let pass and the transport does not.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from pgmail.errors import SettingsError  # noqa: PLC0415
+    from pgmail.transport.relay import SmtpRelay  # noqa: PLC0415
+    from pgmail.transport.relay_config import RelayConfig  # noqa: PLC0415
+
+    try:
+        config = RelayConfig.from_url(settings.relay_url)
+    except ValueError as error:
+        raise SettingsError([f"PGMAIL_RELAY_URL: {error}"]) from None
+    changes: dict[str, object] = {"timeout_scale": config.timeout_scale * settings.smtp_timeout_scale}
+    if config.helo is None:
+        changes["helo"] = settings.helo
+    if "max_connections=" not in settings.relay_url:
+        # Else the emails that a worker may send at a time would wait for each other's connections.
+        changes["max_connections"] = settings.worker_concurrency
+    return {"default": SmtpRelay(msgspec.structs.replace(config, **changes))}
+
+
+def _make_leader(settings: Settings) -> MakeLeader:
+    """Return what makes a worker's leader: the service, and whether it leads now."""
+
+    def make(database: Database, presence: Presence) -> tuple[Service, Callable[[], bool]]:
+        from pgmail.maintain.leader import Leader  # noqa: PLC0415
+
+        leader = Leader(database, presence, silence_seconds=settings.silence_seconds)
+        return leader, lambda: leader.leading
+
+    return make
+
+
+async def _maintain(settings: Settings) -> None:
+    from pgmail.service import run_all  # noqa: PLC0415
+    from pgmail.store.database import Database  # noqa: PLC0415
+    from pgmail.store.presence import Presence  # noqa: PLC0415
+
+    until = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, until.set)
+    database = Database(settings.database("worker"), name="pgmail maintain", low=1, high=2)
+    presence = Presence(
+        database,
+        program="maintain",
+        concurrency=0,
+        beat_ms=settings.beat_interval_ms,
+        silence_seconds=settings.silence_seconds,
+    )
+    leader, _ = _make_leader(settings)(database, presence)
+    await database.open()
+    try:
+        await run_all([presence, leader], until=until, drain_seconds=settings.drain_seconds)
+    finally:
+        await database.close()

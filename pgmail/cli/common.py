@@ -1,0 +1,163 @@
+"""What commands share: settings, one connection, `--json`, and kinds of values on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pgmail.cli.front import DEBUG_ENV
+
+if TYPE_CHECKING:
+    TextType = click.ParamType[str]
+    PairType = click.ParamType[tuple[str, str]]
+    JsonType = click.ParamType[Any]
+    from pgmail.config import Role, Settings
+    from pgmail.store.single import Connection
+
+else:  # older versions of click cannot be subscripted
+    TextType = PairType = JsonType = click.ParamType
+
+T = TypeVar("T")
+
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, whose shape stays as it is; times are ISO 8601, UTC."
+)
+
+
+def settings(options: Mapping[str, object] | None = None) -> Settings:
+    """Read all settings; `options` are those given on the command line, None for not given."""
+    from pgmail import config  # noqa: PLC0415 - `pgmail --help` needs none
+
+    environ = {name: text for name, text in os.environ.items() if name != DEBUG_ENV}
+    given = {name: str(value) for name, value in (options or {}).items() if value is not None}
+    return config.load(environ, options=given)
+
+
+def address(found: Settings, role: Role | None = None) -> str:
+    """The connection string for a command: a role's, else the common one, else the owner's."""
+    if role is None and not found.database_url and found.owner_database_url:
+        return found.owner_database_url
+    return found.database(role)
+
+
+@asynccontextmanager
+async def database(role: Role | None = None) -> AsyncIterator[Connection]:
+    """A connection as the role that the settings name; what the command may do is that role's to say."""
+    from pgmail.store.single import lend  # noqa: PLC0415 - the driver takes longer to load than most commands
+
+    async with lend(address(settings(), role)) as connection:
+        yield connection
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work to its end."""
+    return asyncio.run(work)
+
+
+class Text(TextType):
+    """A text, or `@FILE` for a file's (`@-`: standard input). `@@` at the front is one literal `@`."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read the text that is meant."""
+        if not isinstance(value, str) or not value.startswith("@"):
+            return str(value)
+        if value.startswith("@@"):
+            return value[1:]
+        try:
+            return read(value[1:]).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            self.fail(f"{value[1:]}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}", param, ctx)
+
+
+class Pair(PairType):
+    """`name=value`; with another separator `name: value`."""
+
+    def __init__(self, separator: str = "=") -> None:
+        self.separator = separator
+        self.name = f"name{separator}value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Split at the first separator."""
+        if isinstance(value, tuple):
+            return value
+        name, found, rest = str(value).partition(self.separator)
+        if not found or not name:
+            self.fail(f"{value!r} is not {self.name}", param, ctx)
+        return (name, rest) if self.separator == "=" else (name.strip(), rest.strip())
+
+
+class Json(JsonType):
+    """JSON, or `@FILE` with JSON in it (`@-`: standard input)."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the value; NaN and Infinity are no JSON."""
+        if not isinstance(value, str):
+            return value
+        text = Text().convert(value, param, ctx)
+        try:
+            return parse_json(text)
+        except ValueError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text (RFC 8259). ValueError otherwise, for NaN and for depth too."""
+
+    def no_number(word: str) -> None:
+        raise ValueError(f"{word} is not a JSON number")
+
+    try:
+        return json.loads(text, parse_constant=no_number)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def read(name: str) -> bytes:
+    """The octets of a file, or of standard input for `-`."""
+    return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+
+
+def identifier(_: click.Context, __: click.Parameter, value: Any) -> Any:
+    """A callback that reads ids (RFC 9562): one, or a tuple of them."""
+    from uuid import UUID  # noqa: PLC0415
+
+    try:
+        return tuple(UUID(one) for one in value) if isinstance(value, tuple) else value and UUID(value)
+    except ValueError:
+        raise click.BadParameter("an id is a UUID, as `pgmail send` prints it") from None
+
+
+def moment(value: str | None, field: str) -> datetime | None:
+    """The moment of an option, ISO 8601 or a phrase such as "tomorrow at 9am". Raises `Refused`."""
+    from pgmail.domain import when  # noqa: PLC0415
+    from pgmail.errors import Refused  # noqa: PLC0415
+
+    if value is None:
+        return None
+    try:
+        return when.parse(value, now())
+    except ValueError as error:
+        raise Refused("invalid_time", f"/{field}", str(error)) from None
+
+
+email_id = click.argument("id", callback=identifier)
+
+
+def now() -> datetime:
+    """This host's time, aware."""
+    return datetime.now(UTC)

@@ -1,0 +1,163 @@
+"""`pgmail dead`: mail that could not be sent and waits for a person.
+
+`retry` and `discard` take ids (of recipients or emails), or a filter, or `--all`. What can go wrong: a whole
+stream discarded by a slip. Discarding by filter therefore asks, or wants `--yes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import click
+
+from pgmail.cli import common, output
+from pgmail.errors import PgmailError
+
+if TYPE_CHECKING:
+    from pgmail.store.emails import DeadFilter
+
+F = TypeVar("F", bound=Callable[..., Any])
+_LIST = {
+    "recipient_id": "id",
+    "address": "recipient",
+    "stream": "stream",
+    "died_at": "died",
+    "reason": "reason",
+    "attempts": "attempts",
+    "code": "code",
+    "error": "error",
+    "reply": "last reply",
+}
+
+
+@click.group(short_help="Dead letters: mail that waits for a person.")
+def dead() -> None:
+    """See, retry and discard dead letters."""
+
+
+def _filtered(command: F) -> F:
+    for option in (
+        click.option("--reason", "died_of", metavar="WORD", help="Only those that died of this."),
+        click.option("--site", metavar="SITE", help="Only those of this receiving site."),
+        click.option("--stream", metavar="NAME", help="Only those of this stream."),
+    ):
+        command = option(command)
+    return command
+
+
+@dead.command("list")
+@_filtered
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many at most."
+)
+@click.option("--after", callback=common.identifier, metavar="ID", help="Go on below this one.")
+@common.as_json
+def list_(limit: int, after: UUID | None, as_json: bool, **chosen: Any) -> None:
+    """List dead letters, newest first."""
+
+    async def ask() -> tuple[list[Any], bool]:
+        from pgmail.store import emails  # noqa: PLC0415
+
+        async with common.database() as connection:
+            return await emails.dead_letters(
+                connection, _filter(chosen), emails.Page(limit=limit, after=after)
+            )
+
+    rows, more = common.run(ask())
+    output.show(rows, _LIST, as_json=as_json, none="no dead letters")
+    if more and not as_json:
+        click.echo(f"there are more: --after {rows[-1].recipient_id}")
+
+
+@dead.command()
+@common.email_id
+@common.as_json
+def show(id: UUID, as_json: bool) -> None:
+    """Show one dead letter (or all of one email) in full."""
+
+    async def ask() -> list[dict[str, Any]]:
+        from pgmail.sqlfiles import queries  # noqa: PLC0415
+        from pgmail.store.single import fetch_dicts  # noqa: PLC0415
+
+        async with common.database() as connection:
+            return await fetch_dicts(connection, queries("cli_operate")["dead_letter"], {"id": id})
+
+    rows = common.run(ask())
+    if not rows:
+        raise PgmailError(f"no dead letter has the id {id}")
+    if as_json:
+        output.print_json([output.plain(row) for row in rows])
+        return
+    for number, row in enumerate(rows):
+        if number:
+            click.echo()
+        output.show_one(row, as_json=False)
+
+
+def _acting(command: F) -> F:
+    for option in (
+        common.as_json,
+        click.option("--why", metavar="TEXT", help="Why; kept in the record."),
+        click.option("--all", "everything", is_flag=True, help="All of them."),
+        _filtered,
+        click.argument("ids", nargs=-1, callback=common.identifier, metavar="[ID]..."),
+    ):
+        command = option(command)
+    return command
+
+
+@dead.command()
+@_acting
+def retry(why: str | None, as_json: bool, **chosen: Any) -> None:
+    """Put dead letters back into the queue: by id, by filter, or --all."""
+    _tell("retried", common.run(_act("retry", why, chosen)), as_json=as_json)
+
+
+@dead.command()
+@_acting
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def discard(why: str | None, as_json: bool, yes: bool, **chosen: Any) -> None:
+    """Give dead letters up, which ends them as cancelled: by id, by filter, or --all."""
+    _check_choice(chosen)
+    if not chosen["ids"] and not yes:
+        click.confirm("Discard all dead letters that match?", abort=True, err=True)
+    _tell("discarded", common.run(_act("discard", why, chosen)), as_json=as_json)
+
+
+async def _act(verb: str, why: str | None, chosen: dict[str, Any]) -> int:
+    from pgmail.store import emails  # noqa: PLC0415
+
+    _check_choice(chosen)
+    act = emails.retry if verb == "retry" else emails.discard
+    wanted = chosen["ids"] or _filter(chosen)
+    done, more = 0, True
+    async with common.database() as connection:
+        while more:
+            ids, more = await emails.dead_ids(connection, wanted)
+            reached = await act(connection, ids, why) if ids else 0
+            done += reached
+            more = more and reached > 0
+    return done
+
+
+def _check_choice(chosen: dict[str, Any]) -> None:
+    filters = [chosen[key] for key in ("stream", "site", "died_of") if chosen[key] is not None]
+    if bool(chosen["ids"]) + bool(filters) + chosen["everything"] != 1:
+        raise click.UsageError("Give ids, or a filter (--stream, --site, --reason), or --all.")
+
+
+def _filter(chosen: dict[str, Any]) -> DeadFilter:
+    from pgmail.store.emails import DeadFilter  # noqa: PLC0415
+
+    return DeadFilter(stream=chosen["stream"], site=chosen["site"], reason=chosen["died_of"])
+
+
+def _tell(done: str, count: int, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json({done: count})
+    elif count:
+        click.echo(f"{done} {count}")
+    if not count:
+        raise PgmailError("no dead letter matches")

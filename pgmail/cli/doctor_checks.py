@@ -1,0 +1,235 @@
+"""What `pgmail doctor` checks: each check asks one question and says what is wrong and which command mends it.
+
+Checks stand in the order of what stops most: no settings, no database, no schema, no rights, no workers. A
+check that this role may not make says so and is no failure.
+
+What can go wrong: a check of a sick database that hangs. Each has a few seconds, since every statement of
+this connection has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from pgmail.cli import common
+from pgmail.errors import PgmailError, Refused
+from pgmail.sqlfiles import queries
+from pgmail.store.single import StatementFailed, fetch_dicts
+
+if TYPE_CHECKING:
+    from pgmail.config import Settings
+    from pgmail.store.single import Connection
+
+ROLES = ("api", "worker", "maintain", "producer", "reader", "admin")
+OLDEST_SERVER = 150_000  # what PostgreSQL calls itself in numbers
+LOW_DAYS = 14  # of partitions
+SKEW_SECONDS = (2.0, 60.0)  # a remark, a failure: times a minute in the past are refused
+LATE_SECONDS = 300.0  # due for so long, while nothing is paused
+
+Status = Literal["failed", "warning", "ok", "skipped"]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found. `mend` is a command, or what to do in words."""
+
+    check: str
+    status: Status
+    message: str
+    mend: str | None = None
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    """Make all checks, in their order; what depends on a failed one is left out."""
+    try:
+        dsn = common.address(settings)
+    except PgmailError as error:
+        yield Finding(
+            "settings", "failed", str(error), "export PGMAIL_DATABASE_URL=postgresql://user@host/mail"
+        )
+        return
+    yield Finding("settings", "ok", "all settings are valid")
+    from pgmail.store.single import lend  # noqa: PLC0415
+
+    try:
+        async with lend(dsn, name="pgmail doctor") as connection:
+            before = common.now()
+            (server,) = await _ask(connection, "server")
+            yield _server(server)
+            schema = await _schema(dsn)
+            yield schema
+            if schema.status == "failed":
+                return
+            for check, question in _CHECKS.items():
+                yield await _one(check, question, connection, settings)
+            yield _clock(server["now"], before, common.now())
+    except PgmailError as error:
+        yield Finding("database", "failed", str(error), "start PostgreSQL, or correct PGMAIL_DATABASE_URL")
+
+
+async def existing_roles(names: Sequence[str]) -> set[str]:
+    """Which of some roles the cluster has."""
+    async with common.database() as connection:
+        return {row["name"] for row in await _ask(connection, "roles", names=list(names))}
+
+
+async def _one(
+    check: str,
+    question: Callable[[Connection, Settings], Awaitable[Finding]],
+    connection: Connection,
+    settings: Settings,
+) -> Finding:
+    try:
+        return await question(connection, settings)
+    except StatementFailed as error:
+        return Finding(check, "skipped", f"cannot look: {error}")
+
+
+def _server(row: dict[str, Any]) -> Finding:
+    who = f"PostgreSQL {row['version']}, database {row['database']}, as {row['role']}"
+    if row["number"] < OLDEST_SERVER:
+        return Finding("database", "failed", f"{who} is too old", "upgrade PostgreSQL to 15 or later")
+    if row["standby"]:
+        mend = "name the primary, or add target_session_attrs=read-write to the address"
+        return Finding("database", "failed", f"{who} is a standby", mend)
+    return Finding("database", "ok", who)
+
+
+async def _schema(dsn: str) -> Finding:
+    import asyncio  # noqa: PLC0415
+
+    from pgmail.store import migrate  # noqa: PLC0415 - with Alembic, it takes half a second to load
+
+    try:
+        state = await asyncio.to_thread(migrate.check, dsn)
+    except Refused as error:  # this role may not read the version
+        return Finding("schema", "skipped", f"cannot look: {error}")
+    except PgmailError as error:
+        return Finding("schema", "failed", str(error), "pgmail db check")
+    if state.problem is not None:
+        return Finding("schema", "failed", state.problem, "pgmail db upgrade")
+    return Finding("schema", "ok", f"version {state.version}")
+
+
+async def _tenant(connection: Connection, _: Settings) -> Finding:
+    (row,) = await _ask(connection, "tenant")
+    if row["tenant_id"] is None:
+        (server,) = await _ask(connection, "server")
+        message = f"the database role {server['role']} speaks for no tenant"
+        return Finding("tenant", "warning", message, f"pgmail tenant grant {server['role']} default")
+    return Finding("tenant", "ok", f"speaks for tenant {row['tenant_id']}")
+
+
+async def _roles(connection: Connection, settings: Settings) -> Finding:
+    names = [settings.role_prefix + role for role in ROLES]
+    have = {row["name"] for row in await _ask(connection, "roles", names=names)}
+    if missing := [name for name in names if name not in have]:
+        return Finding("roles", "warning", f"missing: {', '.join(missing)}", "pgmail db roles --sql | psql")
+    return Finding("roles", "ok", f"all {len(names)} exist")
+
+
+async def _partitions(connection: Connection, _: Settings) -> Finding:
+    (row,) = await _ask(connection, "partitions")
+    days, strays = row["days_left"], row["strays"]
+    mend = "pgmail maintain (a running worker does it as well)"
+    if days <= 0:
+        return Finding("partitions", "failed", "none is left for new mail", mend)
+    if strays:
+        message = f"{strays} rows stand in the partitions of last resort"
+        return Finding("partitions", "warning", message, mend)
+    if days < LOW_DAYS:
+        return Finding("partitions", "warning", f"only {days} days are made ahead", mend)
+    return Finding("partitions", "ok", f"made {days} days ahead")
+
+
+async def _workers(connection: Connection, settings: Settings) -> Finding:
+    rows = [row for row in await _ask(connection, "workers") if row["program"] == "worker"]
+    silent = max(settings.silence_seconds, 10.0)
+    alive = [row for row in rows if row["silent_seconds"] < silent]
+    if not alive:
+        message = "no worker is running" if not rows else f"none of {len(rows)} workers beats"
+        return Finding("workers", "failed", f"{message}; mail waits", "pgmail worker")
+    message = f"{len(alive)} alive, {sum(row['concurrency'] for row in alive)} emails at a time"
+    if len(alive) < len(rows):
+        return Finding("workers", "warning", f"{message}; {len(rows) - len(alive)} silent")
+    return Finding("workers", "ok", message)
+
+
+async def _leader(connection: Connection, _: Settings) -> Finding:
+    (row,) = await _ask(connection, "leader")
+    if not row["leads"]:
+        return Finding(
+            "leader", "failed", "nobody leads: nothing is rescued, woken or expired", "pgmail worker"
+        )
+    return Finding("leader", "ok", f"worker {row['epoch']}")
+
+
+async def _relays(connection: Connection, _: Settings) -> Finding:
+    rows = await fetch_dicts(connection, queries("cli_operate")["relays"])
+    for row in rows:
+        if row["state"] == "paused":
+            message = f"{row['name']} is paused by {row['changed_by']}: {row['reason'] or 'no reason given'}"
+            return Finding("relays", "warning", message, f"pgmail resume --relay {row['name']}")
+    for row in rows:
+        if row["state"] == "away":
+            message = f"{row['name']} does not answer: {row['reason'] or 'unreachable'}"
+            return Finding("relays", "failed", message, "pgmail config show (PGMAIL_RELAY_URL)")
+    return Finding("relays", "ok", ", ".join(row["name"] for row in rows))
+
+
+async def _ledger(connection: Connection, _: Settings) -> Finding:
+    if rows := await _ask(connection, "ledger"):
+        off = ", ".join(f"{row['tenant']} by {row['difference']}" for row in rows)
+        return Finding("ledger", "failed", f"the books do not balance: {off}", "please report it")
+    return Finding("ledger", "ok", "the books balance")
+
+
+async def _waiting(connection: Connection, _: Settings) -> Finding:
+    (row,) = await _ask(connection, "waiting")
+    if row["due"] and row["oldest_seconds"] > LATE_SECONDS:
+        message = f"mail has been due for {row['oldest_seconds'] / 60:.0f} minutes"
+        return Finding("waiting", "warning", message, "pgmail queue")
+    return Finding("waiting", "ok", "no mail is late")
+
+
+async def _people(connection: Connection, _: Settings) -> Finding:
+    (dead,), (held,) = await _ask(connection, "dead"), await _ask(connection, "held")
+    if dead["n"]:
+        return Finding("dead letters", "warning", f"{dead['n']} wait for a person", "pgmail dead list")
+    if held["n"]:
+        return Finding(
+            "dead letters", "warning", f"none, but {held['n']} recipients are held", "pgmail queue"
+        )
+    return Finding("dead letters", "ok", "none")
+
+
+def _clock(there: datetime, before: datetime, after: datetime) -> Finding:
+    """Compare the server's clock with this host's, at the middle of the question's way."""
+    skew = max((before - there).total_seconds(), (there - after).total_seconds(), 0.0)
+    low, high = SKEW_SECONDS
+    message = f"this host's clock and the database's differ by {skew:.1f} s"
+    if skew < low:
+        return Finding("clock", "ok", message)
+    return Finding(
+        "clock", "failed" if skew > high else "warning", message, "set the clock of both hosts by NTP"
+    )
+
+
+async def _ask(connection: Connection, name: str, **values: object) -> list[dict[str, Any]]:
+    return await fetch_dicts(connection, queries("cli_doctor")[name], values)
+
+
+_CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
+    "tenant": _tenant,
+    "roles": _roles,
+    "partitions": _partitions,
+    "workers": _workers,
+    "leader": _leader,
+    "relays": _relays,
+    "ledger": _ledger,
+    "waiting": _waiting,
+    "dead letters": _people,
+}

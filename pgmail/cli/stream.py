@@ -1,0 +1,86 @@
+"""`pgmail stream`: how mail of one kind is sent, retried and limited.
+
+What can go wrong: a stream that resends in doubt where twice is worse than never. `--on-doubt hold` keeps such
+mail for a person.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pgmail.cli import common, output
+
+_LIST = {
+    "name": "name",
+    "priority": "priority",
+    "relay": "relay",
+    "on_doubt": "in doubt",
+    "trace": "trace",
+    "retry_base_seconds": "first retry s",
+    "retry_factor": "factor",
+    "retry_cap_seconds": "longest s",
+    "max_attempts": "attempts",
+    "max_age_seconds": "max age s",
+    "max_queued": "limit",
+}
+
+
+@click.group(short_help="Streams: how mail of one kind is sent.")
+def stream() -> None:
+    """List streams, and create or change one."""
+
+
+@stream.command("list")
+@common.as_json
+def list_(as_json: bool) -> None:
+    """List streams by name."""
+
+    async def ask() -> list[Any]:
+        from pgmail.store import streams  # noqa: PLC0415
+
+        async with common.database() as connection:
+            return await streams.listing(connection)
+
+    output.show(common.run(ask()), _LIST, as_json=as_json)
+
+
+@stream.command()
+@click.argument("name")
+@click.option("--priority", metavar="WORD", help="high, normal or low. Defaults to normal.")
+@click.option("--relay", metavar="NAME", help="Relay that takes the mail. Defaults to default.")
+@click.option("--on-doubt", metavar="WORD", help="resend or hold, if a reply was lost. Defaults to resend.")
+@click.option(
+    "--trace", metavar="WORD", help="full or lean: whether each start is recorded. Defaults to full."
+)
+@click.option("--retry-base-seconds", type=float, help="Wait before the second attempt. Defaults to 30.")
+@click.option("--retry-factor", type=float, help="How much longer each wait is. Defaults to 3.")
+@click.option("--retry-cap-seconds", type=float, help="Longest wait. Defaults to 14400.")
+@click.option("--retry-jitter", type=float, help="Part of a wait that is chance, 0 to 1. Defaults to 0.2.")
+@click.option("--max-attempts", type=int, help="Attempts before it is a dead letter. Defaults to 20.")
+@click.option("--max-age-seconds", type=int, help="Age at which it is a dead letter. Defaults to 259200.")
+@click.option("--max-queued", metavar="N", help="Most recipients that wait, or none. Defaults to none.")
+def save(name: str, max_queued: str | None, **given: Any) -> None:
+    """Create a stream, or change what is given of one."""
+    settings = {key: value for key, value in given.items() if value is not None}
+    if max_queued is not None:
+        settings["max_queued"] = None if max_queued == "none" else _whole(max_queued)
+
+    async def act() -> None:
+        from pgmail.store import streams  # noqa: PLC0415
+
+        async with common.database() as connection:
+            await streams.save(connection, name, settings)
+
+    common.run(act())
+    click.echo(f"saved {name}")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither a whole number nor none", param_hint="--max-queued"
+        ) from None

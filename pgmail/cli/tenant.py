@@ -1,0 +1,78 @@
+"""`pgmail tenant`: who shares this database, and which database role speaks for whom.
+
+These act as the schema's owner (PGMAIL_OWNER_DATABASE_URL, else the common one). What can go wrong: a role
+that may log in but belongs to no tenant; everything it asks is refused as `no_tenant` until it is granted one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pgmail.cli import common, output
+from pgmail.errors import PgmailError
+
+_LIST = {"id": "id", "name": "name", "roles": "database roles", "created_at": "created"}
+
+
+@click.group(short_help="Tenants, and the database roles that speak for them.")
+def tenant() -> None:
+    """List and create tenants, and let a database role speak for one."""
+
+
+@tenant.command("list")
+@common.as_json
+def list_(as_json: bool) -> None:
+    """List tenants."""
+
+    async def ask() -> list[dict[str, Any]]:
+        from pgmail.sqlfiles import queries  # noqa: PLC0415
+        from pgmail.store.single import fetch_dicts  # noqa: PLC0415
+
+        async with common.database("owner") as connection:
+            return await fetch_dicts(connection, queries("cli_operate")["tenants"])
+
+    output.show(common.run(ask()), _LIST, as_json=as_json)
+
+
+@tenant.command()
+@click.argument("name")
+@common.as_json
+def create(name: str, as_json: bool) -> None:
+    """Create a tenant with the streams transactional and broadcast."""
+
+    async def act() -> int:
+        from pgmail.sqlfiles import queries  # noqa: PLC0415
+        from pgmail.store.single import fetch_dicts  # noqa: PLC0415
+
+        async with common.database("owner") as connection:
+            (row,) = await fetch_dicts(connection, queries("cli_operate")["create_tenant"], {"name": name})
+        return int(row["id"])
+
+    made = common.run(act())
+    if as_json:
+        output.print_json({"id": made, "name": name})
+    else:
+        click.echo(f"created tenant {name} ({made})")
+
+
+@tenant.command()
+@click.argument("role")
+@click.argument("tenant")
+def grant(role: str, tenant: str) -> None:
+    """Let the database role ROLE speak for TENANT from now on."""
+
+    async def act() -> None:
+        from pgmail.sqlfiles import queries  # noqa: PLC0415
+        from pgmail.store.single import fetch_dicts  # noqa: PLC0415
+
+        async with common.database("owner") as connection:
+            ask = queries("cli_operate")
+            (row,) = await fetch_dicts(connection, ask["role_exists"], {"role": role})
+            if not row["found"]:
+                raise PgmailError(f"the server has no role {role!r}; an administrator creates it")
+            await fetch_dicts(connection, ask["grant_tenant"], {"role": role, "tenant": tenant})
+
+    common.run(act())
+    click.echo(f"{role} speaks for {tenant}")

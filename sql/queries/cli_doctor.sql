@@ -1,0 +1,48 @@
+-- What `pgmail doctor` looks at. Each is a question of its own, so that a role that may not ask one can ask the others.
+
+-- name: server :one
+-- Which PostgreSQL answers, as whom, and what its clock says.
+select current_setting('server_version') as version, current_setting('server_version_num')::integer as number,
+       session_user::text as role, current_database()::text as database, pg_is_in_recovery() as standby,
+       clock_timestamp() as now;
+
+-- name: tenant :one
+-- Which tenant this session speaks for, and whether its role carries that of a key instead.
+select pgmail.current_tenant() as tenant_id;
+
+-- name: roles :many
+-- Which of the roles exist.
+select r.rolname::text as name from pg_roles r where r.rolname = any(%(names)s::text[]);
+
+-- name: partitions :one
+-- Days until new mail goes to the partitions of last resort, and how many rows went there already.
+select p.days_left, p.strays from pgmail.partition_state() p;
+
+-- name: workers :many
+-- Each process that beats, and how long ago it last did.
+select w.epoch, w.host, w.pid, w.program, w.concurrency, w.state, w.started_at,
+       extract(epoch from clock_timestamp() - w.beat_at)::float8 as silent_seconds
+from pgmail.worker w order by w.epoch;
+
+-- name: leader :one
+-- Whether somebody leads.
+select coalesce(l.until > clock_timestamp(), false) as leads, l.epoch from pgmail.leader l;
+
+-- name: waiting :one
+-- The oldest mail that is due and that nobody has taken, and for how long it has been due.
+select count(*) as due, extract(epoch from pgmail.now() - min(q.due_at))::float8 as oldest_seconds
+from (select q.due_at from pgmail.queue q
+      where q.tenant_id = (select pgmail.current_tenant()) and q.leased_by is null and q.due_at <= pgmail.now()
+      limit 10000) q;
+
+-- name: ledger :many
+-- Tenants whose books do not balance.
+select l.tenant, l.difference from pgmail.ledger l where l.difference <> 0;
+
+-- name: dead :one
+-- How many dead letters wait for a person.
+select count(*) as n from pgmail.dead_letter d where d.tenant_id = (select pgmail.current_tenant());
+
+-- name: held :one
+-- How many recipients an operator, a limit or a doubt holds back.
+select count(*) as n from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) and q.due_at = 'infinity';

@@ -1,0 +1,598 @@
+"""The command line against a real database: what it prints, what it refuses, how it exits."""
+
+import json
+import os
+import re
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pgmail.app import PARTS, transports
+from pgmail.cli import parts
+from pgmail.cli.main import cli
+from pgmail.config import Settings
+from pgmail.errors import SettingsError
+from tests.corpus import cases
+
+GOOD = ["--from", "shop@example.com", "--to", "ada@example.org", "--subject", "Hi", "--text", "Hello"]
+
+
+class Shell:
+    """Runs `pgmail` in this process, with a clean environment."""
+
+    def __init__(self, monkeypatch, folder):
+        self.monkeypatch = monkeypatch
+        for name in [name for name in os.environ if name.startswith("PGMAIL_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.chdir(folder)
+        parts.provide(**PARTS)
+
+    def set(self, **variables):
+        for name, value in variables.items():
+            self.monkeypatch.setenv(f"PGMAIL_{name.upper()}", value)
+
+    def run(self, *args, code=0, input=None) -> Result:
+        result = CliRunner().invoke(cli, [str(arg) for arg in args], input=input)
+        assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+        assert "Traceback" not in result.stderr
+        return result
+
+    def json(self, *args, code=0):
+        return json.loads(self.run(*args, "--json", code=code).stdout)
+
+    def refused(self, *args, input=None) -> str:
+        """The one line on standard error of a command that fails."""
+        lines = self.run(*args, code=1, input=input).stderr.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("pgmail: ")
+        return lines[0].removeprefix("pgmail: ")
+
+
+@pytest.fixture
+def shell(db, monkeypatch, tmp_path):
+    made = Shell(monkeypatch, tmp_path)
+    made.set(database_url=db.dsn)
+    return made
+
+
+@pytest.fixture
+def owner(db):
+    with db.connect() as connection:
+        yield connection
+
+
+def send(shell, *more):
+    return UUID(shell.run("send", *GOOD, *more).stdout.strip())
+
+
+def kill(owner, recipient, **facts):
+    """Make a queued recipient a dead letter."""
+    facts = {"reason": "attempts_exhausted", "error": "gave up", "code": 451, "reply": "4.7.1 later"} | facts
+    owner.execute(
+        """with gone as (delete from pgmail.queue where id = %(id)s returning *)
+        insert into pgmail.dead_letter (tenant_id, recipient_id, message_id, lane, stream, priority, site, reason,
+          error, attempts, code, reply)
+        select g.tenant_id, g.id, g.message_id, g.lane, m.stream, m.priority, r.site, %(reason)s, %(error)s, 3,
+          %(code)s, %(reply)s
+        from gone g join pgmail.message m on m.id = g.message_id join pgmail.recipient r on r.id = g.id""",
+        {"id": recipient, **facts},
+    )
+    owner.execute(
+        "insert into pgmail.tally (tenant_id, stream, kind, n) values (1, 'transactional', 'dead', 1)"
+    )
+
+
+def recipient_of(shell, email_id):
+    return shell.json("status", email_id)[0]["recipient_id"]
+
+
+# ---------------------------------------------------------------------------------------------- send, and its email
+def test_send_prints_the_id_and_status_finds_it(shell):
+    email_id = send(shell)
+    (row,) = shell.json("status", email_id)
+    assert (row["address"], row["state"], row["phase"]) == ("ada@example.org", "queued", "queued")
+    table = shell.run("status", email_id).stdout
+    assert "ada@example.org" in table
+    assert "queued" in table
+    assert shell.json("status", row["recipient_id"]) == [row]
+
+
+def test_send_takes_every_field_as_an_option(shell, owner, tmp_path):
+    (tmp_path / "hello.html").write_text("<p>Hello {{ name }}</p>", encoding="utf-8")
+    (tmp_path / "bill.pdf").write_bytes(b"%PDF")
+    owner.execute("select pgmail.save_asset('logo', 'l.png', 'image/png', 'x')")
+    options = {
+        "--from": "Shop <shop@example.com>",
+        "--reply-to": "desk@example.com",
+        "--subject": "Hi {{ name }}",
+        "--text": "@@literal {{ name }}",
+        "--html": f"@{tmp_path / 'hello.html'}",
+        "--variables": '{"name": "nobody", "n": 1}',
+        "--variable": "name=Ada",
+        "--header": "X-Kind: welcome",
+        "--attach": tmp_path / "bill.pdf",
+        "--asset": "logo",
+        "--tag": "kind=welcome",
+        "--metadata": '{"order": 7}',
+        "--stream": "broadcast",
+        "--priority": "high",
+        "--at": "in 5 minutes",
+        "--expires-at": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
+        "--on-limit": "hold",
+        "--idempotency-key": "one",
+        "--mode": "envelope",
+    }
+    words = [word for pair in options.items() for word in pair]
+    people = [
+        "--to",
+        "a@example.org",
+        "--to",
+        "b@example.org",
+        "--cc",
+        "c@example.org",
+        "--bcc",
+        "d@example.org",
+    ]
+    email_id = shell.run("send", *words, *people).stdout.strip()
+    (content, stream, priority, tags, metadata) = owner.execute(
+        "select convert_from(content, 'UTF8')::jsonb, stream, priority, tags, metadata from pgmail.message"
+    ).fetchone()
+    assert content["text"] == "@literal {{ name }}"
+    assert content["html"] == "<p>Hello {{ name }}</p>"
+    assert content["variables"] == {"name": "Ada", "n": 1}
+    assert content["headers"] == {"X-Kind": "welcome"}
+    assert (stream, priority, metadata) == ("broadcast", 1, {"order": 7})
+    assert "welcome" in json.dumps(tags)
+    names = owner.execute("select filename, asset from pgmail.attachment order by position").fetchall()
+    assert [asset for _, asset in names] == [None, "logo"]
+    assert [row["role"] for row in shell.json("status", email_id)] == ["to", "to", "cc", "bcc"]
+    assert {row["state"] for row in shell.json("status", email_id)} == {"scheduled"}
+    assert shell.run("send", *words, *people).stdout.strip() == email_id  # the same key
+
+
+def test_send_with_a_template_pins_its_version(shell, owner):
+    shell.run("template", "save", "hi", "--subject", "Hi {{ name }}", "--text", "Hello", "--publish")
+    people = ["--from", "shop@example.com", "--to", "ada@example.org"]
+    shell.run("send", *people, "--template", "hi", "--template-version", "1", "-v", "name=Ada")
+    assert owner.execute("select template, template_version from pgmail.message").fetchall() == [("hi", 1)]
+    assert shell.refused("send", *people, "--template", "hi") == (
+        "/variables: the template needs 'name' [missing_variable]"
+    )
+
+
+def test_send_refuses_with_one_line_that_names_field_and_code(shell):
+    line = shell.refused(
+        "send", "--from", "shop@example.com", "--to", "nobody", "--subject", "Hi", "--text", "x"
+    )
+    assert re.fullmatch(r"/to: .* \[invalid_address\]", line)
+    line = shell.refused("send", *GOOD, "--stream", "nowhere")
+    assert re.fullmatch(r"/stream: .*nowhere.* \[unknown_stream\]", line)
+    assert shell.refused("send", *GOOD, "--variables", "7").endswith("[invalid_variables]")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--text", "@missing"], "missing: No such file"),
+        (["--attach", "missing"], "missing: No such file"),
+        (["--json", "missing"], "missing: No such file"),
+        (["--json", "-", "--to", "x@example.org"], "leave out to"),
+        (["--variable", "name"], "is not name=value"),
+        (["--header", "name"], "is not name:value"),
+        (["--variables", "{"], "not JSON"),
+        (["--metadata", "[NaN]"], "not a JSON number"),
+        (["--nonsense"], "No such option"),
+        (["--tmeplate", "x"], "--template"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(shell, words, hint):
+    assert hint in shell.run("send", *words, code=2).stderr
+
+
+def test_a_slip_of_the_pen_gets_a_hint(shell):
+    assert "status" in shell.run("statsu", code=2).stderr
+    assert shell.run("status", "7", code=2).stderr.strip().endswith("as `pgmail send` prints it")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"from": NaN}', "[" * 100_000, "\udcff"])
+def test_a_body_that_is_no_json_is_refused(shell, text):
+    assert shell.refused("send", "--json", "-", input=text.encode("utf-8", "surrogateescape")).endswith(
+        "[invalid_body]"
+    )
+
+
+def test_cancel_and_reschedule_say_what_they_reached(shell):
+    email_id = send(shell, "--at", "in 2 hours", "--to", "bob@example.org")
+    assert shell.run("reschedule", email_id, "tomorrow at 9am").stdout == "rescheduled 2 of 2 recipients\n"
+    assert shell.json("reschedule", email_id, "in 3 hours") == {
+        "status": "rescheduled",
+        "reached": 2,
+        "too_late": 0,
+    }
+    first = recipient_of(shell, email_id)
+    assert shell.run("cancel", first, "--reason", "a mistake").stdout == "cancelled 1 of 1 recipients\n"
+    assert "too late for 1" in shell.run("reschedule", email_id, "in 1 hour").stdout
+    assert shell.json("cancel", email_id)["reached"] == 2
+    assert shell.refused("reschedule", email_id, "in 1 hour") == "too late: nothing was rescheduled"
+    assert shell.json("reschedule", email_id, "in 1 hour", code=1)["status"] == "too_late"
+    assert shell.refused("reschedule", email_id, "some day").endswith("[invalid_time]")
+    assert shell.refused("cancel", uuid4()).endswith("[not_found]")
+
+
+def test_trace_and_why_tell_the_story(shell):
+    email_id = send(shell, "--at", "in 2 hours")
+    shell.run("cancel", email_id, "--reason", "a mistake")
+    events = shell.json("trace", email_id)
+    assert [event["type"] for event in events] == ["email.scheduled", "email.cancelled"]
+    assert all(event["at"].endswith("Z") for event in events)
+    assert "a mistake" in shell.run("trace", email_id).stdout
+    assert "was cancelled" in shell.run("why", email_id).stdout
+    assert "was cancelled" in shell.json("why", email_id)["why"][0]
+    for command in ("status", "trace", "why"):
+        assert shell.refused(command, uuid4()).endswith("[not_found]")
+
+
+def test_a_producer_may_send_and_look_and_nothing_else(shell, db):
+    shell.set(database_url=db.dsn_for("producer"))
+    email_id = send(shell)
+    for command in ("status", "trace", "why"):
+        shell.run(command, email_id)
+    shell.run("cancel", email_id)
+    for words in (["queue"], ["key", "list"], ["dead", "list"], ["tenant", "list"], ["stream", "list"]):
+        assert "may not do that" in shell.refused(*words)
+
+
+def test_the_apis_role_is_told_that_it_belongs_to_no_tenant(shell, db):
+    shell.set(database_url=db.dsn_for("api"))
+    assert shell.refused("send", *GOOD).endswith("belongs to no tenant [no_tenant]")
+
+
+# -------------------------------------------------------------------------------------------------------- operating
+def test_queue_shows_what_waits_and_which_relay_does_not(shell):
+    assert shell.run("queue").stdout == "nothing waits\n"
+    send(shell)
+    send(shell, "--at", "in 1 hour", "--stream", "broadcast")
+    seen = shell.json("queue")
+    assert [(lane["stream"], lane["site"], lane["depth"]) for lane in seen["lanes"]] == [
+        ("broadcast", "example.org", 1),
+        ("transactional", "example.org", 1),
+    ]
+    assert [(relay["name"], relay["state"]) for relay in seen["relays"]] == [("default", "up")]
+    assert shell.run(
+        "pause", "--relay", "default", "--reason", "moving", "--until", "in 1 hour"
+    ).stdout.startswith("relay default is paused until ")
+    assert "relay default is paused until" in shell.run("queue").stdout
+    assert shell.json("queue")["relays"][0]["blocked_until"].endswith("Z")
+    assert shell.run("resume", "--relay", "default").stdout == "relay default is up\n"
+    assert shell.refused("resume", "--relay", "nowhere").endswith("[unknown_relay]")
+    assert shell.refused("pause", "--relay", "default", "--reason", "x", "--until", "soon").endswith(
+        "[invalid_time]"
+    )
+
+
+def test_dead_letters_are_listed_shown_retried_and_discarded(shell, owner):
+    assert shell.run("dead", "list").stdout == "no dead letters\n"
+    emails = [send(shell) for _ in range(3)]
+    people = [recipient_of(shell, email_id) for email_id in emails]
+    for person in people:
+        kill(owner, person)
+    listed = shell.json("dead", "list")
+    assert {row["recipient_id"] for row in listed} == set(people)
+    assert listed[0]["reason"] == "attempts_exhausted"
+    assert shell.json("dead", "list", "--stream", "broadcast") == []
+    short = shell.run("dead", "list", "--limit", "2").stdout
+    assert f"--after {listed[1]['recipient_id']}" in short
+    assert [
+        row["recipient_id"] for row in shell.json("dead", "list", "--after", listed[1]["recipient_id"])
+    ] == [listed[2]["recipient_id"]]
+    assert "4.7.1 later" in shell.run("dead", "show", people[0]).stdout
+    assert shell.json("dead", "show", emails[0])[0]["recipient_id"] == people[0]
+    assert "no dead letter has the id" in shell.refused("dead", "show", uuid4())
+    assert shell.run("dead", "retry", people[0], "--why", "mended").stdout == "retried 1\n"
+    assert shell.refused("dead", "retry", people[0]) == "no dead letter matches"
+    assert shell.json("dead", "discard", emails[1]) == {"discarded": 1}
+    assert shell.run("dead", "discard", "--all", code=1, input="n\n").stderr.endswith("Aborted!\n")
+    assert shell.run("dead", "discard", "--reason", "attempts_exhausted", "--yes").stdout == "discarded 1\n"
+    assert shell.json("dead", "retry", "--all", code=1) == {"retried": 0}
+    for words in ([], ["--all", "--stream", "x"], [people[0], "--all"]):
+        assert "Give ids" in shell.run("dead", "retry", *words, code=2).stderr
+    assert owner.execute("select sum(difference) from pgmail.ledger").fetchone() == (0,)
+
+
+def test_a_dead_email_of_two_recipients_is_shown_whole(shell, owner):
+    email_id = send(shell, "--to", "bob@example.org")
+    for row in shell.json("status", email_id):
+        kill(owner, row["recipient_id"], error=None, reply="evil \x1b[2J reply")
+    shown = shell.run("dead", "show", email_id).stdout
+    assert "ada@example.org" in shown
+    assert "bob@example.org" in shown
+    assert "\x1b" not in shown
+
+
+# --------------------------------------------------------------------------------------------------------- managing
+def test_a_key_is_printed_once_and_stored_as_a_hash(shell, owner):
+    assert "make one" in shell.run("key", "list").stdout
+    made = shell.run("key", "create", "--name", "shop")
+    key = made.stdout.strip()
+    assert re.fullmatch(r"pgm_live_[A-Za-z0-9_-]{43}", key)
+    (found,) = shell.json("key", "list")
+    assert (found["name"], found["hint"], found["revoked_at"]) == ("shop", key[:13], None)
+    assert owner.execute(
+        "select sha256(%s::bytea) = hash from pgmail.api_key", [key.encode()]
+    ).fetchone() == (True,)
+    assert key not in shell.run("key", "list").stdout
+    other = shell.json("key", "create", "--name", "other")
+    assert other["key"].startswith(other["hint"])
+    assert shell.run("key", "revoke", found["id"], "--reason", "leaked").stdout == f"revoked {found['id']}\n"
+    assert "no valid key" in shell.refused("key", "revoke", found["id"])
+    assert shell.json("key", "list")[0]["revoked_at"].endswith("Z")
+
+
+def test_templates_are_compiled_when_saved_and_pinned_when_published(shell, owner):
+    assert shell.run("template", "list").stdout == "no templates\n"
+    line = shell.refused("template", "save", "bad", "--subject", "x", "--text", "a\n{% if %}")
+    assert re.fullmatch(r"/text: line 2: .* \[invalid_template\]", line)
+    assert shell.refused("template", "save", "bad", "--subject", "x").endswith("[missing_field]")
+    # A draft may lean on what is not published yet; publishing it may not.
+    child = [
+        "--subject",
+        "Hi {{ name }}",
+        "--html",
+        "{% extends 'layout' %}{% block body %}{{ order }}{% endblock %}",
+    ]
+    assert "version 1 is saved as a draft" in shell.run("template", "save", "order", *child).stdout
+    assert shell.refused("template", "publish", "order").endswith("[unknown_template]")
+    assert shell.refused("template", "check", "order").endswith("[unknown_template]")
+    layout = "<h1>{{ shop }}</h1>{% block body %}{% endblock %}"
+    saved = shell.json("template", "save", "layout", "--subject", "-", "--html", layout, "--publish")
+    assert saved == {"name": "layout", "version": 1, "published": True, "required": ["shop"], "depends": {}}
+    assert (
+        "fine; needs name, order, shop, leans on layout=1" in shell.run("template", "check", "order").stdout
+    )
+    assert shell.json("template", "publish", "order")["depends"] == {"layout": 1}
+    assert owner.execute("select required, depends from pgmail.template where name = 'order'").fetchone() == (
+        ["name", "order", "shop"],
+        {"layout": 1},
+    )
+    listed = shell.json("template", "list")
+    assert [(row["name"], row["published_version"]) for row in listed] == [("layout", 1), ("order", 1)]
+    shell.run("template", "save", "order", *child)
+    shown = shell.json("template", "show", "order")
+    assert [row["version"] for row in shown["versions"]] == [2, 1]
+    assert shown["version"] == 1
+    text = shell.run("template", "show", "order", "--version", "2").stdout
+    assert "{% extends 'layout' %}" in text
+    assert shell.run("template", "publish", "order", "--version", "2").stdout.startswith("order version 2")
+    assert shell.refused("template", "publish", "order", "--version", "9").endswith("[unknown_template]")
+    assert shell.refused("template", "publish", "nothing").endswith("[unknown_template]")
+    assert shell.refused("template", "check", "nothing").endswith("[unknown_template]")
+    assert "no template is named 'nothing'" in shell.refused("template", "show", "nothing")
+    assert shell.json("template", "check", "new", "--text", "{{ a }}") == {"required": ["a"], "depends": {}}
+
+
+def test_a_template_may_not_lean_on_itself(shell):
+    shell.run("template", "save", "a", "--subject", "x", "--text", "x", "--publish")
+    shell.run("template", "save", "b", "--subject", "x", "--text", "{% include 'a' %}", "--publish")
+    assert "leans on itself" in shell.refused(
+        "template", "save", "a", "--subject", "x", "--text", "{% include 'b' %}", "--publish"
+    )
+
+
+def test_assets_are_saved_under_a_name(shell, tmp_path):
+    assert shell.run("asset", "list").stdout == "no assets\n"
+    (tmp_path / "logo.png").write_bytes(b"\x89PNG")
+    assert shell.run("asset", "save", tmp_path / "logo.png").stdout == "saved logo.png (image/png, 4 bytes)\n"
+    shell.run(
+        "asset", "save", tmp_path / "logo.png", "--name", "x", "--filename", "y.bin", "--content-type", "a/b"
+    )
+    assert [(row["name"], row["content_type"], row["size_bytes"]) for row in shell.json("asset", "list")] == [
+        ("logo.png", "image/png", 4),
+        ("x", "a/b", 4),
+    ]
+    assert shell.refused("asset", "save", tmp_path / "logo.png", "--content-type", "x").endswith(
+        "[invalid_attachment]"
+    )
+    assert shell.refused("asset", "save", tmp_path / "logo.png", "--name", "a b").endswith("[invalid_name]")
+    assert "does not exist" in shell.run("asset", "save", "missing", code=2).stderr
+
+
+def test_streams_are_created_and_changed(shell):
+    shell.run("stream", "save", "news", "--priority", "low", "--on-doubt", "hold", "--max-queued", "10")
+    shell.run("stream", "save", "news", "--retry-factor", "2")
+    (news,) = [row for row in shell.json("stream", "list") if row["name"] == "news"]
+    assert (news["priority"], news["on_doubt"], news["max_queued"], news["retry_factor"]) == (
+        "low",
+        "hold",
+        10,
+        2,
+    )
+    shell.run("stream", "save", "news", "--max-queued", "none")
+    assert "news" in shell.run("stream", "list").stdout
+    assert shell.refused("stream", "save", "news", "--priority", "urgent").endswith("[invalid_priority]")
+    assert shell.refused("stream", "save", "news", "--on-doubt", "what").endswith("[invalid_stream]")
+    assert shell.refused("stream", "save", "No Name").endswith("[invalid_name]")
+    assert "whole number" in shell.run("stream", "save", "news", "--max-queued", "x", code=2).stderr
+
+
+def test_suppressions_are_added_found_and_removed(shell):
+    assert shell.run("suppression", "list").stdout == "nobody is suppressed\n"
+    assert shell.run("suppression", "add", "ADA@Example.ORG").stdout == "suppressed ada@example.org\n"
+    shell.run(
+        *("suppression", "add", "bob@example.org", "--stream", "broadcast", "--reason", "unsubscribed"),
+        *("--source", "a link", "--expires-at", "in 2 days"),
+    )
+    assert [row["address"] for row in shell.json("suppression", "list", "--address", "Ada@example.org")] == [
+        "ada@example.org"
+    ]
+    (bob,) = shell.json("suppression", "list", "--stream", "broadcast")
+    assert (bob["reason"], bob["source"]) == ("unsubscribed", "a link")
+    assert shell.json("suppression", "list", "--reason", "bounced") == []
+    assert (
+        shell.run("suppression", "remove", "ada@example.org").stdout
+        == "ada@example.org may have mail again\n"
+    )
+    assert "is not suppressed on all streams" in shell.refused("suppression", "remove", "ada@example.org")
+    for words in (["add", "nobody"], ["list", "--address", "nobody"], ["remove", "nobody"]):
+        assert shell.refused("suppression", *words).endswith("[invalid_address]")
+    assert shell.refused("suppression", "add", "a@example.org", "--reason", "hate").endswith(
+        "[invalid_reason]"
+    )
+
+
+def test_a_tenant_is_created_and_granted_to_a_role(shell, db):
+    assert shell.run("tenant", "create", "acme").stdout.startswith("created tenant acme (")
+    assert shell.refused("tenant", "create", "acme").startswith("duplicate key")
+    assert shell.json("tenant", "create", "other")["name"] == "other"
+    role = "pgmail_producer"
+    assert shell.run("tenant", "grant", role, "acme").stdout == f"{role} speaks for acme\n"
+    (acme,) = [row for row in shell.json("tenant", "list") if row["name"] == "acme"]
+    assert acme["roles"] == [role]
+    assert "acme" in shell.run("tenant", "list").stdout
+    assert shell.refused("tenant", "grant", role, "nowhere").endswith("[unknown_tenant]")
+    assert "the server has no role" in shell.refused("tenant", "grant", "nobody_here", "acme")
+    before = send(shell)
+    shell.set(database_url=db.dsn_for("producer"))
+    assert shell.refused("status", before).endswith("[not_found]")
+
+
+# ------------------------------------------------------------------------------------------------- database, doctor
+def test_the_schema_is_checked_upgraded_and_taken_back(shell, db):
+    assert "fits this program" in shell.run("db", "check").stdout
+    assert shell.json("db", "check")["compatible"] is True
+    assert "roles pgmail_* are set up" in shell.run("db", "upgrade").stdout
+    send(shell)
+    assert shell.refused("db", "downgrade", "base").endswith("[holds_data]")
+    assert "dropped the schema pgmail" in shell.json("db", "downgrade", "base", "--yes")
+    assert "holds no pgmail schema" in shell.refused("db", "check")
+    assert shell.json("db", "check", code=1)["compatible"] is False
+    assert "pgmail db check" in shell.refused("queue")
+    failed = [row for row in shell.json("doctor", code=1) if row["status"] == "failed"]
+    assert [(row["check"], row["mend"]) for row in failed] == [("schema", "pgmail db upgrade")]
+
+
+def test_roles_are_listed_and_their_sql_is_printed(shell):
+    listed = shell.json("db", "roles")
+    assert {row["name"]: row["exists"] for row in listed}["pgmail_worker"] is True
+    assert "pgmail_api" in shell.run("db", "roles").stdout
+    shell.set(role_prefix="other_")
+    sql = shell.run("db", "roles", "--sql").stdout
+    assert "other_worker" in sql
+    assert "{prefix}" not in sql
+    assert not any(row["exists"] for row in shell.json("db", "roles"))
+
+
+def test_doctor_names_what_is_wrong_worst_first_with_what_mends_it(shell, owner):
+    found = shell.json("doctor", code=1)
+    assert [row["status"] for row in found] == sorted(
+        (row["status"] for row in found), key=["failed", "warning", "skipped", "ok"].index
+    )
+    state = {row["check"]: row for row in found}
+    assert state["workers"]["status"] == "failed"
+    assert state["workers"]["mend"] == "pgmail worker"
+    assert state["leader"]["status"] == "failed"
+    assert {"settings", "database", "schema", "tenant", "roles", "ledger", "clock"} <= {
+        check for check, row in state.items() if row["status"] == "ok"
+    }
+    text = shell.run("doctor", code=1)
+    assert "pgmail worker" in text.stdout
+    assert re.search(r"checks failed", text.stderr)
+    # A fleet at work.
+    owner.execute("insert into pgmail.worker (host, pid, program, concurrency) values ('h', 1, 'worker', 20)")
+    owner.execute("update pgmail.leader set epoch = 1, until = now() + interval '1 hour'")
+    owner.execute("select pgmail.make_partitions_v1(35)")
+    assert {row["status"] for row in shell.json("doctor")} == {"ok"}
+
+
+def test_doctor_sees_pauses_dead_letters_late_mail_and_false_books(shell, owner):
+    owner.execute("insert into pgmail.worker (host, pid, program, concurrency) values ('h', 1, 'worker', 20)")
+    owner.execute(
+        "insert into pgmail.worker (host, pid, program, concurrency, beat_at)"
+        " values ('h', 2, 'worker', 20, now() - interval '1 hour')"
+    )
+    email_id = send(shell)
+    owner.execute("update pgmail.queue set due_at = now() - interval '1 hour'")
+    shell.run("pause", "--relay", "default", "--reason", "moving")
+    state = {row["check"]: row for row in shell.json("doctor", code=1)}
+    assert state["workers"]["message"].endswith("1 silent")
+    assert state["waiting"]["mend"] == "pgmail queue"
+    assert state["relays"]["mend"] == "pgmail resume --relay default"
+    owner.execute("update pgmail.relay set state = 'away', reason = 'refused'")
+    owner.execute("update pgmail.queue set due_at = 'infinity', held_due_at = now()")
+    state = {row["check"]: row for row in shell.json("doctor", code=1)}
+    assert state["relays"]["status"] == "failed"
+    assert "1 recipients are held" in state["dead letters"]["message"]
+    owner.execute("update pgmail.queue set due_at = now()")
+    kill(owner, recipient_of(shell, email_id))
+    state = {row["check"]: row for row in shell.json("doctor", code=1)}
+    assert state["dead letters"]["mend"] == "pgmail dead list"
+    owner.execute("delete from pgmail.dead_letter")
+    state = {row["check"]: row for row in shell.json("doctor", code=1)}
+    assert state["ledger"]["status"] == "failed"
+
+
+def test_doctor_skips_what_its_role_may_not_see(shell, db):
+    shell.set(database_url=db.dsn_for("producer"))
+    state = {row["check"]: row["status"] for row in shell.json("doctor")}
+    assert state["workers"] == state["ledger"] == "skipped"
+    assert state["database"] == state["roles"] == "ok"
+
+
+def test_doctor_tells_that_a_role_belongs_to_nobody(shell, db):
+    shell.set(database_url=db.dsn_for("api"))
+    state = {row["check"]: row for row in shell.json("doctor", code=1)}
+    assert state["tenant"]["mend"] == "pgmail tenant grant pgmail_api default"
+
+
+def test_doctor_tells_of_partitions_that_run_out(shell, owner):
+    owner.execute(
+        """do $$ declare t regclass; begin
+          for t in select inhrelid::regclass from pg_inherits where inhrelid::regclass::text ~ '_[0-9]{8}$' loop
+            execute format('drop table %s', t);
+          end loop; end $$"""
+    )
+    send(shell)
+    state = {row["check"]: row for row in shell.json("doctor", code=1)}
+    assert state["partitions"]["status"] == "failed"
+    owner.execute("select pgmail.make_partitions_v1(3)")
+    state = {row["check"]: row for row in shell.json("doctor", code=1)}
+    assert state["partitions"]["status"] in {"warning", "failed"}
+
+
+# ------------------------------------------------------------------------------------------------- the corpus
+def answer(shell, case):
+    result = CliRunner().invoke(cli, ["send", "--json", "-"], input=json.dumps(case.body))
+    if result.exit_code == 0:
+        UUID(result.stdout.strip())
+        return None
+    assert result.exit_code == 1, (case.name, result.stderr, result.exception)
+    (line,) = result.stderr.splitlines()
+    match = re.fullmatch(r"pgmail: (?:(/\S*|/headers/.*): )?.*\[(\w+)\]", line)
+    assert match, (case.name, line)
+    return (match[2], match[1] or "")
+
+
+def test_the_corpus_gets_the_same_answers_from_the_command_line(shell):
+    wrong = []
+    for case in (case for case in cases(datetime.now(UTC), "cli") if not case.needs):
+        expected = case.expect and (case.expect.code, case.expect.field)
+        found = answer(shell, case)
+        if found != expected:
+            wrong.append((case.name, found, expected))
+    assert not wrong
+
+
+# ------------------------------------------------------------------------------------------------- wiring
+def test_every_part_that_commands_ask_for_exists():
+    for place in PARTS.values():
+        assert callable(parts.load(place))
+    with pytest.raises(LookupError):
+        parts.part("nothing")
+
+
+def test_a_relay_that_the_transport_refuses_is_a_fault_of_settings():
+    with pytest.raises(SettingsError, match="PGMAIL_RELAY_URL"):
+        transports(Settings(relay_url="smtp://relay.example.com?what=1"))
+    relay = transports(Settings(relay_url="smtp://127.0.0.1:2525", helo_name="mail.example.com"))["default"]
+    assert relay.name

@@ -1,0 +1,115 @@
+"""The pool: opens late, heals by itself, speaks in pgmail's own errors."""
+
+import asyncio
+
+import psycopg
+import pytest
+
+from pgmail import sqlfiles
+from pgmail.errors import DatabaseAway
+from pgmail.sqlfiles import Query
+from pgmail.store.database import Database as Pool
+from pgmail.store.database import fetch_many, fetch_one
+from tests.sql.kit import one
+from tests.waiting import eventually
+from tests.worker.cable import cable_to
+
+_Q = sqlfiles.queries("maintain")
+_WHO = sqlfiles.queries("presence")["workers"]
+
+
+@pytest.fixture
+async def pool(db):
+    made = Pool(db.dsn_for("worker"), name="the pool", low=1, high=2, wait_seconds=2)
+    await made.open()
+    yield made
+    await made.close()
+
+
+async def test_rows_come_by_attribute_and_as_dictionaries(pool):
+    now = await pool.one(_Q["clock"])
+    assert now.now.tzinfo is not None
+    assert [list(row) for row in await pool.dicts(_Q["clock"])] == [["now"]]
+    assert await pool.many(_WHO) == []
+    assert await pool.one(_WHO) is None
+    await pool.run(_Q["clock"])
+
+
+async def test_a_lent_connection_runs_queries_too(pool):
+    async with pool.connection() as connection:
+        assert (await fetch_one(connection, _Q["clock"])).now
+        assert len(await fetch_many(connection, _Q["clock"])) == 1
+
+
+async def test_connections_say_who_they_are_and_hold_no_transaction(db, pool):
+    await pool.one(_Q["clock"])
+    with psycopg.connect(db.superuser_dsn, autocommit=True) as admin:
+        state = one(
+            admin,
+            "select min(state) from pg_stat_activity where application_name = 'the pool' and datname = %s",
+            [db.name],
+        )
+    assert state == "idle"
+
+
+async def test_opening_does_not_wait_for_a_server_that_is_away(db):
+    async with cable_to(db.dsn) as cable:
+        cable.cut()
+        pool = Pool(cable.dsn(db.dsn), name="test", wait_seconds=0.3)
+        await pool.open()
+        assert not await pool.reachable()
+        with pytest.raises(DatabaseAway):
+            await pool.one(_Q["clock"])
+        cable.mend()
+        await eventually(pool.reachable)
+        await pool.close()
+        await pool.close()
+
+
+async def test_connections_that_broke_are_replaced_unseen(db):
+    async with cable_to(db.dsn) as cable:
+        pool = Pool(cable.dsn(db.dsn), name="test", low=1, high=2)
+        await pool.open()
+        assert await pool.reachable()
+        cable.cut()
+        cable.mend()
+        assert (await pool.one(_Q["clock"])).now
+        await pool.close()
+
+
+async def test_a_connection_that_breaks_in_the_middle_is_a_database_that_is_away(db):
+    async with cable_to(db.dsn) as cable:
+        pool = Pool(cable.dsn(db.dsn), name="test", low=1, high=1)
+        await pool.open()
+        with pytest.raises(DatabaseAway):
+            async with pool.connection() as connection:
+                cable.cut()
+                await fetch_one(connection, _Q["clock"])
+        await pool.close()
+
+
+async def test_who_waits_too_long_for_a_connection_is_told_so(db):
+    pool = Pool(db.dsn, name="test", low=1, high=1, wait_seconds=0.2)
+    await pool.open()
+    async with pool.connection():
+        with pytest.raises(DatabaseAway, match="became free in time"):
+            await pool.one(_Q["clock"])
+    await pool.close()
+
+
+async def test_who_waits_while_the_server_comes_back_is_served_before_the_end_of_the_wait(db):
+    async with cable_to(db.dsn) as cable:
+        cable.cut()
+        pool = Pool(cable.dsn(db.dsn), name="test", wait_seconds=20)
+        await pool.open()
+        asking = asyncio.create_task(pool.one(_Q["clock"]))
+        await eventually(lambda: cable.refused)
+        cable.mend()
+        assert (await asyncio.wait_for(asking, 10)).now
+        await pool.close()
+
+
+async def test_a_fault_of_ours_is_not_hidden_as_an_outage(pool):
+    with pytest.raises(psycopg.errors.UndefinedColumn):
+        await pool.one(Query("broken", "one", "no purpose", "select no_such_column"))
+    assert await pool.reachable()

@@ -1,0 +1,35 @@
+"""Who is there in tests of workers: an application, the owner who looks, and workers in this process."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pgmail.store.database import Database as Pool
+from tests.worker.kit import Crew
+
+
+@pytest.fixture
+def app(db):
+    """The producer's connection, autocommit."""
+    return db.connect("producer")
+
+
+@pytest.fixture
+def owner(db):
+    return db.connect()
+
+
+@pytest.fixture
+async def pool(db) -> AsyncIterator[Pool]:
+    """The database as a worker sees it."""
+    made = Pool(db.dsn_for("worker"), name="test", low=1, high=3, wait_seconds=3)
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def crew(db, sink) -> AsyncIterator[Crew]:
+    made = Crew(db, sink)
+    yield made
+    await made.dismiss()

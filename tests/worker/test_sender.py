@@ -1,0 +1,288 @@
+"""What one mail comes to: every verdict, on streams that resend and on streams that hold."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from pgmail.domain import ids
+from pgmail.domain.reply import Phase, Reply, Result
+from pgmail.errors import DatabaseAway
+from pgmail.shaping.verdict import BROKEN
+from pgmail.store.work import Lease, MessageRow, RecipientRow, Settlement, StreamRow
+from pgmail.worker import sender as module
+from pgmail.worker.content import Library, Message
+from pgmail.worker.lanes import Lane, LaneRow
+from pgmail.worker.sender import Job, Sender
+from tests.worker.kit import ACCEPTED, AWAY, LOCKED_OUT, Scripted
+
+CONTENT: dict[str, Any] = {
+    "from": {"address": "shop@example.com"},
+    "to": [{"address": "ada@example.org"}],
+    "subject": "Hi",
+    "text": "Hello",
+}
+
+
+class Desk:
+    """A sender whose findings are kept: settlements, and leases given back."""
+
+    def __init__(self, *results: Result | BaseException, fresh: bool = True, blocked: bool = False) -> None:
+        self.transport: Scripted | None = Scripted(*results)
+        self.settled: list[Settlement] = []
+        self.returned: list[str | None] = []
+        self.recorded: list[str] = []
+        self.library = Library(None, "")
+        self._blocked = blocked
+        self.sender = Sender(self.library, self, self, self._give_back, lambda: 7, fresh=lambda: fresh)
+
+    # what a sender asks of relays and of the settler
+    def get(self, name: str) -> Scripted | None:
+        return self.transport
+
+    def blocked(self, name: str) -> bool:
+        return self._blocked
+
+    async def record(self, name: str, verdict: Any) -> None:
+        self.recorded.append(verdict.kind)
+
+    def add(self, tenant: int, settlement: Settlement) -> None:
+        self.settled.append(settlement)
+
+    async def _give_back(self, lease: Lease, reason: str | None) -> None:
+        self.returned.append(reason)
+
+    @property
+    def found(self) -> str:
+        """`kind`, or `back` where the lease was given back."""
+        assert len(self.settled) + len(self.returned) == 1
+        return self.settled[0].kind if self.settled else "back"
+
+
+def a_job(
+    *,
+    on_doubt: str = "resend",
+    attempts: int = 0,
+    rescues: int = 0,
+    age: timedelta = timedelta(0),
+    scheduled_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    suppressed: str | None = None,
+    due_at: datetime | None = None,
+    content: dict[str, Any] | None = None,
+    **policy: Any,
+) -> Job:
+    now = datetime.now(UTC)
+    written = now - age
+    id_ = ids.make(written)
+    stream = StreamRow(1, "transactional", on_doubt=on_doubt, **{"retry_jitter": 0.0, **policy})
+    row = MessageRow(id_, written, "envelope", 1, None, None, msgspec.json.encode(content or CONTENT), scheduled_at)
+    lease = Lease(1, ids.make(written), id_, 5, due_at or written, 1, attempts, rescues, expires_at)
+    lane = Lane(LaneRow(1, 5, "transactional", 2, "example.org", True, 1, None), 0.0)
+    person = RecipientRow(lease.id, "ada@example.org", "ada@example.org", None, None, suppressed)
+    return Job(lease, lane, stream, Message(row), person)
+
+
+class Case(NamedTuple):
+    """A result, and what it comes to on a stream that resends and on one that holds."""
+
+    name: str
+    result: Result
+    resend: str
+    hold: str
+
+
+def refused(phase: Phase, code: int) -> Result:
+    return Result(phase=phase, reply=Reply(code, "said so"))
+
+
+CASES = [
+    Case("accepted", ACCEPTED, "sent", "sent"),
+    Case("no such user", refused(Phase.RCPT, 550), "bounced", "bounced"),
+    Case("content refused", refused(Phase.DOT, 554), "bounced", "bounced"),
+    Case("greylisted", refused(Phase.DOT, 451), "deferred", "deferred"),
+    Case("mailbox full", refused(Phase.RCPT, 452), "deferred", "deferred"),
+    Case("busy", refused(Phase.MAIL, 421), "back", "back"),
+    Case("refuses us", refused(Phase.GREETING, 554), "back", "back"),
+    Case("wrong password", LOCKED_OUT, "back", "back"),
+    Case("wrong password at MAIL", refused(Phase.MAIL, 530), "back", "back"),
+    *(
+        Case(
+            f"broken in {phase.value}",
+            Result(phase=phase, error="reset"),
+            {"delay": "back", "defer": "deferred", "in_doubt": "deferred"}[kind],
+            {"delay": "back", "defer": "deferred", "in_doubt": "held"}[kind],
+        )
+        for phase, (kind, _) in BROKEN.items()
+    ),
+]
+
+
+@pytest.mark.parametrize("on_doubt", ["resend", "hold"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_a_result_becomes_what_the_table_says(case, on_doubt):
+    desk = Desk(case.result)
+    await desk.sender.send(a_job(on_doubt=on_doubt))
+    assert desk.found == getattr(case, on_doubt)
+    in_doubt = case.result.phase is Phase.DOT and case.result.reply is None
+    assert any(settlement.doubt for settlement in desk.settled) is in_doubt
+    assert len(desk.recorded) == 1
+
+
+@pytest.mark.parametrize(("attempts", "reason"), [(0, None), (18, None), (19, "attempts_exhausted"), (40, "attempts_exhausted")])
+async def test_the_last_attempt_of_the_policy_is_a_dead_letter(attempts, reason):
+    desk = Desk(refused(Phase.RCPT, 450))
+    await desk.sender.send(a_job(attempts=attempts))
+    assert desk.found == ("dead" if reason else "deferred")
+    assert desk.settled[0].reason == (reason or "refused_for_now")
+
+
+async def test_a_doubt_on_the_last_attempt_is_a_dead_letter_that_says_so():
+    desk = Desk(Result(phase=Phase.DOT, error="reset"))
+    await desk.sender.send(a_job(attempts=19))
+    assert (desk.found, desk.settled[0].doubt) == ("dead", True)
+
+
+async def test_delays_grow_by_the_streams_own_factors():
+    delays = []
+    for attempts in range(4):
+        desk = Desk(refused(Phase.RCPT, 450))
+        await desk.sender.send(a_job(attempts=attempts, retry_base_seconds=10, retry_factor=4, retry_cap_seconds=200))
+        delays.append(desk.settled[0].delay)
+    assert delays == [10, 40, 160, 200]
+
+
+async def test_a_cap_below_the_base_is_no_reason_to_crash():
+    desk = Desk(refused(Phase.RCPT, 450))
+    await desk.sender.send(a_job(retry_base_seconds=100, retry_cap_seconds=1))
+    assert desk.settled[0].delay == 100
+
+
+async def test_mail_past_its_greatest_age_is_a_dead_letter():
+    desk = Desk(refused(Phase.RCPT, 450))
+    await desk.sender.send(a_job(age=timedelta(days=4), attempts=3))
+    assert (desk.found, desk.settled[0].reason) == ("dead", "too_old")
+
+
+async def test_mail_written_long_ago_for_today_is_young():
+    desk = Desk(refused(Phase.RCPT, 450))
+    await desk.sender.send(a_job(age=timedelta(days=30), attempts=3, scheduled_at=datetime.now(UTC)))
+    assert desk.found == "deferred"
+
+
+async def test_mail_that_was_rescheduled_or_tried_again_is_young_at_its_first_attempt():
+    desk = Desk(refused(Phase.RCPT, 450))
+    await desk.sender.send(a_job(age=timedelta(days=30), due_at=datetime.now(UTC)))
+    assert desk.found == "deferred"
+
+
+async def test_a_suppressed_or_expired_recipient_is_settled_without_asking_anybody():
+    for job, kind in (
+        (a_job(suppressed="complained"), "suppressed"),
+        (a_job(expires_at=datetime.now(UTC) - timedelta(seconds=1)), "expired"),
+    ):
+        desk = Desk()
+        await desk.sender.send(job)
+        assert (desk.found, desk.settled[0].began, desk.transport.begun) == (kind, False, 0)
+
+
+async def test_a_mail_without_content_is_a_dead_letter():
+    job = a_job()
+    job.message = None
+    desk = Desk()
+    await desk.sender.send(job)
+    assert (desk.found, desk.settled[0].reason) == ("dead", "poison")
+
+
+async def test_a_mail_that_so_many_workers_died_with_is_a_dead_letter():
+    desk = Desk()
+    await desk.sender.send(a_job(rescues=module.MOST_RESCUES))
+    assert (desk.found, desk.settled[0].reason, desk.transport.begun) == ("dead", "poison", 0)
+    spared = Desk()
+    await spared.sender.send(a_job(rescues=module.MOST_RESCUES - 1))
+    assert spared.found == "sent"
+
+
+async def test_a_worker_that_may_count_as_dead_starts_no_mail():
+    desk = Desk(fresh=False)
+    await desk.sender.send(a_job())
+    assert (desk.found, desk.transport.begun) == ("back", 0)
+
+
+async def test_a_relay_that_was_found_blocked_meanwhile_gets_no_mail():
+    desk = Desk(blocked=True)
+    await desk.sender.send(a_job())
+    assert (desk.returned, desk.transport.begun) == ([None], 0)
+
+
+async def test_a_relay_that_is_not_configured_here_is_told_as_the_reason_of_the_delay():
+    desk = Desk()
+    desk.transport = None
+    await desk.sender.send(a_job())
+    assert desk.returned == ["relay default is not configured in this worker"]
+
+
+async def test_a_delay_says_what_the_relay_said_and_spends_no_attempt():
+    desk = Desk(AWAY)
+    await desk.sender.send(a_job())
+    assert desk.returned == ["relay default: relay_unreachable: connection refused"]
+    assert desk.recorded == ["delay"]
+
+
+async def test_a_template_that_fails_is_a_dead_letter_that_spent_no_attempt():
+    desk = Desk()
+    await desk.sender.send(a_job(content={**CONTENT, "text": "{{ name }}", "variables": {}}))
+    (settlement,) = desk.settled
+    assert (settlement.kind, settlement.reason, settlement.began) == ("dead", "template", False)
+    assert "name" in settlement.error
+
+
+async def test_a_fault_of_ours_while_making_a_mail_is_its_dead_letter_and_not_the_workers(monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("pgmail.worker.content.assemble", broken)
+    desk = Desk()
+    await desk.sender.send(a_job())
+    (settlement,) = desk.settled
+    assert (settlement.kind, settlement.reason, settlement.error) == ("dead", "poison", "ZeroDivisionError: a bug")
+
+
+async def test_a_database_that_is_away_while_making_a_mail_gives_the_lease_back(monkeypatch):
+    async def away(*_: object, **__: object) -> None:
+        raise DatabaseAway("gone")
+
+    desk = Desk()
+    monkeypatch.setattr(desk.library, "wire", away)
+    await desk.sender.send(a_job())
+    assert desk.returned == [None]
+
+
+@pytest.mark.parametrize(("on_doubt", "kind"), [("resend", "deferred"), ("hold", "held")])
+async def test_a_transport_that_raises_leaves_the_mail_in_doubt(on_doubt, kind):
+    """A fault of ours at a moment that nobody knows: the mail may have been sent."""
+    desk = Desk(RuntimeError("a bug"))
+    await desk.sender.send(a_job(on_doubt=on_doubt))
+    (settlement,) = desk.settled
+    assert (settlement.kind, settlement.doubt, settlement.error) == (kind, True, "RuntimeError: a bug")
+
+
+async def test_an_address_that_is_not_ascii_asks_for_smtputf8():
+    desk, job = Desk(), a_job()
+    job.person = RecipientRow(job.lease.id, "müller@example.org", "müller@example.org", None, None, None)
+    await desk.sender.send(job)
+    (envelope,) = desk.transport.delivered
+    assert envelope.smtputf8
+    assert (envelope.sender, envelope.recipient) == ("shop@example.com", "müller@example.org")
+
+
+async def test_the_settlement_carries_the_lease_and_the_reply():
+    desk, job = Desk(refused(Phase.RCPT, 550)), a_job(attempts=2)
+    await desk.sender.send(job)
+    (settlement,) = desk.settled
+    assert (settlement.id, settlement.claims, settlement.attempts) == (job.lease.id, 1, 2)
+    assert (settlement.code, settlement.reply, settlement.phase) == (550, "said so", "rcpt")
+    assert (settlement.site, settlement.relay, settlement.lane) == ("example.org", "default", 5)
+    assert isinstance(settlement.id, UUID)
