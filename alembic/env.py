@@ -6,9 +6,8 @@ ours nor is seen. `pgmail.store.migrate` hands over the connection and commits; 
 
 from __future__ import annotations
 
-from alembic.util import CommandError
-
 from alembic import context
+from alembic.util import CommandError
 
 connection = context.config.attributes.get("connection")
 if connection is None:

@@ -1,12 +1,12 @@
 """The error tree. Remote refusals are values (`domain.reply`); only our own faults are raised.
 
-    PgmailError
-    ├── Refused             an email or a request breaks the law of ways in (carries code, field, status)
-    ├── SettingsError       settings are wrong; names all of them at once
-    ├── SchemaMismatch      program and schema do not fit together
-    ├── DatabaseAway        PostgreSQL cannot be reached (also an OSError)
-    ├── TemplateFault       a template cannot be compiled or rendered
-    └── SandboxError        the embedded PostgreSQL or the sink could not be started
+PgmailError
+├── Refused             an email or a request breaks the law of ways in (carries code, field, status)
+├── SettingsError       settings are wrong; names all of them at once
+├── SchemaMismatch      program and schema do not fit together
+├── DatabaseAway        PostgreSQL cannot be reached (also an OSError)
+├── TemplateFault       a template cannot be compiled or rendered
+└── SandboxError        the embedded PostgreSQL or the sink could not be started
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pgmail.api.params import database_of
 from pgmail.api.problems import RETRY_SECONDS
 from pgmail.errors import DatabaseAway
 from pgmail.store import emails as store
-from pgmail.store.migrate import judge
+from pgmail.store.schema import judge
 
 
 @get("/health/live", operation_class=operation())

@@ -18,7 +18,7 @@ NAMES = ("e2e", "enqueue")
 @click.option("--seconds", type=click.IntRange(1, 600), help="Each figure of enqueue; 5 by default.")
 @common.as_json
 def bench(name: str, mails: int | None, processes: int | None, seconds: int | None, as_json: bool) -> None:
-    """Measure on an embedded PostgreSQL of its own; touches no mail of yours.
+    r"""Measure on an embedded PostgreSQL of its own; touches no mail of yours.
 
     \b
     e2e      mails a second from queue to sink: claim, render 4 kB text and HTML, send, settle

@@ -63,8 +63,9 @@ def table(headings: Iterable[str] | None, rows: Iterable[Sequence[Any]]) -> None
     for row in rows:
         made.add_row(*(Text(cell(value)) for value in row))
     # Text as it is: no markup in an address or a reply, no colours where nobody sees them.
-    width = get_terminal_size().columns if terminal else WIDE
-    console = Console(width=width, highlight=False, markup=False, soft_wrap=False)
+    # Both, or the library assumes 80 columns where TERM is dumb.
+    width, height = get_terminal_size() if terminal else (WIDE, 25)
+    console = Console(width=width, height=height, highlight=False, markup=False, soft_wrap=False)
     with console.capture() as captured:
         console.print(made)
     click.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines()))

@@ -22,7 +22,6 @@ from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, FunctionLoader
 from litestar import Litestar, MediaType, Request, Response, get
-from litestar.config.allowed_hosts import AllowedHostsConfig
 from litestar.datastructures import State
 from litestar.exceptions import NotFoundException
 
@@ -66,7 +65,7 @@ def create_inbox(mails: Mails) -> Litestar:
     return Litestar(
         [show_list, show_mail, show_html, show_file, show_style],
         state=State({"mails": mails}),
-        allowed_hosts=AllowedHostsConfig(allowed_hosts=["127.0.0.1", "localhost", "[::1]"]),
+        before_request=_only_here,
         exception_handlers={NotFoundException: _not_found},
         openapi_config=None,
         logging_config=None,
@@ -132,6 +131,13 @@ def show_style() -> Response[str]:
     return Response(_resource("inbox.css"), media_type="text/css; charset=utf-8", headers=_ALWAYS)
 
 
+async def _only_here(request: Request[Any, Any, Any]) -> Response[str] | None:
+    """Refuse requests under names that are not this machine's own: another site's page could send them."""
+    if request.url.hostname in ("127.0.0.1", "localhost", "::1"):
+        return None
+    return Response("This page answers on 127.0.0.1 only.\n", media_type=MediaType.TEXT, status_code=421)
+
+
 def _not_found(_: Request[Any, Any, Any], __: Exception) -> Response[str]:
     """Whatever it was, it is not here: a page like the others."""
     html = _template().render(missing=True, mail=None, mails=[], total=0, q="", page=1, pages=1, link=_link)
@@ -150,7 +156,7 @@ def _list(state: State, query: str, page: int) -> dict[str, Any]:
         "page": page,
         "pages": max(1, math.ceil(total / PER_PAGE)),
         "mail": None,
-        "link": lambda path, **more: _link(path, q=query, page=page, **more),
+        "link": lambda path, **more: _link(path, **{"q": query, "page": page} | more),
     }
 
 

@@ -10,12 +10,15 @@ import psycopg
 from psycopg import errors
 from psycopg_pool import PoolTimeout
 
-from pgmail.errors import DatabaseAway, PgmailError, Refused
+from pgmail.errors import DatabaseAway, PgmailError, Refused, SchemaMismatch
 
 # States in which the server answers, but not for us and not now: as good as away. 57P01..57P05 shutting down or
 # starting, 25006 a standby that was not promoted yet, 40001 and 40P01 another transaction came first. Class 53 is
 # want of connections, memory or disk.
 _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "40001", "40P01"})
+
+
+_NO_SCHEMA = frozenset({"3F000", "42P01", "42883"})  # a schema, table or function that is not there
 
 
 class FencedOut(PgmailError):  # noqa: N818 - the word of the design
@@ -31,6 +34,8 @@ def translate(error: Exception) -> PgmailError | None:
     state = error.sqlstate or ""
     if state == "PM410":
         return FencedOut(error.diag.message_primary or "fenced out")
+    if state in _NO_SCHEMA and "pgmail" in (error.diag.message_primary or ""):
+        return SchemaMismatch(f"{first_line(error)}; run `pgmail db upgrade` on this database")
     if state.startswith("PM"):
         return refusal(
             state, error.diag.constraint_name, error.diag.message_detail, error.diag.message_primary

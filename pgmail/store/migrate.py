@@ -17,23 +17,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import psycopg
 import sqlalchemy
+from alembic import command, op
 from alembic.config import Config
 from psycopg import errors
 from psycopg.rows import dict_row
 
-from alembic import command, op
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway, PgmailError, Refused, SchemaMismatch, SettingsError
-
-SCHEMA_VERSION: Final = 1
-"""The schema that this program brings."""
-
-NEEDS_FROM: Final = 1
-"""The oldest schema that this program works with."""
+from pgmail.store import schema
+from pgmail.store.schema import SchemaState
 
 LOCK_TIMEOUT_SECONDS: Final = 5
 
@@ -42,46 +38,6 @@ _SECTION: Final = re.compile(r"^-- section: (\w+)[ \t]*$", re.MULTILINE)
 _ROLES_AT_ONCE: Final = 3
 # Alembic keeps the migration under way in module globals: one at a time in a process, whatever the database.
 _ALEMBIC_IS_SINGLE: Final = threading.Lock()
-
-
-class SchemaState(NamedTuple):
-    """What `check` found. `problem` is None when program and schema fit, else what is wrong and what to do.
-
-    `version` and `compatible_from` are None when the database holds no pgmail schema.
-    """
-
-    version: int | None
-    compatible_from: int | None
-    program_version: int
-    problem: str | None
-
-    @property
-    def compatible(self) -> bool:
-        """Whether this program may use this schema."""
-        return self.problem is None
-
-    def require(self) -> None:
-        """SchemaMismatch unless program and schema fit."""
-        if self.problem is not None:
-            raise SchemaMismatch(self.problem)
-
-
-def judge(version: int | None, compatible_from: int | None) -> SchemaState:
-    """Decide whether this program may use a schema that says this of itself (None: there is none)."""
-    problem = None
-    if version is None or compatible_from is None:
-        problem = "the database holds no pgmail schema; run `pgmail db upgrade`"
-    elif compatible_from > SCHEMA_VERSION:
-        problem = (
-            f"the schema (version {version}) refuses this program: it lets in programs of version "
-            f"{compatible_from} or later, and this one is of {SCHEMA_VERSION}; install a newer pgmail"
-        )
-    elif version < NEEDS_FROM:
-        problem = (
-            f"this program refuses the schema: it is of version {version}, and this program needs "
-            f"{NEEDS_FROM} or later; run `pgmail db upgrade`"
-        )
-    return SchemaState(version, compatible_from, SCHEMA_VERSION, problem)
 
 
 def check(dsn: str) -> SchemaState:
@@ -100,9 +56,13 @@ def upgrade(dsn: str, *, prefix: str, revision: str = "head", roles: bool = True
     script = roles_sql(prefix) if roles else ""
     done: list[str] = []
     with _one_line(), _transaction(dsn) as (connection, raw):
-        if _ask(raw, "version_is_kept") and (found := _state(raw)).version and found.version > SCHEMA_VERSION:
+        if (
+            _ask(raw, "version_is_kept")
+            and (found := _state(raw)).version
+            and found.version > schema.SCHEMA_VERSION
+        ):
             raise SchemaMismatch(
-                f"the schema is of version {found.version}, newer than this program's {SCHEMA_VERSION}; "
+                f"the schema is of version {found.version}, newer than this program's {schema.SCHEMA_VERSION}; "
                 "upgrade with the program that brought it, its functions would be replaced by older ones"
             )
         if not _ask(raw, "schema_exists"):
@@ -285,7 +245,7 @@ def _ask(raw: psycopg.Connection[Any], name: str) -> bool:
 
 def _state(raw: psycopg.Connection[Any]) -> SchemaState:
     row = _row(raw, "version") if _ask(raw, "version_is_kept") else {}
-    return judge(row.get("version"), row.get("compatible_from"))
+    return schema.judge(row.get("version"), row.get("compatible_from"))
 
 
 @contextmanager

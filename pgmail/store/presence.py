@@ -16,6 +16,7 @@ import structlog
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway
 from pgmail.service import Loop
+from pgmail.store import schema
 from pgmail.store.database import Database
 from pgmail.store.faults import FencedOut
 
@@ -77,6 +78,7 @@ class Presence(Loop):
         pause = 0.1
         while True:
             try:
+                await schema.require(self._database)
                 row = await self._database.one(
                     _Q["start"],
                     {

@@ -1,3 +1,7 @@
+-- Of all functions that follow: those on the path of mail have enable_seqscan off, since a plan made while a table was
+-- small stays until the next ANALYZE, and a burst of a million comes sooner; and jit off, which would otherwise compile
+-- statements of microseconds.
+
 -- Who calls: the tenant of the session's database role. SECURITY DEFINER functions keep session_user, so this holds
 -- inside them too. Only a role marked carries_tenant (the API's) may name a tenant, in a transaction-local setting.
 create or replace function pgmail.current_tenant() returns integer

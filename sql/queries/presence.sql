@@ -1,5 +1,9 @@
 -- Who works, who lives, who leads.
 
+-- name: schema :one
+-- What the schema says of itself.
+select version, compatible_from from pgmail.schema_version;
+
 -- name: start :one
 -- A new worker epoch.
 select pgmail.worker_start_v1(%(host)s, %(pid)s, %(program)s, %(concurrency)s) as epoch;

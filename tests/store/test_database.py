@@ -111,5 +111,5 @@ async def test_who_waits_while_the_server_comes_back_is_served_before_the_end_of
 
 async def test_a_fault_of_ours_is_not_hidden_as_an_outage(pool):
     with pytest.raises(psycopg.errors.UndefinedColumn):
-        await pool.one(Query("broken", "one", "no purpose", "select no_such_column"))
+        await pool.one(Query("broken", "one", "select no_such_column", "to fail"))
     assert await pool.reachable()

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway, Refused, SchemaMismatch, SettingsError
-from pgmail.store import migrate
+from pgmail.store import migrate, schema
 from tests.fix_db import PREFIX
 
 pytestmark = pytest.mark.every_server
@@ -195,7 +195,7 @@ def test_a_newer_schema_that_lets_this_program_in_is_fine(db):
 
 
 def test_a_program_that_refuses_an_old_schema_says_what_to_do(db, monkeypatch):
-    monkeypatch.setattr(migrate, "NEEDS_FROM", 2)
+    monkeypatch.setattr(schema, "NEEDS_FROM", 2)
     with pytest.raises(SchemaMismatch, match="pgmail db upgrade"):
         migrate.check(db.dsn).require()
 
@@ -222,7 +222,7 @@ def test_a_prefix_that_is_no_plain_name_is_refused(prefix):
 def test_every_pair_of_migration_files_has_its_version_in_alembic():
     versions = {path.stem for path in (sqlfiles.alembic_folder() / "versions").glob("*.py")}
     assert versions == {step.name for step in sqlfiles.migrations()}
-    assert max(step.number for step in sqlfiles.migrations()) == migrate.SCHEMA_VERSION
+    assert max(step.number for step in sqlfiles.migrations()) == schema.SCHEMA_VERSION
 
 
 def test_no_sql_stands_in_the_migrations_python():

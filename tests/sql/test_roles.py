@@ -1,0 +1,278 @@
+"""Roles: each may do what is listed here and nothing else, and a tenant sees only its own."""
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.fix_db import PREFIX
+from tests.sql import kit
+from tests.sql.kit import Hand, Refusal
+
+PRODUCER = {"send", "send_many", "status", "trace", "why", "cancel", "reschedule"}
+PURE = {"now", "uuid_floor", "uuid_time", "current_tenant", "state_of", "phase_of"}
+MANAGE = {
+    *("retry", "discard", "revoke_key", "list_keys", "save_template", "publish_template", "save_asset"),
+    *("suppress", "unsuppress", "save_stream"),
+}
+LEAD = {
+    *(
+        "worker_start_v1",
+        "worker_beat_v1",
+        "worker_stop_v1",
+        "lead_v1",
+        "rescue_v1",
+        "fold_touches_v1",
+        "wake_due_v1",
+    ),
+    *("repair_lanes_v1", "expire_v1", "fold_tallies_v1", "purge_idempotency_v1", "make_partitions_v1"),
+    "partition_state",
+}
+FUNCTIONS = {
+    "producer": PRODUCER,
+    "reader": PURE | {"status", "trace", "why"},
+    "api": PURE | PRODUCER | MANAGE | {"check_key_v1"},
+    "admin": PURE | PRODUCER | MANAGE
+    | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"},
+    "worker": PURE | LEAD | {"claim_v1", "release_v1", "settle_v1", "relay_state_v1", "idle_lanes_v1"},
+    "maintain": PURE | LEAD,
+}  # fmt: skip
+FLEET = {"relay", "worker", "leader", "schema_version", "site_domain"}
+TENANTS = {
+    *(
+        "message",
+        "attachment",
+        "tag",
+        "recipient",
+        "queue",
+        "lane",
+        "event",
+        "outcome",
+        "dead_letter",
+        "tally",
+    ),
+    *("tally_total", "tenant", "stream", "template", "asset", "suppression", "audit", "ledger"),
+}
+SELECT = {
+    "producer": set(),
+    "reader": FLEET | TENANTS,
+    "api": FLEET | TENANTS,
+    "admin": FLEET | TENANTS,
+    "worker": FLEET
+    | {
+        "message",
+        "attachment",
+        "recipient",
+        "template",
+        "asset",
+        "stream",
+        "suppression",
+        "lane",
+        "tenant",
+        "queue",
+    },
+    "maintain": FLEET,
+}
+
+
+@pytest.mark.parametrize("role", FUNCTIONS)
+def test_a_role_may_call_what_is_listed_and_nothing_else(owner, role):
+    allowed = kit.rows(
+        owner,
+        "select distinct proname from pg_proc where pronamespace = 'pgmail'::regnamespace"
+        " and has_function_privilege(%s, oid, 'execute')",
+        [PREFIX + role],
+    )
+    assert {name for (name,) in allowed} == FUNCTIONS[role]
+
+
+@pytest.mark.parametrize("role", SELECT)
+def test_a_role_may_read_what_is_listed_and_write_no_table(owner, role):
+    def may(what):
+        found = kit.rows(
+            owner,
+            "select relname from pg_class where relnamespace = 'pgmail'::regnamespace and relkind in ('r', 'p', 'v', 'm')"
+            " and (has_table_privilege(%s, oid, %s) or has_any_column_privilege(%s, oid, %s))",
+            [PREFIX + role, what, PREFIX + role, "insert" if "delete" in what else what],
+        )
+        return {name for (name,) in found}
+
+    assert may("select") == SELECT[role]
+    assert may("insert, update, references") == set()
+    assert may("delete, truncate, trigger") == set()
+    sequences = kit.rows(
+        owner,
+        "select relname from pg_class where relnamespace = 'pgmail'::regnamespace and relkind = 'S'"
+        " and has_sequence_privilege(%s, oid, 'usage, select, update')",
+        [PREFIX + role],
+    )
+    assert sequences == []
+    assert not kit.one(owner, "select has_schema_privilege(%s, 'pgmail', 'create')", [PREFIX + role])
+
+
+def test_no_right_is_the_publics(owner):
+    assert kit.rows(
+        owner,
+        "select proname from pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner))) a"
+        " where pronamespace = 'pgmail'::regnamespace and a.grantee = 0"
+        " union all select relname from pg_class, aclexplode(relacl) a"
+        " where relnamespace = 'pgmail'::regnamespace and a.grantee = 0"
+        " union all select nspname from pg_namespace, aclexplode(nspacl) a where nspname = 'pgmail' and a.grantee = 0",
+    ) == []  # fmt: skip
+
+
+def test_every_table_and_partition_has_row_level_security(owner):
+    assert kit.rows(
+        owner,
+        "select relname from pg_class where relnamespace = 'pgmail'::regnamespace and relkind in ('r', 'p')"
+        " and not relrowsecurity and relname <> 'alembic_version'",
+    ) == []  # fmt: skip
+
+
+def test_every_policy_names_the_roles_it_is_for(owner):
+    assert kit.rows(
+        owner,
+        "select polname, polrelid::regclass from pg_policy p join pg_class c on c.oid = polrelid"
+        " where relnamespace = 'pgmail'::regnamespace and (0 = any (polroles) or polcmd <> 'r')",
+    ) == []  # fmt: skip
+
+
+def test_every_security_definer_function_pins_its_search_path_to_the_schema_and_pg_temp_last(owner):
+    assert kit.rows(
+        owner,
+        "select proname from pg_proc where pronamespace = 'pgmail'::regnamespace and prosecdef"
+        " and not coalesce('search_path=pgmail, pg_temp' = any (proconfig), false)",
+    ) == []  # fmt: skip
+
+
+def test_what_stands_in_a_callers_search_path_is_not_called(db, app):
+    # Even the form that is no security definer runs its own operators and its own schema's functions.
+    with db.connect("admin") as admin:
+        admin.execute(
+            "create function pg_temp.jsonb_build_object(variadic text[]) returns jsonb language sql"
+            " as $$ select null::jsonb $$"
+        )
+        assert kit.one(admin, "select pgmail.send(sender => 'a@example.com', recipient => 'b@example.org',"
+                              " subject => 's', \"text\" => 't')")  # fmt: skip
+
+
+@pytest.mark.parametrize("table", ["message", "queue", "api_key", "idempotency", "database_role"])
+def test_a_producer_reads_and_writes_no_table(app, table):
+    for statement in (f"select * from pgmail.{table}", f"delete from pgmail.{table}"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            app.execute(statement)
+
+
+@pytest.fixture
+def neighbours(db, owner, hand):
+    """Mail of tenant 1 in every table, and roles that belong to tenant 2 from now on; ids of tenant 1."""
+    owner.execute("select pgmail.save_template('t', 's', 'b', null, '{}', '{}', true)")
+    owner.execute("select pgmail.save_asset('logo', 'l.png', 'image/png', 'x')")
+    owner.execute("select pgmail.suppress('gone@example.org')")
+    owner.execute("select pgmail.create_key('k', 'pgm_', 'hash')")
+    kit.stream(owner, "ours")
+    id = kit.send(
+        owner, ["a@example.org", "gone@example.org", "b@example.org"], tags={"a": "b"}, idempotency_key="k",
+        attachments=[{"filename": "f", "content": "eA=="}],
+    )  # fmt: skip
+    hand.fold()
+    first, _ = hand.claim()
+    hand.settle(first, "dead", reason="poison")
+    owner.execute("select pgmail.fold_tallies_v1()")
+    kit.send(owner, "c@example.org")
+    owner.execute("select pgmail.create_tenant('neighbour')")
+    for role in ("producer", "reader", "admin"):
+        owner.execute("select pgmail.grant_tenant(%s, 'neighbour')", [PREFIX + role])
+    return [id, *kit.recipients(owner, id)]
+
+
+def as_api(db, tenant):
+    connection = db.connect("api", autocommit=False)
+    connection.execute("select set_config('pgmail.tenant', %s, true)", [str(tenant)])
+    return connection
+
+
+_CALLS = ("status", "trace", "why", "cancel", "retry", "discard")
+
+
+@pytest.mark.parametrize("role", ["producer", "reader", "api", "admin"])
+def test_another_tenants_mail_is_not_found_through_any_function(db, owner, neighbours, role):
+    connection = as_api(db, 2) if role == "api" else db.connect(role)
+    mine = sorted(set(_CALLS) & FUNCTIONS[role])
+    calls = [f"{name}(%s)" for name in mine]
+    if "reschedule" in FUNCTIONS[role]:
+        calls.append("reschedule(%s, now() + interval '1 hour')")
+    for id in neighbours:
+        for call in calls:
+            with pytest.raises(psycopg.Error) as refused, connection.transaction():
+                connection.execute(f"select pgmail.{call}", [id])
+            assert kit.refusal(refused.value) == Refusal("not_found", "/id", "PM404")
+    connection.rollback() if role == "api" else None
+    assert kit.states(owner, neighbours[0]) == ["dead", "suppressed", "sending"]
+
+
+@pytest.mark.parametrize("role", ["reader", "api"])
+def test_another_tenants_rows_are_seen_in_no_table(db, neighbours, role):
+    connection = as_api(db, 2) if role == "api" else db.connect(role)
+    kit.rows(connection, "select 1")
+    for table in sorted(TENANTS - {"tenant"}):
+        assert (
+            kit.one(connection, f"select count(*) from pgmail.{table} where tenant_id is distinct from 2")
+            == 0
+        ), table
+    assert kit.rows(connection, "select name from pgmail.tenant") == [("neighbour",)]
+    assert kit.rows(connection, "select enqueued, difference from pgmail.ledger") == [(0, 0)]
+
+
+def test_a_tenant_uses_none_of_anothers_templates_assets_streams_suppressions_and_keys(app, neighbours):
+    def fault(**more):
+        with pytest.raises(psycopg.Error) as refused:
+            kit.send(app, **more)
+        return refused.value.diag.constraint_name
+
+    assert fault(template="t", subject=None, text=None) == "unknown_template"
+    assert fault(attachments=[{"asset": "logo"}]) == "unknown_asset"
+    assert fault(stream="ours") == "unknown_stream"
+    id = kit.send(app, "gone@example.org", idempotency_key="k")
+    assert kit.state(app, id) == "queued"
+
+
+def test_a_worker_claims_for_the_tenant_it_names_alone(db, app, neighbours):
+    mine = kit.send(app, "a@example.org")
+    assert [lease.message_id for lease in Hand(db.connect("worker"), tenant=2).claim()] == [mine]
+
+
+@pytest.mark.parametrize("role", ["producer", "reader", "admin"])
+def test_a_setting_changes_nothing_for_a_role_that_carries_no_tenant(db, neighbours, role):
+    with db.connect(role) as connection:
+        connection.execute("set pgmail.tenant = '1'")
+        connection.execute("set pgmail.actor = 'somebody'")
+        with pytest.raises(psycopg.Error) as refused:
+            connection.execute("select pgmail.status(%s)", [neighbours[0]])
+        assert refused.value.sqlstate == "PM404"
+        if role != "producer":
+            assert kit.one(connection, "select pgmail.current_tenant()") == 2
+
+
+def test_the_api_without_a_tenant_sees_and_does_nothing(db, neighbours):
+    with db.connect("api") as connection:
+        assert kit.one(connection, "select pgmail.current_tenant()") is None
+        assert kit.count(connection, "message") == 0
+        with pytest.raises(psycopg.Error) as refused:
+            kit.send(connection)
+        assert kit.refusal(refused.value) == Refusal("no_tenant", "", "PM403")
+
+
+def test_the_api_carries_the_tenant_for_one_transaction(db, neighbours):
+    connection = as_api(db, 1)
+    assert kit.states(connection, neighbours[0]) == ["dead", "suppressed", "sending"]
+    assert kit.count(connection, "message") == 2
+    connection.rollback()
+    assert kit.count(connection, "message") == 0
+
+
+def test_a_role_that_belongs_to_no_tenant_is_told_how_to_get_one(db, owner):
+    owner.execute("delete from pgmail.database_role where role_name = %s", [PREFIX + "producer"])
+    with db.connect("producer") as connection, pytest.raises(psycopg.Error) as refused:
+        connection.execute("select * from pgmail.send_many(%s)", [Jsonb([kit.body()])])
+    assert kit.refusal(refused.value) == Refusal("no_tenant", "", "PM403")
+    assert "grant_tenant" in refused.value.diag.message_hint
