@@ -14,6 +14,7 @@ this one by a name of its own.
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -24,6 +25,8 @@ from jinja2 import Environment, FunctionLoader
 from litestar import Litestar, MediaType, Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import NotFoundException
+
+Asked = Request[Any, Any, Any]
 
 PER_PAGE = 50
 VIEWS = ("html", "text", "headers", "source")
@@ -39,6 +42,7 @@ MAIL_POLICY = (
     "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'self'"
 )
+_PAGE = re.compile("[1-9][0-9]{0,5}")
 _ALWAYS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -75,33 +79,32 @@ def create_inbox(mails: Mails) -> Litestar:
 
 
 @get("/", sync_to_thread=True)
-def show_list(state: State, q: str = "", page: int = 1) -> Response[str]:
+def show_list(request: Asked) -> Response[str]:
     """The list alone."""
-    facts = _list(state, q, page)
+    facts = _list(request)
     headers = {}
     newest = facts["newest"]
-    if not q and page == 1 and (newest is None or _age_seconds(newest) < LIVELY_SECONDS):
+    if not facts["q"] and facts["page"] == 1 and (newest is None or _age_seconds(newest) < LIVELY_SECONDS):
         headers["Refresh"] = str(REFRESH_SECONDS)
     return _page(facts, headers)
 
 
 @get("/mail/{id_:str}", sync_to_thread=True)
-def show_mail(state: State, id_: str, view: str = "", q: str = "", page: int = 1) -> Response[str]:
+def show_mail(request: Asked) -> Response[str]:
     """The list, and one mail beside it."""
-    mail = state["mails"].open(id_)
-    if mail is None:
-        raise NotFoundException
+    mail = _opened(request)
     views = [name for name in VIEWS if name not in ("html", "text") or getattr(mail, name) is not None]
+    view = request.query_params.get("view")
     if view not in views:
         view = views[0]
-    return _page(_list(state, q, page) | {"mail": mail, "view": view, "views": views})
+    return _page(_list(request) | {"mail": mail, "view": view, "views": views})
 
 
 @get("/mail/{id_:str}/html", sync_to_thread=True)
-def show_html(state: State, id_: str) -> Response[str]:
+def show_html(request: Asked) -> Response[str]:
     """The mail's HTML as it came, with its own pictures, under a policy that lets it do nothing."""
-    mail = state["mails"].open(id_)
-    if mail is None or mail.html is None:
+    mail = _opened(request)
+    if mail.html is None:
         raise NotFoundException
     return Response(
         mail.html, media_type=MediaType.HTML, headers=_ALWAYS | {"Content-Security-Policy": MAIL_POLICY}
@@ -109,9 +112,9 @@ def show_html(state: State, id_: str) -> Response[str]:
 
 
 @get("/mail/{id_:str}/file/{number:int}", sync_to_thread=True)
-def show_file(state: State, id_: str, number: int) -> Response[bytes]:
+def show_file(request: Asked) -> Response[bytes]:
     """An attachment. Never shown in place: it might be HTML."""
-    file = state["mails"].file(id_, number)
+    file = _mails(request).file(request.path_params["id_"], request.path_params["number"])
     if file is None:
         raise NotFoundException
     return Response(
@@ -131,23 +134,37 @@ def show_style() -> Response[str]:
     return Response(_resource("inbox.css"), media_type="text/css; charset=utf-8", headers=_ALWAYS)
 
 
-async def _only_here(request: Request[Any, Any, Any]) -> Response[str] | None:
+async def _only_here(request: Asked) -> Response[str] | None:
     """Refuse requests under names that are not this machine's own: another site's page could send them."""
     if request.url.hostname in ("127.0.0.1", "localhost", "::1"):
         return None
     return Response("This page answers on 127.0.0.1 only.\n", media_type=MediaType.TEXT, status_code=421)
 
 
-def _not_found(_: Request[Any, Any, Any], __: Exception) -> Response[str]:
+def _not_found(_: Asked, __: Exception) -> Response[str]:
     """Whatever it was, it is not here: a page like the others."""
     html = _template().render(missing=True, mail=None, mails=[], total=0, q="", page=1, pages=1, link=_link)
     return _html(html, status_code=404)
 
 
-def _list(state: State, query: str, page: int) -> dict[str, Any]:
-    mails: Mails = state["mails"]
-    page = min(max(page, 1), 1_000_000)
-    found, total = mails.search(query, start=(page - 1) * PER_PAGE, count=PER_PAGE)
+def _mails(request: Asked) -> Mails:
+    mails: Mails = request.app.state["mails"]
+    return mails
+
+
+def _opened(request: Asked) -> Any:
+    mail = _mails(request).open(request.path_params["id_"])
+    if mail is None:
+        raise NotFoundException
+    return mail
+
+
+def _list(request: Asked) -> dict[str, Any]:
+    """What the page needs for its list: that part of the mails which the query asks for."""
+    query = request.query_params.get("q", "")
+    asked = request.query_params.get("page", "")
+    page = int(asked) if _PAGE.fullmatch(asked) else 1
+    found, total = _mails(request).search(query, start=(page - 1) * PER_PAGE, count=PER_PAGE)
     return {
         "mails": found,
         "total": total,

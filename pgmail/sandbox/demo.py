@@ -28,9 +28,9 @@ import msgspec
 
 from pgmail import sqlfiles
 from pgmail.config import Settings
-from pgmail.sandbox import demo_account
+from pgmail.sandbox import demo_account, demo_settings
 from pgmail.sandbox.demo_account import Account, SinkReport
-from pgmail.sandbox.demo_fleet import Fleet, sink
+from pgmail.sandbox.demo_fleet import PGMAIL, Fleet, sink
 from pgmail.sandbox.demo_place import Place, place
 from pgmail.sandbox.demo_send import Doors, Sending
 from pgmail.sandbox.demo_show import Show, quoted
@@ -176,13 +176,21 @@ def interesting(sending: Sending) -> UUID:
 
 def places(here: Place, fleet: Fleet, key: str, chosen: UUID, inbox: str) -> dict[str, str]:
     """Where to look while it runs: commands to copy."""
+    changes = demo_settings.changes() | {"PGMAIL_CONFIG": _near(fleet.config)}
     psql = "psql" if shutil.which("psql") or here.psql is None else str(here.psql)
-    pgmail = "pgmail" if shutil.which("pgmail") else _near(Path(sys.argv[0]))
+    if shutil.which("pgmail"):
+        pgmail = ["pgmail"]
+    elif Path(sys.argv[0]).name == "pgmail":
+        pgmail = [_near(Path(sys.argv[0]))]
+    else:
+        pgmail = list(PGMAIL)
+    # What this shell has set would win over the file.
+    setting = " ".join(f"{name}={quoted(value) if value else ''}" for name, value in changes.items())
     return {
         "inbox": inbox,
         "psql": quoted(psql, here.scratch.dsn("admin")),
         "API": quoted("curl", "-H", f"Authorization: Bearer {key}", f"{fleet.url}/emails"),
-        "trace": f"PGMAIL_CONFIG={quoted(_near(fleet.config))} {quoted(pgmail)} trace {chosen}",
+        "trace": f"{setting} {quoted(*pgmail, 'trace', str(chosen))}",
         "end": "Ctrl-C",
     }
 

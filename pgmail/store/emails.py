@@ -75,7 +75,10 @@ class Filter(msgspec.Struct, frozen=True):
             return "dead"
         if self.state in IN_QUEUE:
             return "queue"
-        return "time" if self.tag is None else "tag"
+        if self.tag is not None:
+            return "tag"
+        # Most mail was sent, so the newest emails have it; the other ends are rare.
+        return "time" if self.state in {None, State.SENT} else "outcome"
 
 
 class DeadFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -198,7 +198,7 @@ class Claimer(Loop):
 
     def _blocked(self, lane: Lane) -> bool:
         stream = self._streams.get((lane.tenant, lane.stream))
-        return stream is not None and self._relays.blocked(stream.relay)
+        return self._relays.blocked(stream.relay if stream is not None else "default")
 
     def _traced(self, lane: Lane) -> bool:
         stream = self._streams.get((lane.tenant, lane.stream))

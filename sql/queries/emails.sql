@@ -37,11 +37,22 @@ where m.tenant_id = (select pgmail.current_tenant()) and m.id = %(id)s;
 
 -- name: list :many
 -- A page of emails, newest first, without bodies. Planned anew each time (never prepared), so that filters that are
--- null vanish and one branch of `candidate` is left: the one that starts from the narrowest filter. `newer` takes the
--- page next above an id instead of next below. `people` are 50 recipients at most.
+-- null vanish and one branch of `candidate` does the work: the one that starts from the narrowest filter. `newer` takes
+-- the page next above an id instead of next below. `people` are 50 recipients at most.
 with candidate as (
-  select m.id from pgmail.message m
-   where %(start)s::text = 'time' and m.tenant_id = (select pgmail.current_tenant())
+  (select m.id from pgmail.message m
+    where %(start)s::text = 'time' and m.tenant_id = (select pgmail.current_tenant())
+      and (%(below)s::uuid is null or m.id < %(below)s::uuid)
+      and (%(above)s::uuid is null or m.id > %(above)s::uuid)
+      and (%(stream)s::text is null or m.stream = %(stream)s::text)
+      and (%(state)s::text is null or exists (
+        select from pgmail.recipient r
+        join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
+        where r.tenant_id = m.tenant_id and r.message_id = m.id and o.state = %(state)s::text
+          and r.id >= pgmail.uuid_floor(pgmail.uuid_time(m.id) - interval '1 hour')
+          and r.id < pgmail.uuid_floor(pgmail.uuid_time(m.id) + interval '1 hour')))
+    order by case when %(newer)s::boolean then m.id end, case when not %(newer)s::boolean then m.id end desc
+    limit %(limit)s)
   union all
   select t.message_id from pgmail.tag t
    where %(start)s::text = 'tag' and t.tenant_id = (select pgmail.current_tenant())
@@ -50,6 +61,17 @@ with candidate as (
   select distinct r.message_id from pgmail.recipient r
    where %(start)s::text = 'recipient' and r.tenant_id = (select pgmail.current_tenant())
      and r.address = %(recipient)s::text
+     and (%(below)s::uuid is null
+          or r.id < pgmail.uuid_floor(pgmail.uuid_time(%(below)s::uuid) + interval '1 hour'))
+     and (%(above)s::uuid is null
+          or r.id >= pgmail.uuid_floor(pgmail.uuid_time(%(above)s::uuid) - interval '1 hour'))
+  union all
+  select distinct o.message_id from pgmail.outcome o
+   where %(start)s::text = 'outcome' and o.tenant_id = (select pgmail.current_tenant()) and o.state = %(state)s::text
+     and (%(below)s::uuid is null
+          or o.recipient_id < pgmail.uuid_floor(pgmail.uuid_time(%(below)s::uuid) + interval '1 hour'))
+     and (%(above)s::uuid is null
+          or o.recipient_id >= pgmail.uuid_floor(pgmail.uuid_time(%(above)s::uuid) - interval '1 hour'))
   union all
   select distinct q.message_id from pgmail.queue q
    where %(start)s::text = 'queue' and q.tenant_id = (select pgmail.current_tenant())
@@ -66,8 +88,10 @@ with candidate as (
     and (%(tag_name)s::text is null or %(start)s::text = 'tag' or exists (
       select from pgmail.tag t where t.tenant_id = m.tenant_id and t.name = %(tag_name)s::text
         and t.value = %(tag_value)s::text and t.message_id = m.id))
-    -- One recipient must meet both, address and state.
-    and ((%(state)s::text is null and (%(recipient)s::text is null or %(start)s::text = 'recipient')) or exists (
+    -- One recipient must meet both, address and state; a candidate that started from one of them has met it.
+    and ((%(state)s::text is null and %(recipient)s::text is null)
+         or (%(state)s::text is null and %(start)s::text = 'recipient')
+         or %(start)s::text in ('time', 'outcome', 'queue', 'dead') or exists (
       select from pgmail.recipient r
       left join pgmail.queue q on q.tenant_id = r.tenant_id and q.id = r.id
       left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id

@@ -1,14 +1,17 @@
 """The command line against a real database: what it prints, what it refuses, how it exits."""
 
+import asyncio
 import json
 import os
 import re
+import signal
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
 from click.testing import CliRunner, Result
 
+from pgmail import app
 from pgmail.app import PARTS, transports
 from pgmail.cli import parts
 from pgmail.cli.main import cli
@@ -596,3 +599,20 @@ def test_a_relay_that_the_transport_refuses_is_a_fault_of_settings():
         transports(Settings(relay_url="smtp://relay.example.com?what=1"))
     relay = transports(Settings(relay_url="smtp://127.0.0.1:2525", helo_name="mail.example.com"))["default"]
     assert relay.name
+
+
+async def test_a_process_that_only_leads_leads_until_it_is_told(db):
+    settings = Settings(database_url=db.dsn, worker_database_url=db.dsn_for("worker"), beat_interval_ms=50)
+    running = asyncio.create_task(app._maintain(settings))
+    async with await db.aconnect() as connection:
+
+        async def leads():
+            answer = await connection.execute("select until > now() from pgmail.leader")
+            return (await answer.fetchone())[0]
+
+        while not await leads():
+            await asyncio.wait({running}, timeout=0.05)
+            assert not running.done(), running.result()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(running, 30)
+        assert not await leads()

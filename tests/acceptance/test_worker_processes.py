@@ -65,7 +65,17 @@ def environment(**more: str) -> dict[str, str]:
 @pytest.fixture
 def far(tmp_path: Path) -> Iterator[SinkProcess]:
     report, folder = tmp_path / "report", tmp_path / "mails"
-    argv = [sys.executable, "-m", "pgmail.sandbox.sink", "--report", report, "--folder", folder, "--tarpit", "3"]
+    argv = [
+        sys.executable,
+        "-m",
+        "pgmail.sandbox.sink",
+        "--report",
+        report,
+        "--folder",
+        folder,
+        "--tarpit",
+        "3",
+    ]
     process = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
     )
@@ -244,7 +254,7 @@ def test_from_idle_a_committed_mail_is_accepted_in_milliseconds(start_worker, fa
         mail = send(app)
         eventually_now(lambda n=n: len(far.mails) > n, 10)
         took.append((float(far.mails[-1]["at"]) - at) * 1000)
-        eventually_now(lambda id=mail: state(app, id) == "sent")
+        eventually_now(lambda mail=mail: state(app, mail) == "sent")
     warm = took[1:]  # the first one opens connections
     p50 = statistics.median(warm)
     sys.stdout.write(f"\nfrom idle, commit to accepted: p50 {p50:.1f} ms, most {max(warm):.1f} ms\n")

@@ -185,7 +185,7 @@ async def test_too_late_is_a_refusal_and_partly_too_late_is_not(api, db):
     with db.connect() as connection:
         lease = "update pgmail.queue set leased_by = 1, leased_at = now() where message_id = %s"
         connection.execute(
-            lease + " and id = (select id from pgmail.recipient where address = 'a@example.org')", [id]
+            lease + " and id = (select id from pgmail.recipient where address = 'a@example.org')", [email]
         )
         partly = (await api.patch(f"/emails/{email}", json={"scheduled_at": "in 1 hour"})).json()
         assert (partly["status"], partly["reached"], partly["too_late"]) == ("partly_rescheduled", 1, 1)

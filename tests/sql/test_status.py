@@ -8,6 +8,8 @@ import pytest
 from tests.sql import kit
 from tests.sql.kit import Refusal
 
+pytestmark = pytest.mark.one_server
+
 # What why says of an email in each state; the address stands before it.
 WHY = {
     "scheduled": "is scheduled for ",

@@ -214,24 +214,34 @@ async def asyncpg_of_a_pool(db):
 
 DRIVERS = [
     psycopg_connection,
-    psycopg_cursor,
-    psycopg_raw_cursors,
     psycopg_async,
-    psycopg_async_cursor,
-    sqlalchemy_connection,
     sqlalchemy_session,
-    sqlalchemy_scoped_session,
-    sqlalchemy_async_connection,
     sqlalchemy_async_session,
-    sqlalchemy_over_asyncpg,
     django_connection,
     asyncpg_connection,
+]
+VARIANTS = [
+    psycopg_cursor,
+    psycopg_raw_cursors,
+    psycopg_async_cursor,
+    sqlalchemy_connection,
+    sqlalchemy_scoped_session,
+    sqlalchemy_async_connection,
+    sqlalchemy_over_asyncpg,
     asyncpg_of_a_pool,
 ]
 
 
 @pytest.fixture(params=DRIVERS, ids=lambda made: made.__name__)
 async def driver(request, db) -> AsyncIterator[Driver]:
+    """Each driver in its usual form."""
+    async with request.param(db) as made:
+        yield made
+
+
+@pytest.fixture(params=DRIVERS + VARIANTS, ids=lambda made: made.__name__)
+async def any_driver(request, db) -> AsyncIterator[Driver]:
+    """Each driver in all its forms, for what is the heart of the matter."""
     async with request.param(db) as made:
         yield made
 
@@ -243,14 +253,14 @@ def stored(db):
         yield lambda: connection.execute("select count(*) from pgmail.message").fetchone()[0]
 
 
-async def test_a_committed_send_is_enqueued_once_and_a_rolled_back_one_not_at_all(driver, stored):
-    await driver.client("send", **GOOD)
-    await driver.rollback()
+async def test_a_committed_send_is_enqueued_once_and_a_rolled_back_one_not_at_all(any_driver, stored):
+    await any_driver.client("send", **GOOD)
+    await any_driver.rollback()
     assert stored() == 0
-    email_id = await driver.client("send", **GOOD)
+    email_id = await any_driver.client("send", **GOOD)
     assert type(email_id) is UUID
     assert stored() == 0  # nothing was committed behind the application's back
-    await driver.commit()
+    await any_driver.commit()
     assert stored() == 1
 
 
@@ -273,17 +283,17 @@ async def test_an_email_refused_before_the_database_leaves_the_transaction_usabl
     assert stored() == 2
 
 
-async def test_what_only_the_database_knows_comes_out_as_the_same_error_from_every_driver(driver, stored):
-    await driver.client("send", **GOOD)
-    await driver.run("savepoint here")
+async def test_what_only_the_database_knows_comes_out_as_the_same_error_from_every_driver(any_driver, stored):
+    await any_driver.client("send", **GOOD)
+    await any_driver.run("savepoint here")
     with pytest.raises(pgmail.Refused) as refused:
-        await driver.client("send", **GOOD | {"stream": "nowhere"})
+        await any_driver.client("send", **GOOD | {"stream": "nowhere"})
     found = refused.value
     assert (found.code, found.field, found.status) == ("unknown_stream", "/stream", 422)
     assert "nowhere" in found.message
     assert not found.message.startswith("/stream")
-    await driver.run("rollback to savepoint here")
-    await driver.commit()
+    await any_driver.run("rollback to savepoint here")
+    await any_driver.commit()
     assert stored() == 1
 
 

@@ -81,10 +81,14 @@ async def test_a_connection_that_breaks_in_the_middle_is_a_database_that_is_away
     async with cable_to(db.dsn) as cable:
         pool = Pool(cable.dsn(db.dsn), name="test", low=1, high=1)
         await pool.open()
-        with pytest.raises(DatabaseAway):
+
+        async def breaks() -> None:
             async with pool.connection() as connection:
                 cable.cut()
                 await fetch_one(connection, _Q["clock"])
+
+        with pytest.raises(DatabaseAway):
+            await breaks()
         await pool.close()
 
 

@@ -116,7 +116,12 @@ async def test_recipients_come_with_their_variables_and_what_suppresses_them(app
     ada, bob = sorted(
         await work.recipients(pool, 1, "transactional", [x.id for x in leases]), key=lambda x: x.address
     )
-    assert (ada.rcpt, ada.address, ada.name, ada.suppressed) == ("Ada@example.org", "ada@example.org", "Ada", None)
+    assert (ada.rcpt, ada.address, ada.name, ada.suppressed) == (
+        "Ada@example.org",
+        "ada@example.org",
+        "Ada",
+        None,
+    )
     assert ada.variables.replace(b" ", b"") == b'{"n":1}'
     assert (bob.rcpt, bob.variables, bob.suppressed) == ("bob@example.org", None, "manual")
     other = await work.recipients(pool, 1, "another", [x.id for x in leases])
@@ -131,7 +136,13 @@ async def test_messages_attachments_and_templates_are_read_by_id(app, owner, poo
         attachments=[{"filename": "a.txt", "content": "aGk="}],
     )  # fmt: skip
     (row,) = await work.messages(pool, 1, [mail])
-    assert (row.id, row.mode, row.recipients, row.template, row.template_version) == (mail, "envelope", 1, "hello", 1)
+    assert (row.id, row.mode, row.recipients, row.template, row.template_version) == (
+        mail,
+        "envelope",
+        1,
+        "hello",
+        1,
+    )
     assert row.scheduled_at == due
     (file,) = await work.attachments(pool, 1, mail)
     assert (file.filename, bytes(file.body)) == ("a.txt", b"hi")
@@ -161,7 +172,13 @@ async def test_what_a_worker_says_of_a_relay_is_read_by_the_others(pool):
 async def test_lanes_are_folded_and_read_in_one_go_and_then_by_version(app, owner, pool):
     send(app)
     (lane,) = await work.fold_and_refresh(pool, None)
-    assert (lane.tenant, lane.stream, lane.priority, lane.site, lane.active) == (1, "transactional", 2, "example.org", True)
+    assert (lane.tenant, lane.stream, lane.priority, lane.site, lane.active) == (
+        1,
+        "transactional",
+        2,
+        "example.org",
+        True,
+    )
     assert await work.fold_and_refresh(pool, lane.version) == []
     send(app, "eve@example.net")
     (newer,) = await work.fold_and_refresh(pool, lane.version)
@@ -173,6 +190,8 @@ async def test_an_empty_lane_goes_idle_and_one_with_mail_does_not(app, owner, po
     send(app), send(app, "eve@example.net")
     lanes = await work.fold_and_refresh(pool, None)
     owner.execute("update pgmail.lane set changed_at = now() - interval '1 hour'")
-    owner.execute("delete from pgmail.queue q using pgmail.lane l where l.id = q.lane and l.site = 'example.net'")
+    owner.execute(
+        "delete from pgmail.queue q using pgmail.lane l where l.id = q.lane and l.site = 'example.net'"
+    )
     assert await work.idle(pool, 1, [lane.id for lane in lanes]) == 1
     assert [lane.site for lane in await work.fold_and_refresh(pool, None)] == ["example.org"]

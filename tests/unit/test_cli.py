@@ -232,7 +232,7 @@ def test_on_a_terminal_a_table_fits_it(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     output.show([{"a": "word " * 30, "n": 7}], {"a": "a", "n": "n"}, as_json=False)
-    assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 40
+    assert max(len(line) for line in click.unstyle(capsys.readouterr().out).splitlines()) <= 40
 
 
 def test_an_empty_list_is_an_empty_array_or_a_word(capsys):

@@ -149,9 +149,16 @@ async def test_without_a_setting_the_senders_domain_stands_in_the_message_id(app
     assert header(await reader.wire(), "Message-ID").endswith("@example.com>")
 
 
-async def test_a_stored_template_renders_with_the_layouts_pinned_when_it_was_published(app, owner, reader, queries):
+async def test_a_stored_template_renders_with_the_layouts_pinned_when_it_was_published(
+    app, owner, reader, queries
+):
     footer = publish(owner, "footer", text="old footer")
-    layout = publish(owner, "layout", text="<{% block b %}{% endblock %}> {% include 'footer' %}", depends=f'{{"footer": {footer}}}')
+    layout = publish(
+        owner,
+        "layout",
+        text="<{% block b %}{% endblock %}> {% include 'footer' %}",
+        depends=f'{{"footer": {footer}}}',
+    )
     new_footer = publish(owner, "footer", text="new footer")
     publish(
         owner, "welcome", subject="To {{ name }}",
@@ -161,7 +168,14 @@ async def test_a_stored_template_renders_with_the_layouts_pinned_when_it_was_pub
     publish(owner, "layout", text="another layout")
     publish(owner, "footer", text="newest footer")
     for name in ("Ada", "Bob"):
-        send(app, f"{name}@example.org", subject=None, text=None, template={"id": "welcome"}, variables={"name": name})
+        send(
+            app,
+            f"{name}@example.org",
+            subject=None,
+            text=None,
+            template={"id": "welcome"},
+            variables={"name": name},
+        )
     wires = await reader.wires()
     assert header(wires["Ada@example.org"], "Subject") == "To Ada"
     assert b"<Hi Ada> new footer" in wires["Ada@example.org"]
@@ -211,7 +225,13 @@ async def test_attachments_and_assets_come_along_fetched_once(app, owner, reader
     send(app, ["ada@example.org", "bob@example.org"], html="<img src='cid:logo'>", attachments=files)
     wire = (await reader.wires())["bob@example.org"]
     assert queries["attachments"] == 1
-    for words in (b"application/pdf", b"application/octet-stream", b"image/png", b"<logo>", base64.b64encode(b"PNG!")):
+    for words in (
+        b"application/pdf",
+        b"application/octet-stream",
+        b"image/png",
+        b"<logo>",
+        base64.b64encode(b"PNG!"),
+    ):
         assert words in wire
     assert b"message/rfc822" not in wire
 

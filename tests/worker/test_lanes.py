@@ -55,7 +55,9 @@ def take(book: LaneBook, slots: int = 10, *, most: int | None = None, due: datet
         return []
     _, lanes = chosen
     claims = book.claims(lanes, slots, lambda _: False)
-    found = [lease(lane, due, n + 1) for lane, claim in zip(lanes, claims, strict=True) for n in range(claim.limit)]
+    found = [
+        lease(lane, due, n + 1) for lane, claim in zip(lanes, claims, strict=True) for n in range(claim.limit)
+    ]
     book.claimed(lanes, claims, found[:most])
     return lanes
 
@@ -110,7 +112,7 @@ def test_a_new_tenant_does_not_keep_the_others_waiting(book):
 
 def test_blocked_lanes_are_not_chosen(book):
     learn(book, [row(1), row(2)])
-    tenant, lanes = book.choose(10, lambda lane: lane.id == 1)
+    _, lanes = book.choose(10, lambda lane: lane.id == 1)
     assert [lane.id for lane in lanes] == [2]
     assert book.choose(10, lambda _: True) is None
     assert book.choose(0, lambda _: False) is None

@@ -83,15 +83,21 @@ async def test_a_lane_that_nobody_knows_of_is_repaired_and_tallies_are_folded(ap
 
 
 async def test_partitions_that_are_missing_are_made(owner, office):
-    owner.execute("drop table " + ", ".join(
-        row[0] for row in rows(owner, "select inhrelid::regclass::text from pg_inherits where inhparent = 'pgmail.event'::regclass and inhrelid::regclass::text <> 'pgmail.event_default'")
-    ))  # fmt: skip
+    weekly = rows(
+        owner,
+        "select inhrelid::regclass::text from pg_inherits "
+        "where inhparent = 'pgmail.event'::regclass and inhrelid <> 'pgmail.event_default'::regclass",
+    )
+    for (name,) in weekly:
+        owner.execute(f"drop table {name}")
     assert one(owner, "select days_left from pgmail.partition_state()") == 0
     await office.start()
     await eventually(lambda: one(owner, "select days_left from pgmail.partition_state()") > 14)
 
 
-async def test_partitions_that_run_out_raise_an_alarm_and_are_looked_at_again_soon(office, monkeypatch, capsys):
+async def test_partitions_that_run_out_raise_an_alarm_and_are_looked_at_again_soon(
+    office, monkeypatch, capsys
+):
     monkeypatch.setattr("pgmail.maintain.leader.LOW_DAYS", 10_000)
     await office.start()
     said = []

@@ -46,7 +46,10 @@ async def test_mail_that_is_deferred_comes_back_after_its_backoff_and_is_sent(ap
     mail = send(app, "deferonce.ada@example.org")
     await eventually(lambda: state(app, mail) == "sent")
     assert events(app, mail) == ["queued", "sending", "deferred", "sending", "sent"]
-    told = rows(owner, "select at, attempt, code from pgmail.event where type in ('email.deferred', 'email.sent') order by at")
+    told = rows(
+        owner,
+        "select at, attempt, code from pgmail.event where type in ('email.deferred', 'email.sent') order by at",
+    )
     assert [row[1:] for row in told] == [(1, 451), (2, 250)]
     assert told[1][0] - told[0][0] >= timedelta(seconds=0.3)
     assert sum(sink.by_message_id.values()) == 1
@@ -161,7 +164,9 @@ async def test_a_broken_connection_before_the_end_of_data_is_an_attempt_and_no_d
     assert sink.total == 0
 
 
-async def test_a_lost_reply_on_a_stream_that_resends_is_told_and_sent_again_with_the_same_id(app, owner, crew, sink):
+async def test_a_lost_reply_on_a_stream_that_resends_is_told_and_sent_again_with_the_same_id(
+    app, owner, crew, sink
+):
     stream(owner, "transactional", retry_base_seconds=0.05, retry_factor=1, retry_jitter=0, max_attempts=2)
     await crew.hire()
     mail = send(app, "drop.ada@example.org")
@@ -204,7 +209,13 @@ async def test_personal_mail_to_two_hundred_is_two_hundred_emails(app, owner, cr
 
 
 async def test_three_hundred_lanes_all_get_their_turn(app, owner, crew, sink):
-    send_many(app, [{"from": "a@example.com", "to": f"x@d{n}.example.org", "subject": "s", "text": "t"} for n in range(300)])
+    send_many(
+        app,
+        [
+            {"from": "a@example.com", "to": f"x@d{n}.example.org", "subject": "s", "text": "t"}
+            for n in range(300)
+        ],
+    )
     assert one(owner, "select count(distinct lane) from pgmail.queue") == 300
     await crew.hire()
     await sink.wait_for(300, seconds=20)
@@ -214,7 +225,13 @@ async def test_three_hundred_lanes_all_get_their_turn(app, owner, crew, sink):
 
 async def test_two_workers_share_the_queue_and_send_no_copies(app, owner, crew, sink):
     for n in range(5):
-        send_many(app, [{"from": "a@example.com", "to": f"x{i}@d{n}.example.org", "subject": "s", "text": "t"} for i in range(60)])
+        send_many(
+            app,
+            [
+                {"from": "a@example.com", "to": f"x{i}@d{n}.example.org", "subject": "s", "text": "t"}
+                for i in range(60)
+            ],
+        )
     await crew.hire()
     await crew.hire()
     await sink.wait_for(300, seconds=20)
@@ -225,7 +242,9 @@ async def test_two_workers_share_the_queue_and_send_no_copies(app, owner, crew, 
     assert leased(owner) == 0
 
 
-async def test_a_message_whose_content_cannot_be_read_is_a_dead_letter_and_keeps_nobody_waiting(app, owner, crew):
+async def test_a_message_whose_content_cannot_be_read_is_a_dead_letter_and_keeps_nobody_waiting(
+    app, owner, crew
+):
     bad, good = send(app), send(app)
     owner.execute("update pgmail.message set content = 'no JSON' where id = %s", [bad])
     await crew.hire()

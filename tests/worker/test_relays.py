@@ -1,5 +1,7 @@
 """Relays as a worker finds them, and as the fleet is told."""
 
+from itertools import pairwise
+
 import pytest
 
 from pgmail.shaping.verdict import decide
@@ -29,7 +31,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def told(owner, name="default"):
     """State, reason and whether it has an end."""
-    return rows(owner, "select state, reason, blocked_until is not null from pgmail.relay where name = %s", [name])[0]
+    return rows(
+        owner, "select state, reason, blocked_until is not null from pgmail.relay where name = %s", [name]
+    )[0]
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ async def test_a_probe_that_fails_waits_longer(pool, owner, clock):
         clock.now += relays.wait_seconds()
         assert not await relays.probe()
         waits.append(relays.wait_seconds())
-    assert all(later > 1.2 * before for before, later in zip(waits, waits[1:], strict=False))
+    assert all(later > 1.2 * before for before, later in pairwise(waits))
     assert told(owner)[0] == "away"
 
 
@@ -103,7 +107,9 @@ async def test_what_another_worker_found_is_learnt_and_probed_here_too(relays, p
     assert told(owner)[0] == "up"
 
 
-async def test_a_login_that_is_refused_pauses_the_relay_and_is_tried_every_few_minutes_only(relays, transport, owner, clock):
+async def test_a_login_that_is_refused_pauses_the_relay_and_is_tried_every_few_minutes_only(
+    relays, transport, owner, clock
+):
     await relays.record("default", decide(LOCKED_OUT))
     assert told(owner) == ("paused", "authentication_refused: 535 5.7.8 no such login", True)
     assert relays.blocked("default")

@@ -78,7 +78,9 @@ def a_job(
     written = now - age
     id_ = ids.make(written)
     stream = StreamRow(1, "transactional", on_doubt=on_doubt, **{"retry_jitter": 0.0, **policy})
-    row = MessageRow(id_, written, "envelope", 1, None, None, msgspec.json.encode(content or CONTENT), scheduled_at)
+    row = MessageRow(
+        id_, written, "envelope", 1, None, None, msgspec.json.encode(content or CONTENT), scheduled_at
+    )
     lease = Lease(1, ids.make(written), id_, 5, due_at or written, 1, attempts, rescues, expires_at)
     lane = Lane(LaneRow(1, 5, "transactional", 2, "example.org", True, 1, None), 0.0)
     person = RecipientRow(lease.id, "ada@example.org", "ada@example.org", None, None, suppressed)
@@ -131,7 +133,9 @@ async def test_a_result_becomes_what_the_table_says(case, on_doubt):
     assert len(desk.recorded) == 1
 
 
-@pytest.mark.parametrize(("attempts", "reason"), [(0, None), (18, None), (19, "attempts_exhausted"), (40, "attempts_exhausted")])
+@pytest.mark.parametrize(
+    ("attempts", "reason"), [(0, None), (18, None), (19, "attempts_exhausted"), (40, "attempts_exhausted")]
+)
 async def test_the_last_attempt_of_the_policy_is_a_dead_letter(attempts, reason):
     desk = Desk(refused(Phase.RCPT, 450))
     await desk.sender.send(a_job(attempts=attempts))
@@ -149,7 +153,9 @@ async def test_delays_grow_by_the_streams_own_factors():
     delays = []
     for attempts in range(4):
         desk = Desk(refused(Phase.RCPT, 450))
-        await desk.sender.send(a_job(attempts=attempts, retry_base_seconds=10, retry_factor=4, retry_cap_seconds=200))
+        await desk.sender.send(
+            a_job(attempts=attempts, retry_base_seconds=10, retry_factor=4, retry_cap_seconds=200)
+        )
         delays.append(desk.settled[0].delay)
     assert delays == [10, 40, 160, 200]
 
@@ -247,7 +253,11 @@ async def test_a_fault_of_ours_while_making_a_mail_is_its_dead_letter_and_not_th
     desk = Desk()
     await desk.sender.send(a_job())
     (settlement,) = desk.settled
-    assert (settlement.kind, settlement.reason, settlement.error) == ("dead", "poison", "ZeroDivisionError: a bug")
+    assert (settlement.kind, settlement.reason, settlement.error) == (
+        "dead",
+        "poison",
+        "ZeroDivisionError: a bug",
+    )
 
 
 async def test_a_database_that_is_away_while_making_a_mail_gives_the_lease_back(monkeypatch):

@@ -22,7 +22,9 @@ from tests.worker.kit import Crew, Scripted, doubts, leased, settled
 
 
 def many(app, n, to="x{}@example.org"):
-    send_many(app, [{"from": "a@example.com", "to": to.format(i), "subject": "s", "text": "t"} for i in range(n)])
+    send_many(
+        app, [{"from": "a@example.com", "to": to.format(i), "subject": "s", "text": "t"} for i in range(n)]
+    )
 
 
 def relay_row(owner):
@@ -169,7 +171,9 @@ async def test_without_notify_polling_alone_brings_the_mail(app, owner, crew, si
 
 
 @pytest.mark.parametrize("by", ["look back", "sweep"])
-async def test_a_transaction_left_open_long_after_its_send_loses_nothing(db, app, owner, crew, monkeypatch, by):
+async def test_a_transaction_left_open_long_after_its_send_loses_nothing(
+    db, app, owner, crew, monkeypatch, *, by
+):
     """The heads have moved on by then: looking back finds it, and what is older still a sweep."""
     if by == "sweep":
         monkeypatch.setattr(lanes, "LOOK_BACK", timedelta(0))
@@ -181,7 +185,7 @@ async def test_a_transaction_left_open_long_after_its_send_loses_nothing(db, app
         late = send(slow)
         for _ in range(3):
             newer = send(app)
-            await eventually(lambda id=newer: state(app, id) == "sent")
+            await eventually(lambda newer=newer: state(app, newer) == "sent")
         slow.commit()
     await eventually(lambda: state(app, late) == "sent")
     assert one(owner, "select count(*) from pgmail.lane_touch") == 0
@@ -278,7 +282,11 @@ async def test_a_restart_of_postgres_under_load_loses_nothing_and_workers_come_b
         address = server.address
         there = Server(18, address.host, address.port, address.password, address.password, server.binaries)
         db = _Single(server.dsn(), there)
-        sink = await open_sink(rule=lambda asked: Answer(text="250 2.0.0 ok", delay_seconds=0.01) if asked.phase is Phase.DOT else None)
+        sink = await open_sink(
+            rule=lambda asked: (
+                Answer(text="250 2.0.0 ok", delay_seconds=0.01) if asked.phase is Phase.DOT else None
+            )
+        )
         crew = Crew(db, sink)
         workers = [await crew.hire(concurrency=4, silence_seconds=10.0) for _ in range(2)]
         with psycopg.connect(server.dsn(), autocommit=True) as app:
