@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from pgmail.domain import when
 from pgmail.domain.check import check_email
 from pgmail.domain.email import Email, prepare
 from pgmail.errors import Refused, TemplateFault
+
+KEPT_CHARS = 50_000  # larger texts are compiled anew each time, so that what is kept stays small
 
 _FIELDS = {field: "from" if field == "sender" else field for field in Email.__struct_fields__}
 _KEYS = {key: field for field, key in _FIELDS.items()}
@@ -56,17 +59,24 @@ def check_inline(body: Mapping[str, Any]) -> None:
     """
     if body.get("variables") is None or body.get("template") is not None:
         return
-    from pgmail.render.templates import Source, check_source  # noqa: PLC0415 - most mail needs no compiler
-
-    source = Source(subject=body.get("subject"), text=body.get("text"), html=body.get("html"))
     try:
-        required = check_source(source, {})
+        texts = body.get("subject"), body.get("text"), body.get("html")
+        kept = sum(map(len, filter(None, texts))) <= KEPT_CHARS
+        required = (_required if kept else _required.__wrapped__)(*texts)
     except TemplateFault as fault:
         where = f"line {fault.line}: " if fault.line else ""
         raise Refused("invalid_template", f"/{fault.part}", where + fault.message) from fault
     given = body["variables"].keys() | _given_to_all(body.get("to"))
     if missing := sorted(required - given):
         raise Refused("missing_variable", "/variables", f"the template needs {missing[0]!r}")
+
+
+@lru_cache(maxsize=256)
+def _required(subject: str | None, text: str | None, html: str | None) -> frozenset[str]:
+    """Names that a rendering certainly needs. Kept: an application sends few texts with many variables."""
+    from pgmail.render.templates import Source, check_source  # noqa: PLC0415 - most mail needs no compiler
+
+    return check_source(Source(subject=subject, text=text, html=html), {})
 
 
 def _given_to_all(people: object) -> set[str]:

@@ -44,7 +44,9 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
     stop = stop or asyncio.Event()
     listener = listen(settings)
     host, port = listener.getsockname()[:2]
-    database = Database(settings.database("api"), name="pgmail-api", low=1, high=settings.api_pool_size)
+    database = Database(
+        settings.database("api"), name="pgmail-api", low=1, high=settings.api_pool_size, check=True
+    )
     config = uvicorn.Config(
         create_app(settings, database),
         http="httptools",

@@ -34,9 +34,14 @@ class Database:
         low: int = 1,
         high: int = 4,
         wait_seconds: float = 5.0,
+        check: bool = False,
         prepare: bool = True,
     ) -> None:
-        """`low` and `high` bound the number of connections; `name` is what `pg_stat_activity` shows."""
+        """`low` and `high` bound the number of connections; `name` is what `pg_stat_activity` shows.
+
+        `check` tries a connection before lending it, a round trip each time: for who answers people, and would
+        rather be slow than say that the database is away because it was a moment ago.
+        """
         self.dsn = dsn
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
             dsn,
@@ -54,7 +59,7 @@ class Database:
                 "prepare_threshold": 3 if prepare else None,
                 "connect_timeout": max(2, int(wait_seconds)),
             },
-            check=AsyncConnectionPool.check_connection,
+            check=AsyncConnectionPool.check_connection if check else None,
         )
 
     async def open(self) -> None:

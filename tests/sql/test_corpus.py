@@ -96,8 +96,8 @@ def test_send_many_answers_each_item_as_send_does(owner, cases):
         assert (first[0], row[0], last[0]) == (0, 1, 2)
         assert first[1]
         assert last[1]
-        _, id, code, field, _ = row
-        assert (id is None) == (code is not None)
+        _, mail, code, field, _ = row
+        assert (mail is None) == (code is not None)
         return None if code is None else Refusal(code, field, f"PM{status.get(code, 422)}")
 
     small = [case for case in cases if len(str(case.body)) < _HUGE]

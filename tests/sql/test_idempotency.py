@@ -52,19 +52,19 @@ async def test_a_rollback_frees_the_key_for_whoever_waits(db, owner):
     waiting = asyncio.ensure_future(second.execute(_SEND, [body]))
     await _until_blocked(owner, second.info.backend_pid)
     await first.rollback()
-    (id,) = await (await waiting).fetchone()
-    assert kit.rows(owner, "select id from pgmail.message") == [(id,)]
+    (mail,) = await (await waiting).fetchone()
+    assert kit.rows(owner, "select id from pgmail.message") == [(mail,)]
 
 
 async def test_a_commit_gives_its_id_to_whoever_waits(db, owner):
     first = await db.aconnect("producer", autocommit=False)
     second = await db.aconnect("producer")
     body = Jsonb(kit.body(idempotency_key="k"))
-    (id,) = await (await first.execute(_SEND, [body])).fetchone()
+    (mail,) = await (await first.execute(_SEND, [body])).fetchone()
     waiting = asyncio.ensure_future(second.execute(_SEND, [body]))
     await _until_blocked(owner, second.info.backend_pid)
     await first.commit()
-    assert await (await waiting).fetchone() == (id,)
+    assert await (await waiting).fetchone() == (mail,)
 
 
 def test_a_key_is_free_again_after_a_day(db_clock, app, owner):
@@ -162,5 +162,5 @@ def test_a_used_key_answers_its_id_though_the_stream_is_full_by_now(app, owner):
 
 async def _until_blocked(owner, pid):
     async with asyncio.timeout(20):
-        while not kit.one(owner, "select pg_blocking_pids(%s) <> '{}'", [pid]):
+        while not kit.one(owner, "select pg_blocking_pids(%s) <> '{}'", [pid]):  # noqa: ASYNC110 - the event is the server's
             await asyncio.sleep(0)

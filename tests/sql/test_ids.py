@@ -28,22 +28,22 @@ def test_an_id_has_version_seven_its_variant_and_this_moment(owner, uuid7):
     ids = [row[0] for row in kit.rows(owner, f"select {uuid7}() from generate_series(1, 500)")]
     after = time.time()
     assert len(set(ids)) == 500
-    for id in ids:
-        assert (id.version, id.variant) == (7, "specified in RFC 4122")
-        assert before - 1 < (id.int >> 80) / 1000 < after + 1
+    for made in ids:
+        assert (made.version, made.variant) == (7, "specified in RFC 4122")
+        assert before - 1 < (made.int >> 80) / 1000 < after + 1
 
 
 def test_ids_of_one_session_ascend_by_the_millisecond(owner, uuid7):
     ids = [row[0] for row in kit.rows(owner, f"select {uuid7}() from generate_series(1, 5000)")]
-    stamps = [id.int >> 80 for id in ids]
+    stamps = [made.int >> 80 for made in ids]
     assert stamps == sorted(stamps)
     assert stamps[-1] > stamps[0]
 
 
 def test_the_moment_of_an_id_is_told_to_the_millisecond(owner, uuid7):
-    id = kit.one(owner, f"select {uuid7}()")
-    moment = kit.one(owner, "select pgmail.uuid_time(%s)", [id])
-    assert moment == datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=id.int >> 80)
+    made = kit.one(owner, f"select {uuid7}()")
+    moment = kit.one(owner, "select pgmail.uuid_time(%s)", [made])
+    assert moment == datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=made.int >> 80)
 
 
 @pytest.fixture

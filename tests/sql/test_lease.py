@@ -13,10 +13,10 @@ _hour = timedelta(hours=1)
 
 
 def test_a_claimed_row_is_sending_and_belongs_to_one_worker(app, hand, other):
-    id = kit.send(app)
+    mail = kit.send(app)
     (lease,) = hand.claim()
-    assert (lease.message_id, lease.claims, lease.attempts) == (id, 1, 0)
-    assert kit.state(app, id) == "sending"
+    assert (lease.message_id, lease.claims, lease.attempts) == (mail, 1, 0)
+    assert kit.state(app, mail) == "sending"
     assert other.claim() == []
 
 
@@ -54,10 +54,10 @@ async def test_two_claimers_never_get_the_same_row_nor_more_than_their_limit(db,
 
 
 def test_mail_for_later_is_not_claimed_before(app, hand, db_clock):
-    id = kit.send(app, scheduled_at=(db_clock.now() + _hour).isoformat())
+    mail = kit.send(app, scheduled_at=(db_clock.now() + _hour).isoformat())
     assert hand.claim() == []
     db_clock.advance(_hour)
-    assert [x.message_id for x in hand.claim()] == [id]
+    assert [x.message_id for x in hand.claim()] == [mail]
 
 
 def test_a_worker_that_was_declared_dead_claims_nothing(app, hand, other):
@@ -97,22 +97,22 @@ def test_a_beat_does_not_wait_for_a_claim_in_flight(db, app, hand):
 
 @pytest.mark.parametrize("kind", ["sent", "bounced", "expired", "suppressed"])
 def test_a_final_result_leaves_the_queue_with_its_outcome(db, app, hand, kind):
-    id = kit.send(app)
+    mail = kit.send(app)
     assert hand.settle(hand.claim(), kind, code=250, reply="ok", remote_host="mx", relay="r") == ["settled"]
-    assert kit.state(app, id) == kind
-    assert kit.events(app, id) == ["queued", "sending", kind]
+    assert kit.state(app, mail) == kind
+    assert kit.events(app, mail) == ["queued", "sending", kind]
     assert kit.count(db.connect(), "queue") == 0
-    row = kit.rows(app, "select attempts, code, reply from pgmail.status(%s)", [id])
+    row = kit.rows(app, "select attempts, code, reply from pgmail.status(%s)", [mail])
     assert row == [(1, 250, "ok")]
 
 
 def test_a_deferral_waits_its_delay_and_spends_an_attempt(app, hand, db_clock):
-    id = kit.send(app)
+    mail = kit.send(app)
     hand.settle(hand.claim(), "deferred", delay=90, code=451, reply="later")
-    assert kit.state(app, id) == "deferred"
+    assert kit.state(app, mail) == "deferred"
     assert hand.claim() == []
     db_clock.advance(91)
-    assert kit.state(app, id) == "queued"
+    assert kit.state(app, mail) == "queued"
     (lease,) = hand.claim()
     assert (lease.claims, lease.attempts) == (2, 1)
 
@@ -125,19 +125,19 @@ def test_a_result_that_never_began_spends_no_attempt(app, hand, db_clock):
 
 
 def test_a_dead_letter_keeps_its_reason_its_error_and_its_expiry(db, app, hand):
-    id = kit.send(app, expires_at="2099-01-01T00:00:00Z")
+    mail = kit.send(app, expires_at="2099-01-01T00:00:00Z")
     hand.settle(hand.claim(), "dead", reason="template", error="no name")
-    assert kit.state(app, id) == "dead"
-    assert kit.rows(app, "select reason from pgmail.status(%s)", [id]) == [("template: no name",)]
+    assert kit.state(app, mail) == "dead"
+    assert kit.rows(app, "select reason from pgmail.status(%s)", [mail]) == [("template: no name",)]
     assert kit.one(db.connect(), "select extract(year from expires_at) from pgmail.dead_letter") == 2099
 
 
 def test_a_result_in_doubt_on_a_holding_stream_is_held_and_told_twice(app, hand):
-    id = kit.send(app)
+    mail = kit.send(app)
     hand.settle(hand.claim(), "held", doubt=True, reason="the reply was lost", error="reset after the dot")
-    assert kit.state(app, id) == "held"
-    assert sorted(kit.events(app, id)[2:]) == ["held", "in_doubt"]
-    assert kit.rows(app, "select reason from pgmail.status(%s)", [id]) == [("the reply was lost",)]
+    assert kit.state(app, mail) == "held"
+    assert sorted(kit.events(app, mail)[2:]) == ["held", "in_doubt"]
+    assert kit.rows(app, "select reason from pgmail.status(%s)", [mail]) == [("the reply was lost",)]
 
 
 @pytest.mark.parametrize("kind", ["cancelled", "delayed", "nonsense", None])
@@ -149,55 +149,55 @@ def test_a_kind_that_settles_nothing_is_refused_and_loses_nothing(db, app, hand,
 
 
 def test_settling_twice_counts_once_and_tells_once(db, app, hand):
-    id = kit.send(app)
+    mail = kit.send(app)
     leases = hand.claim()
     assert hand.settle(leases, "sent", doubt=True) == ["settled"]
     assert hand.settle(leases, "sent", doubt=True) == ["fenced"]
-    assert sorted(kit.events(app, id)) == ["in_doubt", "queued", "sending", "sent"]
+    assert sorted(kit.events(app, mail)) == ["in_doubt", "queued", "sending", "sent"]
     assert kit.differences(db.connect()) == [0]
 
 
 def test_a_fence_is_epoch_and_claim_number(app, hand, other):
-    id = kit.send(app)
+    mail = kit.send(app)
     (stale,) = hand.claim()
     hand.release([stale])
     (fresh,) = hand.claim()
     assert (stale.claims, fresh.claims) == (1, 2)
     assert hand.settle(stale, "bounced") == ["fenced"]
     assert other.settle(fresh, "bounced") == ["fenced"]
-    assert kit.state(app, id) == "sending"
+    assert kit.state(app, mail) == "sending"
     assert hand.settle(fresh, "bounced") == ["settled"]
 
 
 def test_a_fenced_out_250_settles_a_row_that_waits_and_saves_a_copy(db, app, hand, other):
-    id = kit.send(app)
+    mail = kit.send(app)
     (lease,) = hand.claim()
     assert other.rescue(hand.epoch) == 1
     assert hand.settle(lease, "sent", code=250) == ["settled"]
-    assert kit.state(app, id) == "sent"
+    assert kit.state(app, mail) == "sent"
     assert other.claim() == []
     assert kit.differences(db.connect()) == [0]
 
 
 def test_a_fenced_out_250_does_not_touch_the_lease_of_another(app, hand, other):
-    id = kit.send(app)
+    mail = kit.send(app)
     (lease,) = hand.claim()
     other.rescue(hand.epoch)
     (taken,) = other.claim()
     assert hand.settle(lease, "sent", code=250) == ["fenced"]
-    assert kit.state(app, id) == "sending"
-    details = kit.rows(app, "select detail from pgmail.trace(%s) where type = 'email.sent'", [id])
+    assert kit.state(app, mail) == "sending"
+    details = kit.rows(app, "select detail from pgmail.trace(%s) where type = 'email.sent'", [mail])
     assert details == [("fenced out, its lease was lost",)]
     assert other.settle(taken, "sent") == ["settled"]
 
 
 def test_a_fenced_out_refusal_is_recorded_as_an_event_alone(app, hand, other):
-    id = kit.send(app)
+    mail = kit.send(app)
     (lease,) = hand.claim()
     other.rescue(hand.epoch)
     assert hand.settle(lease, "bounced", code=550, reply="no such user") == ["fenced"]
-    assert kit.state(app, id) == "queued"
-    assert kit.events(app, id)[-1] == "bounced"
+    assert kit.state(app, mail) == "queued"
+    assert kit.events(app, mail)[-1] == "bounced"
 
 
 def test_rows_that_another_transaction_holds_are_answered_locked_and_told_nothing(db, app, hand):
@@ -213,15 +213,15 @@ def test_rows_that_another_transaction_holds_are_answered_locked_and_told_nothin
 
 
 def test_a_fenced_out_250_waits_for_a_cancel_that_may_roll_back(db, app, hand, other):
-    id = kit.send(app)
+    mail = kit.send(app)
     (lease,) = hand.claim()
     other.rescue(hand.epoch)
     canceller = db.connect("producer", autocommit=False)
-    canceller.execute("select pgmail.cancel(%s)", [id])
+    canceller.execute("select pgmail.cancel(%s)", [mail])
     assert hand.settle(lease, "sent") == ["locked"]
     canceller.rollback()
     assert hand.settle(lease, "sent") == ["settled"]
-    assert kit.state(app, id) == "sent"
+    assert kit.state(app, mail) == "sent"
 
 
 def test_settling_nothing_answers_nothing(hand):
@@ -229,15 +229,15 @@ def test_settling_nothing_answers_nothing(hand):
 
 
 def test_release_gives_back_untried_and_rewinds_the_lane(db, app, hand):
-    id = kit.send(app)
+    mail = kit.send(app)
     hand.fold()
     owner = db.connect()
     owner.execute("update pgmail.lane set rewind_to = null")
     before = kit.one(owner, "select version from pgmail.lane")
     leases = hand.claim()
     assert hand.release(leases) == [leases[0].id]
-    assert kit.state(app, id) == "queued"
-    assert kit.events(app, id) == ["queued", "sending"]
+    assert kit.state(app, mail) == "queued"
+    assert kit.events(app, mail) == ["queued", "sending"]
     hand.fold()
     rewound, version = owner.execute("select rewind_to, version from pgmail.lane").fetchone()
     assert rewound == leases[0].due_at
@@ -246,30 +246,30 @@ def test_release_gives_back_untried_and_rewinds_the_lane(db, app, hand):
 
 
 def test_release_with_a_reason_tells_a_delay_once_and_spends_no_attempt(app, hand):
-    id = kit.send(app)
+    mail = kit.send(app)
     for _ in range(3):
         assert len(hand.release(hand.claim(traced=False), "relay away")) == 1
-    assert kit.events(app, id) == ["queued", "delayed"]
+    assert kit.events(app, mail) == ["queued", "delayed"]
     assert hand.claim()[0].attempts == 0
 
 
 def test_rescue_resends_in_doubt_on_a_resend_stream(app, hand, other):
-    id = kit.send(app)
+    mail = kit.send(app)
     hand.claim()
     assert other.rescue(hand.epoch) == 1
-    assert kit.state(app, id) == "queued"
-    assert kit.events(app, id) == ["queued", "sending", "in_doubt"]
+    assert kit.state(app, mail) == "queued"
+    assert kit.events(app, mail) == ["queued", "sending", "in_doubt"]
     (lease,) = other.claim()
     assert (lease.rescues, lease.attempts) == (1, 0)
 
 
 def test_rescue_holds_in_doubt_on_a_hold_stream(db, app, hand, other):
     kit.stream(db.connect(), "careful", on_doubt="hold")
-    id = kit.send(app, stream="careful")
+    mail = kit.send(app, stream="careful")
     (lease,) = hand.claim()
     assert other.rescue(hand.epoch) == 1
-    assert kit.state(app, id) == "held"
-    assert sorted(kit.events(app, id)[2:]) == ["held", "in_doubt"]
+    assert kit.state(app, mail) == "held"
+    assert sorted(kit.events(app, mail)[2:]) == ["held", "in_doubt"]
     assert other.claim() == []
     assert kit.one(db.connect(), "select held_due_at from pgmail.queue") == lease.due_at
 

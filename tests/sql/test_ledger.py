@@ -114,10 +114,10 @@ class Walk:
 
     def some(self, call, *params):
         if self.ids:
-            id = self.dice.choice(self.ids)
+            mail = self.dice.choice(self.ids)
             if self.dice.random() < 0.5:
-                id = self.dice.choice(kit.recipients(self.owner, id))
-            self.owner.execute(f"select pgmail.{call}", [id, *params])
+                mail = self.dice.choice(kit.recipients(self.owner, mail))
+            self.owner.execute(f"select pgmail.{call}", [mail, *params])
 
     def cancel(self):
         self.some("cancel(%s)")

@@ -18,22 +18,24 @@ def full(owner):
 
 
 def test_a_reached_limit_delays_by_default_and_does_not_abort(app, hand, full, db_clock):
-    id = kit.send(app, stream=full)
-    assert kit.state(app, id) == "queued"
-    assert kit.events(app, id) == ["queued", "delayed"]
-    assert kit.one(app, "select pgmail.why(%s)", [id]).startswith("ada@example.org waits for a limit until ")
+    mail = kit.send(app, stream=full)
+    assert kit.state(app, mail) == "queued"
+    assert kit.events(app, mail) == ["queued", "delayed"]
+    assert kit.one(app, "select pgmail.why(%s)", [mail]).startswith(
+        "ada@example.org waits for a limit until "
+    )
     assert hand.claim() == []
     db_clock.advance(61)
     assert len(hand.claim()) == 1
 
 
 def test_a_reached_limit_holds_where_asked_until_a_person_releases(db, app, hand, full):
-    id = kit.send(app, stream=full, on_limit="hold")
-    assert kit.state(app, id) == "held"
-    assert kit.events(app, id) == ["queued", "held"]
+    mail = kit.send(app, stream=full, on_limit="hold")
+    assert kit.state(app, mail) == "held"
+    assert kit.events(app, mail) == ["queued", "held"]
     assert hand.claim() == []
-    assert kit.one(db.connect("admin"), "select pgmail.retry(%s, 'room again')", [id]) == 1
-    assert [lease.message_id for lease in hand.claim()] == [id]
+    assert kit.one(db.connect("admin"), "select pgmail.retry(%s, 'room again')", [mail]) == 1
+    assert [lease.message_id for lease in hand.claim()] == [mail]
 
 
 def test_a_reached_limit_errors_where_asked(app, owner, full):
@@ -56,16 +58,16 @@ def test_a_limit_counts_what_waits_by_folded_tallies(app, owner, hand):
 
 def test_mail_for_later_stays_scheduled_on_a_full_stream(app, full, db_clock):
     at = db_clock.now() + timedelta(hours=1)
-    id = kit.send(app, stream=full, scheduled_at=at.isoformat())
-    assert kit.rows(app, "select state, due_at from pgmail.status(%s)", [id]) == [("scheduled", at)]
+    mail = kit.send(app, stream=full, scheduled_at=at.isoformat())
+    assert kit.rows(app, "select state, due_at from pgmail.status(%s)", [mail]) == [("scheduled", at)]
 
 
 def test_mail_for_later_that_is_held_by_a_limit_is_scheduled_again_by_retry(db, app, full, db_clock):
     at = db_clock.now() + timedelta(hours=1)
-    id = kit.send(app, stream=full, scheduled_at=at.isoformat(), on_limit="hold")
-    assert kit.state(app, id) == "held"
-    assert kit.one(db.connect("admin"), "select pgmail.retry(%s)", [id]) == 1
-    assert kit.rows(app, "select state, due_at from pgmail.status(%s)", [id]) == [("scheduled", at)]
+    mail = kit.send(app, stream=full, scheduled_at=at.isoformat(), on_limit="hold")
+    assert kit.state(app, mail) == "held"
+    assert kit.one(db.connect("admin"), "select pgmail.retry(%s)", [mail]) == 1
+    assert kit.rows(app, "select state, due_at from pgmail.status(%s)", [mail]) == [("scheduled", at)]
 
 
 def test_in_a_batch_a_limit_with_error_refuses_that_item_alone(app, full):
@@ -76,10 +78,10 @@ def test_in_a_batch_a_limit_with_error_refuses_that_item_alone(app, full):
 
 def test_a_suppressed_address_settles_as_suppressed_and_the_others_go(app, owner, hand):
     owner.execute("select pgmail.suppress('Gone@example.org', 'bounced', 'mx said 550')")
-    id = kit.send(app, ["gone@EXAMPLE.org", "here@example.org"])
-    assert kit.states(app, id) == ["suppressed", "queued"]
+    mail = kit.send(app, ["gone@EXAMPLE.org", "here@example.org"])
+    assert kit.states(app, mail) == ["suppressed", "queued"]
     assert len(hand.claim()) == 1
-    gone = kit.recipients(app, id)[0]
+    gone = kit.recipients(app, mail)[0]
     assert kit.events(app, gone) == ["queued", "suppressed"]
     assert kit.differences(owner) == [0]
 

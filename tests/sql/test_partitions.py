@@ -58,8 +58,8 @@ def test_mail_goes_to_its_week_and_never_to_the_default(app, owner):
 
 def test_when_partitions_ran_out_mail_is_taken_told_and_moved_out_later(app, owner, hand, ran_out):
     owner.execute("select pgmail.suppress('gone@example.org')")
-    id = send_all_kinds(app)
-    before = kit.states(app, id), kit.events(app, id)
+    mail = send_all_kinds(app)
+    before = kit.states(app, mail), kit.events(app, mail)
     assert strays(owner) == {
         "message": 1,
         "attachment": 1,
@@ -72,9 +72,9 @@ def test_when_partitions_ran_out_mail_is_taken_told_and_moved_out_later(app, own
     hand.settle(hand.claim())
     assert kit.one(hand.connection, _MAKE) == 7 * len(_BASES)
     assert set(strays(owner).values()) == {0}
-    assert kit.states(app, id) == ["sent", "suppressed"]
+    assert kit.states(app, mail) == ["sent", "suppressed"]
     assert before[0] == ["queued", "suppressed"]
-    assert set(before[1]) < set(kit.events(app, id))
+    assert set(before[1]) < set(kit.events(app, mail))
     assert kit.rows(owner, "select strays from pgmail.partition_state()") == [(0,)]
     assert kit.differences(owner) == [0]
     send_all_kinds(app)

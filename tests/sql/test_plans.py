@@ -92,7 +92,7 @@ def read_by_scan(connections, owner):
 
 def test_plans_cached_while_the_queue_was_empty_scan_nothing_once_it_is_full(app, owner, hand):
     def live():
-        id = kit.send(app)
+        mail = kit.send(app)
         lanes = [kit.one(owner, "select pgmail.lane_id(1, 'transactional', 2, 'example.org')")]
         hand.settle(hand.claim(1, lanes=lanes))
         other = kit.send(app)
@@ -100,7 +100,7 @@ def test_plans_cached_while_the_queue_was_empty_scan_nothing_once_it_is_full(app
         app.execute("select pgmail.reschedule(%s, now() + interval '1 hour')", [other])
         app.execute("select pgmail.cancel(%s)", [other])
         for call in ("status", "trace", "why"):
-            app.execute(f"select pgmail.{call}(%s)", [id])
+            app.execute(f"select pgmail.{call}(%s)", [mail])
         hand.fold()
         hand.connection.execute(
             "select pgmail.repair_lanes_v1(), pgmail.expire_v1(), pgmail.wake_due_v1('-infinity')"
@@ -122,13 +122,13 @@ def test_plans_cached_while_the_queue_was_empty_scan_nothing_once_it_is_full(app
 
 
 def test_a_look_up_by_id_touches_one_partition(app, owner):
-    id = kit.send(app, ["a@example.org", "b@example.org"])
-    recipient = kit.recipients(app, id)[0]
+    mail = kit.send(app, ["a@example.org", "b@example.org"])
+    recipient = kit.recipients(app, mail)[0]
     for _ in range(6):
-        kit.states(app, id)
+        kit.states(app, mail)
         kit.states(app, recipient)
     before = read_by_scan((app,), owner)
-    for one in (id, recipient):
+    for one in (mail, recipient):
         for call in ("status", "trace"):
             app.execute(f"select pgmail.{call}(%s)", [one])
     after = read_by_scan((app,), owner)

@@ -172,7 +172,7 @@ def neighbours(db, owner, hand):
     owner.execute("select pgmail.suppress('gone@example.org')")
     owner.execute("select pgmail.create_key('k', 'pgm_', 'hash')")
     kit.stream(owner, "ours")
-    id = kit.send(
+    mail = kit.send(
         owner, ["a@example.org", "gone@example.org", "b@example.org"], tags={"a": "b"}, idempotency_key="k",
         attachments=[{"filename": "f", "content": "eA=="}],
     )  # fmt: skip
@@ -184,7 +184,7 @@ def neighbours(db, owner, hand):
     owner.execute("select pgmail.create_tenant('neighbour')")
     for role in ("producer", "reader", "admin"):
         owner.execute("select pgmail.grant_tenant(%s, 'neighbour')", [PREFIX + role])
-    return [id, *kit.recipients(owner, id)]
+    return [mail, *kit.recipients(owner, mail)]
 
 
 def as_api(db, tenant):
@@ -203,10 +203,10 @@ def test_another_tenants_mail_is_not_found_through_any_function(db, owner, neigh
     calls = [f"{name}(%s)" for name in mine]
     if "reschedule" in FUNCTIONS[role]:
         calls.append("reschedule(%s, now() + interval '1 hour')")
-    for id in neighbours:
+    for mail in neighbours:
         for call in calls:
             with pytest.raises(psycopg.Error) as refused, connection.transaction():
-                connection.execute(f"select pgmail.{call}", [id])
+                connection.execute(f"select pgmail.{call}", [mail])
             assert kit.refusal(refused.value) == Refusal("not_found", "/id", "PM404")
     connection.rollback() if role == "api" else None
     assert kit.states(owner, neighbours[0]) == ["dead", "suppressed", "sending"]
@@ -234,8 +234,8 @@ def test_a_tenant_uses_none_of_anothers_templates_assets_streams_suppressions_an
     assert fault(template="t", subject=None, text=None) == "unknown_template"
     assert fault(attachments=[{"asset": "logo"}]) == "unknown_asset"
     assert fault(stream="ours") == "unknown_stream"
-    id = kit.send(app, "gone@example.org", idempotency_key="k")
-    assert kit.state(app, id) == "queued"
+    mail = kit.send(app, "gone@example.org", idempotency_key="k")
+    assert kit.state(app, mail) == "queued"
 
 
 def test_a_worker_claims_for_the_tenant_it_names_alone(db, app, neighbours):

@@ -117,7 +117,7 @@ def test_named_arguments_send_what_the_jsonb_form_sends(app, owner):
 
 
 def test_duplicate_addresses_over_to_cc_and_bcc_are_sent_to_once(app, owner):
-    id = kit.send(
+    mail = kit.send(
         app,
         ["Ada@Example.org", "ada@example.org"],
         cc=["ADA@EXAMPLE.ORG", "b@example.org"],
@@ -126,7 +126,7 @@ def test_duplicate_addresses_over_to_cc_and_bcc_are_sent_to_once(app, owner):
     found = kit.rows(
         owner,
         "select role, address, rcpt from pgmail.recipient where message_id = %s order by position",
-        [id],
+        [mail],
     )
     assert found == [("to", "ada@example.org", "Ada@example.org"), ("cc", "b@example.org", None)]
 
@@ -161,7 +161,7 @@ def test_a_thousand_emails_in_one_call_keep_their_positions(app, owner):
     ids = [row[1] for row in answer]
     assert len(set(ids)) == 1000
     found = dict(kit.rows(owner, "select message_id, min(address) from pgmail.recipient group by 1"))
-    assert [found[id] for id in ids] == [f"u{n}@example.org" for n in range(1000)]
+    assert [found[mail] for mail in ids] == [f"u{n}@example.org" for n in range(1000)]
     assert kit.rows(owner, "select kind, sum(n) from pgmail.tally group by 1") == [("enqueued", 2000)]
     assert kit.count(owner, "lane_touch") == 2
 
@@ -267,9 +267,9 @@ def test_two_phase_commit_works_without_the_hint_and_fails_with_it_as_the_server
     app.execute("rollback")
     app.execute("begin")
     app.execute("set local pgmail.notify = 'off'")
-    id = kit.send(app)
+    mail = kit.send(app)
     app.execute("prepare transaction 'two'")
     assert hand.claim() == []
     app.execute("commit prepared 'two'")
-    assert [lease.message_id for lease in hand.claim()] == [id]
+    assert [lease.message_id for lease in hand.claim()] == [mail]
     db.close()

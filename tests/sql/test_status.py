@@ -36,9 +36,9 @@ def test_every_state_is_told_by_both_ids(db_clock, app, owner, hand, state):
     later = (
         {"scheduled_at": (db_clock.now() + timedelta(hours=1)).isoformat()} if state == "scheduled" else {}
     )
-    id = kit.send(app, **later)
+    mail = kit.send(app, **later)
     if state == "cancelled":
-        app.execute("select pgmail.cancel(%s, 'no need')", [id])
+        app.execute("select pgmail.cancel(%s, 'no need')", [mail])
     elif state == "sending":
         hand.claim()
     elif state not in {"scheduled", "queued", "suppressed"}:
@@ -51,12 +51,12 @@ def test_every_state_is_told_by_both_ids(db_clock, app, owner, hand, state):
             reply="greylisted",
             reason="someone should look",
         )
-    (recipient,) = kit.recipients(app, id)
-    for one in (id, recipient):
+    (recipient,) = kit.recipients(app, mail)
+    for one in (mail, recipient):
         (row,) = kit.rows(
             app, "select recipient_id, message_id, address, role, phase, state from pgmail.status(%s)", [one]
         )
-        assert row == (recipient, id, "ada@example.org", "to", PHASE.get(state, "failed"), state)
+        assert row == (recipient, mail, "ada@example.org", "to", PHASE.get(state, "failed"), state)
         why = kit.one(app, "select pgmail.why(%s)", [one])
         assert why.startswith("ada@example.org " + WHY[state])
         trace = kit.rows(app, "select type, at from pgmail.trace(%s)", [one])
@@ -64,49 +64,49 @@ def test_every_state_is_told_by_both_ids(db_clock, app, owner, hand, state):
         assert [at for _, at in trace] == sorted(at for _, at in trace)
     if state in {"deferred", "sent", "bounced"}:
         assert "451 4.7.1 greylisted" in why
-        assert kit.rows(app, "select code, enhanced, reply from pgmail.status(%s)", [id]) == [
+        assert kit.rows(app, "select code, enhanced, reply from pgmail.status(%s)", [mail]) == [
             (451, "4.7.1", "greylisted")
         ]
 
 
 def test_a_deferral_without_an_answer_says_what_happened_instead(app, hand):
-    id = kit.send(app)
+    mail = kit.send(app)
     hand.settle(hand.claim(), "deferred", delay=60, error="connection refused")
-    assert kit.one(app, "select pgmail.why(%s)", [id]).endswith("connection refused")
+    assert kit.one(app, "select pgmail.why(%s)", [mail]).endswith("connection refused")
 
 
 def test_recipients_come_in_the_order_of_to_cc_and_bcc(app):
-    id = kit.send(app, ["z@example.org", "a@example.org"], cc="m@example.net", bcc=["b@example.com"])
-    found = kit.rows(app, "select address, role from pgmail.status(%s)", [id])
+    mail = kit.send(app, ["z@example.org", "a@example.org"], cc="m@example.net", bcc=["b@example.com"])
+    found = kit.rows(app, "select address, role from pgmail.status(%s)", [mail])
     assert found == [
         ("z@example.org", "to"),
         ("a@example.org", "to"),
         ("m@example.net", "cc"),
         ("b@example.com", "bcc"),
     ]
-    assert len(kit.one(app, "select pgmail.why(%s)", [id]).splitlines()) == 4
+    assert len(kit.one(app, "select pgmail.why(%s)", [mail]).splitlines()) == 4
 
 
 def test_reason_is_empty_while_there_is_none(app):
-    id = kit.send(app)
-    assert kit.rows(app, "select reason, code, reply from pgmail.status(%s)", [id]) == [(None, None, None)]
+    mail = kit.send(app)
+    assert kit.rows(app, "select reason, code, reply from pgmail.status(%s)", [mail]) == [(None, None, None)]
 
 
 @pytest.mark.parametrize("call", ["status", "trace", "why"])
 @pytest.mark.parametrize(
     "id", ["01999999-9999-7999-8999-999999999999", "00000000-0000-0000-0000-000000000000"]
 )
-def test_an_unknown_id_is_not_found(app, call, id):
+def test_an_unknown_id_is_not_found(app, call, mail):
     with pytest.raises(psycopg.Error) as refused:
-        app.execute(f"select pgmail.{call}(%s)", [id])
+        app.execute(f"select pgmail.{call}(%s)", [mail])
     assert kit.refusal(refused.value) == Refusal("not_found", "/id", "PM404")
 
 
 def test_why_names_what_mail_waits_for(db_clock, app, owner, hand):
     def why():
-        return kit.one(app, "select pgmail.why(%s)", [id]).removeprefix("ada@example.org ")
+        return kit.one(app, "select pgmail.why(%s)", [mail]).removeprefix("ada@example.org ")
 
-    id = kit.send(app)
+    mail = kit.send(app)
     assert why().startswith("is due since ")
     db_clock.advance(60)
     assert why().startswith("waits: no worker is alive since ")
@@ -122,9 +122,9 @@ def test_why_names_what_mail_waits_for(db_clock, app, owner, hand):
 
 
 def test_why_says_that_a_worker_is_gone_or_an_attempt_in_doubt(app, owner, hand, other):
-    id = kit.send(app)
+    mail = kit.send(app)
     hand.claim()
     owner.execute("delete from pgmail.worker where epoch = %s", [hand.epoch])
-    assert "that worker is gone" in kit.one(app, "select pgmail.why(%s)", [id])
+    assert "that worker is gone" in kit.one(app, "select pgmail.why(%s)", [mail])
     other.rescue(hand.epoch)
-    assert "an earlier attempt is in doubt" in kit.one(app, "select pgmail.why(%s)", [id])
+    assert "an earlier attempt is in doubt" in kit.one(app, "select pgmail.why(%s)", [mail])
