@@ -51,9 +51,15 @@ CREATE FUNCTION pgmail.actor() RETURNS text
     session_user::text)
 $$;
 
+CREATE FUNCTION pgmail.body_hash(p_body jsonb) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')) $$;
+
 CREATE FUNCTION pgmail.cancel(id uuid, reason text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; was integer; who text := pgmail.actor();
@@ -61,13 +67,13 @@ begin
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, cancel.id) f;
   select count(*) into was from pgmail.outcome o where o.tenant_id = t and o.recipient_id = any (ids) and o.state = 'cancelled';
   with free as materialized (
-    select q.id, q.attempts, false as dead from pgmail.queue q
+    select q.id, q.attempts from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
   ), gone as (
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
     select free.id, free.attempts, g.stream, r.site
-    from free join pgmail.recipient r on r.tenant_id = t and r.id = free.id
+    from free join pgmail.recipient r on r.tenant_id = t and r.id = free.id and r.id = any (ids)
     join pgmail.message g on g.tenant_id = t and g.id = m
   ), outcomes as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
@@ -96,6 +102,8 @@ $$;
 CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 #variable_conflict use_column
 begin
@@ -167,6 +175,8 @@ $$;
 CREATE FUNCTION pgmail.discard(recipient_id uuid, reason text DEFAULT NULL::text) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; who text := pgmail.actor();
@@ -216,19 +226,22 @@ $_$;
 CREATE FUNCTION pgmail.expire_v1(p_most integer DEFAULT 1000) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare n integer;
 begin
   with late as materialized (
     select q.tenant_id, q.id, q.message_id, q.attempts from pgmail.queue q
-    where q.expires_at <= pgmail.now() and q.leased_by is null
+    where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity'
     order by q.expires_at limit p_most for update skip locked
   ), gone as (
     delete from pgmail.queue q using late where q.tenant_id = late.tenant_id and q.id = late.id
   ), facts as materialized (
     select late.*, m.stream, r.site from late
-    join pgmail.message m on m.tenant_id = late.tenant_id and m.id = late.message_id
-    join pgmail.recipient r on r.tenant_id = late.tenant_id and r.id = late.id
+    cross join lateral (select y.stream from pgmail.message y
+                        where y.tenant_id = late.tenant_id and y.id = late.message_id limit 1) m
+    cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = late.tenant_id and y.id = late.id limit 1) r
   ), outcomes as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
     select tenant_id, id, message_id, 'expired', pgmail.now(), stream, site, attempts, 'expires_at passed before it was sent' from facts
@@ -339,6 +352,8 @@ CREATE FUNCTION pgmail.has_control(p_text text) RETURNS boolean
 CREATE FUNCTION pgmail.idle_lanes_v1(p_tenant integer, p_lanes bigint[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare n integer;
 begin
@@ -384,8 +399,8 @@ $$;
 
 CREATE FUNCTION pgmail.lower_text(p_text text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    AS $$ select case when p_text ~ '[^\x01-\x7f]' then lower(translate(p_text, U&'\0130\03A3', U&'i\03C3') collate pg_catalog.pg_c_utf8)
-                       else lower(p_text collate "C") end $$;
+    AS $$ select case when p_text ~ '[^\x01-\x7f]' then lower(translate(p_text, U&'\0130\03A3', U&'i\03C3') collate pg_catalog.pg_c_utf8) collate "default"
+                       else lower(p_text collate "C") collate "default" end $$;
 
 CREATE FUNCTION pgmail.make_partitions_v1(p_days integer DEFAULT 35) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -852,7 +867,7 @@ begin
     if jsonb_typeof(b->'scheduled_at') = 'string' then at_ := pgmail.parse_time(b->>'scheduled_at'); end if;
     if at_ is null then
       return pgmail.faulty('invalid_time', '/scheduled_at', 'must be ISO 8601 with an offset, as 2026-11-21T09:00:00Z');
-    elsif at_ < now_ - interval '60 seconds' then
+    elsif at_ < now_ - interval '60 seconds' and not pgmail.was_sent(p_tenant, b) then
       return pgmail.faulty('time_in_past', '/scheduled_at', 'lies more than 60 seconds in the past');
     elsif at_ > now_ + interval '366 days' then
       return pgmail.faulty('time_too_far', '/scheduled_at', 'lies more than 366 days ahead');
@@ -864,7 +879,7 @@ begin
     if jsonb_typeof(b->'expires_at') = 'string' then at_ := pgmail.parse_time(b->>'expires_at'); end if;
     if at_ is null then
       return pgmail.faulty('invalid_time', '/expires_at', 'must be ISO 8601 with an offset, as 2026-11-21T09:00:00Z');
-    elsif at_ <= coalesce(e.due_at, now_) then
+    elsif at_ <= coalesce(e.due_at, now_) and not pgmail.was_sent(p_tenant, b) then
       return pgmail.faulty('time_in_past', '/expires_at', 'must lie after now and after scheduled_at');
     end if;
     e.expires_at := at_;
@@ -883,8 +898,7 @@ begin
       return pgmail.faulty('invalid_idempotency_key', '/idempotency_key', 'must be 1 to 256 printable ASCII characters');
     end if;
     e.idempotency_key := b->>'idempotency_key';
-    -- Times are often computed anew for a retry (now() + 1 hour): they do not make another email.
-    e.body_hash := sha256(convert_to((b - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8'));
+    e.body_hash := pgmail.body_hash(b);
   end if;
 
   -- 19: size. read_extras left the attachments' part in size_bytes.
@@ -1078,12 +1092,14 @@ CREATE FUNCTION pgmail.relay_state_v1(p_name text, p_state text, p_reason text, 
   values (p_name, p_state, p_reason, pgmail.now() + p_seconds * interval '1 second', pgmail.now(), 'worker')
   on conflict (name) do update set state = excluded.state, reason = excluded.reason,
     blocked_until = excluded.blocked_until, changed_at = excluded.changed_at, changed_by = excluded.changed_by
-  where r.state <> 'paused' or r.changed_by = 'worker'
+  where r.state <> 'paused' or r.changed_by = 'worker' or r.blocked_until <= pgmail.now()
 $$;
 
 CREATE FUNCTION pgmail.release_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_reason text DEFAULT NULL::text) RETURNS SETOF uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare done uuid[]; lanes bigint[]; dues timestamptz[]; messages uuid[];
 begin
@@ -1098,7 +1114,7 @@ begin
   )
   select array_agg(id), array_agg(message_id), array_agg(lane), array_agg(due_at) into done, messages, lanes, dues from freed;
   if done is null then return; end if;
-  perform pgmail.rewind_lanes(p_tenant, lanes, dues);
+  perform pgmail.touch_lanes(p_tenant, lanes, dues);
   if p_reason is not null then
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, worker, detail)
     select p_tenant, u.id, u.message_id, 'email.delayed', p_epoch, p_reason
@@ -1113,6 +1129,8 @@ $$;
 CREATE FUNCTION pgmail.repair_lanes_v1() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare n integer;
 begin
@@ -1131,8 +1149,9 @@ begin
     insert into pgmail.lane as l (tenant_id, id, stream, priority, site, rewind_to)
     select x.tenant_id, x.lane, m.stream, m.priority, r.site, x.due_at
     from lost x
-    join pgmail.message m on m.tenant_id = x.tenant_id and m.id = x.message_id
-    join pgmail.recipient r on r.tenant_id = x.tenant_id and r.id = x.id
+    cross join lateral (select y.stream, y.priority from pgmail.message y
+                        where y.tenant_id = x.tenant_id and y.id = x.message_id limit 1) m
+    cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = x.tenant_id and y.id = x.id limit 1) r
     order by x.tenant_id, x.lane
     on conflict (tenant_id, id) do update set active = true, version = nextval('pgmail.lane_version'),
       changed_at = pgmail.now(), rewind_to = excluded.rewind_to
@@ -1146,17 +1165,22 @@ $$;
 CREATE FUNCTION pgmail.reschedule(id uuid, at timestamp with time zone) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 #variable_conflict use_column
-declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; moved uuid[]; lanes bigint[]; dues timestamptz[]; n integer; who text := pgmail.actor();
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; expiry timestamptz; n integer; who text := pgmail.actor();
 begin
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, reschedule.id) f;
+  select g.expires_at into expiry from pgmail.message g where g.tenant_id = t and g.id = m;
   if reschedule.at is null or not isfinite(reschedule.at) then
     perform pgmail.refuse('invalid_time', '/scheduled_at', 'must be a moment');
   elsif reschedule.at < pgmail.now() - interval '60 seconds' then
     perform pgmail.refuse('time_in_past', '/scheduled_at', 'lies more than 60 seconds in the past');
   elsif reschedule.at > pgmail.now() + interval '366 days' then
     perform pgmail.refuse('time_too_far', '/scheduled_at', 'lies more than 366 days ahead');
+  elsif reschedule.at >= expiry then
+    perform pgmail.refuse('time_too_far', '/scheduled_at', 'the email expires before');
   end if;
   with free as materialized (
     select q.id from pgmail.queue q
@@ -1167,12 +1191,16 @@ begin
     where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), events as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, detail)
-    select t, l.id, m, 'email.scheduled', 'by ' || who || ', for ' || l.due_at from later l
+    select t, l.id, m, case when l.due_at > pgmail.now() then 'email.scheduled' else 'email.queued' end,
+      'by ' || who || ', for ' || to_char(l.due_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') from later l
+  ), touched as (
+    insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+    select t, l.lane, g.stream, g.priority, min(r.site), min(l.due_at)
+    from later l join pgmail.message g on g.tenant_id = t and g.id = m
+    join pgmail.recipient r on r.tenant_id = t and r.id = l.id and r.id = any (ids) group by l.lane, g.stream, g.priority
   )
-  select array_agg(l.id), array_agg(l.lane), array_agg(l.due_at) into moved, lanes, dues from later l;
-  n := coalesce(cardinality(moved), 0);
+  select count(*) into n from later;
   if n > 0 then
-    perform pgmail.rewind_lanes(t, lanes, dues);
     perform pgmail.record_act(t, 'email.reschedule', reschedule.id::text, reschedule.at::text);
   end if;
   return jsonb_build_object('status', case when n = cardinality(ids) then 'rescheduled' when n > 0 then 'partly_rescheduled' else 'too_late' end,
@@ -1191,8 +1219,9 @@ begin
   with mine as materialized (
     select q.tenant_id, q.id, s.on_doubt is not distinct from 'hold' as hold
     from pgmail.queue q
-    join pgmail.message m on m.tenant_id = q.tenant_id and m.id = q.message_id
-    left join pgmail.stream s on s.tenant_id = m.tenant_id and s.name = m.stream
+    left join lateral (   -- by id, one by one: a hash of all messages would be a bad plan for a few leases
+      select x.on_doubt from pgmail.message m join pgmail.stream x on x.tenant_id = m.tenant_id and x.name = m.stream
+      where m.tenant_id = q.tenant_id and m.id = q.message_id limit 1) s on true
     where q.leased_by = p_epoch order by q.id for update of q
   ), given_back as (
     update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,
@@ -1213,7 +1242,7 @@ begin
   for t in select r.tenant_id, array_agg(r.lane) as lanes, array_agg(r.due_at) as dues
            from jsonb_to_recordset(freed) r(tenant_id integer, lane bigint, due_at timestamptz, hold boolean)
            where not r.hold group by r.tenant_id order by r.tenant_id loop
-    perform pgmail.rewind_lanes(t.tenant_id, t.lanes, t.dues);
+    perform pgmail.touch_lanes(t.tenant_id, t.lanes, t.dues);
   end loop;
   return jsonb_array_length(freed);
 end
@@ -1234,9 +1263,11 @@ $$;
 CREATE FUNCTION pgmail.retry(recipient_id uuid, reason text DEFAULT NULL::text) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 #variable_conflict use_column
-declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; back uuid[]; lanes bigint[]; dues timestamptz[]; n integer; who text := pgmail.actor();
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; who text := pgmail.actor();
 begin
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, retry.recipient_id) f;
   with raised as (
@@ -1244,28 +1275,33 @@ begin
   ), queued as (
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, expires_at)
     select t, d.recipient_id, d.message_id, d.lane, pgmail.now(), d.expires_at from raised d
-  ), touched as (
-    insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
-    select t, d.lane, d.stream, d.priority, d.site, pgmail.now() from raised d
   ), tallies as (
     insert into pgmail.tally (tenant_id, stream, kind, n) select t, d.stream, 'dead', -count(*) from raised d group by d.stream
   ), free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at > pgmail.now()
+      and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled')
     order by q.id for update skip locked
   ), pulled as (
-    update pgmail.queue q set due_at = pgmail.now(), hold_reason = null, held_due_at = null, wait = null
+    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null,
+      wait = case when q.held_due_at > pgmail.now() then 'scheduled' end, later = q.held_due_at > pgmail.now() is true
     where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
+  ), facts as materialized (
+    select d.recipient_id as id, d.lane, d.stream, d.priority, d.site, pgmail.now() as due_at from raised d
+    union all
+    select p.id, p.lane, g.stream, g.priority, r.site, p.due_at from pulled p
+    join pgmail.message g on g.tenant_id = t and g.id = m
+    join pgmail.recipient r on r.tenant_id = t and r.id = p.id and r.id = any (ids)
+  ), touched as (
+    insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+    select t, f.lane, f.stream, f.priority, f.site, min(f.due_at) from facts f group by f.lane, f.stream, f.priority, f.site
   ), events as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, detail)
-    select t, x.id, m, 'email.queued', concat_ws(': ', 'retried by ' || who, retry.reason)
-    from (select d.recipient_id as id from raised d union all select p.id from pulled p) x
+    select t, f.id, m, case when f.due_at > pgmail.now() then 'email.scheduled' else 'email.queued' end,
+      concat_ws(': ', 'retried by ' || who, retry.reason) from facts f
   )
-  select array_agg(x.id), array_agg(x.lane), array_agg(x.due_at) into back, lanes, dues
-  from (select d.recipient_id as id, d.lane, pgmail.now() as due_at from raised d union all select * from pulled) x;
-  n := coalesce(cardinality(back), 0);
+  select count(*) into n from facts;
   if n > 0 then
-    perform pgmail.rewind_lanes(t, lanes, dues);
     perform pgmail.record_act(t, 'email.retry', retry.recipient_id::text, retry.reason);
   end if;
   return n;
@@ -1283,22 +1319,6 @@ begin
   perform pgmail.record_act(t, 'key.revoke', p_id::text, p_reason);
   return true;
 end
-$$;
-
-CREATE FUNCTION pgmail.rewind_lanes(p_tenant integer, p_lanes bigint[], p_due timestamp with time zone[]) RETURNS void
-    LANGUAGE sql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-  with r as materialized (
-    select lane, min(due) as due from unnest(p_lanes, p_due) u(lane, due) group by lane
-  ), locked as materialized (
-    select l.id, r.due from pgmail.lane l join r on r.lane = l.id where l.tenant_id = p_tenant
-    order by l.id for update of l
-  )
-  update pgmail.lane l set active = true, version = nextval('pgmail.lane_version'), changed_at = pgmail.now(),
-    rewind_to = case when l.changed_at > pgmail.now() - interval '1 minute'
-                     then least(l.rewind_to, x.due) else x.due end
-  from locked x where l.tenant_id = p_tenant and l.id = x.id
 $$;
 
 CREATE FUNCTION pgmail.save_asset(p_name text, p_filename text, p_content_type text, p_body bytea) RETURNS void
@@ -1378,6 +1398,8 @@ $_$;
 CREATE FUNCTION pgmail.send(email jsonb) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 declare
@@ -1409,6 +1431,8 @@ $$;
 CREATE FUNCTION pgmail.send_many(items jsonb, strict boolean DEFAULT true, idempotency_key text DEFAULT NULL::text) RETURNS TABLE("position" integer, id uuid, code text, field text, message text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     AS $_$
 #variable_conflict use_column
@@ -1494,11 +1518,17 @@ $_$;
 CREATE FUNCTION pgmail.settle_v1(p_tenant integer, p_epoch bigint, p_results jsonb) RETURNS TABLE(id uuid, result text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 #variable_conflict use_column
 declare ok uuid[]; all_ids uuid[]; expiries jsonb; now_ timestamptz := pgmail.now();
 begin
+  if exists (select 1 from jsonb_array_elements(p_results) x
+             where x->>'kind' is null or x->>'kind' <> all ('{sent,bounced,deferred,dead,expired,suppressed,held}')) then
+    raise exception using errcode = 'invalid_parameter_value', message = 'a result of a kind that settles nothing';
+  end if;
   select array_agg((x->>'id')::uuid) into all_ids from jsonb_array_elements(p_results) x;
 
   with locked as materialized (
@@ -1517,8 +1547,21 @@ begin
     select * from jsonb_to_recordset(p_results) as r(id uuid, message_id uuid, claims integer, kind text, lane bigint,
       stream text, priority smallint, site text, relay text, delay real, reason text, error text, began boolean, doubt boolean,
       attempts smallint, code smallint, enhanced text, reply text, phase text, remote_host text, tls text, ms integer)
+  ), tried as materialized (
+    select r.*, (r.attempts + case when r.began is false then 0 else 1 end)::smallint as tried, r.id = any (ok) as ours,
+      not r.id = any (ok) and (
+        select true from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
+          and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))) is true as locked
+    from r
   ), mine as materialized (
-    select r.*, (r.attempts + case when r.began is false then 0 else 1 end)::smallint as tried from r where r.id = any (ok)
+    select * from tried where ours
+  ), told as materialized (
+    -- What is new to the record: not what waits for a lock, nor a result settled before. A scalar subquery, since a plan
+    -- for EXISTS may read all events of the tenant into a hash.
+    select t.* from tried t
+    where t.ours or not t.locked and (
+      select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = t.id and e.worker = p_epoch
+        and e.attempt = t.tried and e.type = 'email.' || case t.kind when 'dead' then 'failed' else t.kind end limit 1) is null
   ), gone as (
     delete from pgmail.queue q
     where q.tenant_id = p_tenant and q.id = any (array(select mine.id from mine where kind not in ('deferred', 'held')))
@@ -1545,26 +1588,19 @@ begin
       relay, remote_host, tls, ms, worker, detail)
     select p_tenant, r.id, r.message_id, now_,
       'email.' || case r.kind when 'dead' then 'failed' else r.kind end,
-      (r.attempts + case when r.began is false then 0 else 1 end)::smallint,
-      r.code, r.enhanced, left(r.reply, 1000), r.phase, r.site, r.relay, r.remote_host, r.tls, r.ms, p_epoch,
-      concat_ws(': ', case when not r.id = any (ok) then 'fenced out, its lease was lost' end, r.reason, left(r.error, 1000))
-    from r
-    where r.id = any (ok)
-       or not exists (select 1 from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
-                      and q.leased_by = p_epoch and q.claims = r.claims)
+      r.tried, r.code, r.enhanced, left(r.reply, 1000), r.phase, r.site, r.relay, r.remote_host, r.tls, r.ms, p_epoch,
+      concat_ws(': ', case when not r.ours then 'fenced out, its lease was lost' end, r.reason, left(r.error, 1000))
+    from told r
   ), doubts as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, phase, site, relay, remote_host, worker, detail)
     select p_tenant, r.id, r.message_id, now_, 'email.in_doubt', (r.attempts + 1)::smallint, r.phase, r.site, r.relay,
       r.remote_host, p_epoch, left(r.error, 1000)
-    from r where r.doubt
+    from told r where r.doubt
   ), tallies as (
     insert into pgmail.tally (tenant_id, stream, kind, n, at)
     select p_tenant, stream, kind, count(*), now_ from mine where kind not in ('deferred', 'held') group by stream, kind
   )
-  select array_agg(r.id) into all_ids
-  from r where not r.id = any (ok)
-    and exists (select 1 from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
-                and q.leased_by = p_epoch and q.claims = r.claims);
+  select array_agg(t.id) into all_ids from tried t where t.locked;
 
   return query
   select (x->>'id')::uuid, case when (x->>'id')::uuid = any (ok) then 'settled'
@@ -1589,9 +1625,15 @@ $$;
 CREATE FUNCTION pgmail.status(id uuid) RETURNS TABLE(recipient_id uuid, message_id uuid, address text, role text, phase text, state text, attempts smallint, due_at timestamp with time zone, changed_at timestamp with time zone, code smallint, enhanced text, reply text, reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 #variable_conflict use_column
-declare t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+declare
+  t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+  -- an email and its recipients are of one moment: bounds keep partitions of other weeks closed
+  low uuid := pgmail.uuid_floor(pgmail.uuid_time(status.id) - interval '1 hour');
+  high uuid := pgmail.uuid_floor(pgmail.uuid_time(status.id) + interval '1 hour');
 begin
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, status.id) f;
   return query
@@ -1607,14 +1649,16 @@ begin
       e.code as last_code, e.enhanced as last_enhanced, e.reply as last_reply, e.at as last_at,
       pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) as s
     from pgmail.recipient r
-    left join pgmail.queue q on q.tenant_id = t and q.id = r.id
-    left join pgmail.outcome o on o.tenant_id = t and o.recipient_id = r.id
-    left join pgmail.dead_letter d on d.tenant_id = t and d.recipient_id = r.id
+    left join pgmail.queue q on q.tenant_id = t and q.id = r.id and q.id = any (ids)
+    left join pgmail.outcome o on o.tenant_id = t and o.recipient_id = r.id and o.recipient_id = any (ids)
+      and o.recipient_id >= low and o.recipient_id < high
+    left join pgmail.dead_letter d on d.tenant_id = t and d.recipient_id = r.id and d.recipient_id = any (ids)
     left join lateral (
       select y.code, y.enhanced, y.reply, y.at from pgmail.event y
-      where y.tenant_id = t and y.recipient_id = r.id and y.code is not null and o.recipient_id is null
+      where y.tenant_id = t and y.recipient_id = r.id and y.recipient_id >= low and y.recipient_id < high
+        and y.code is not null and o.recipient_id is null
       order by y.id desc limit 1) e on true
-    where r.tenant_id = t and r.id = any (ids)
+    where r.tenant_id = t and r.id = any (ids) and r.id >= low and r.id < high
   ) x order by x.position;
 end
 $$;
@@ -1790,12 +1834,27 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.touch_lanes(p_tenant integer, p_lanes bigint[], p_due timestamp with time zone[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+  select p_tenant, l.id, l.stream, l.priority, l.site, r.due
+  from (select lane, min(due) as due from unnest(p_lanes, p_due) u(lane, due) group by lane) r
+  join pgmail.lane l on l.tenant_id = p_tenant and l.id = r.lane
+$$;
+
 CREATE FUNCTION pgmail.trace(id uuid) RETURNS TABLE(at timestamp with time zone, type text, recipient_id uuid, address text, attempt smallint, code smallint, enhanced text, reply text, phase text, relay text, remote_host text, tls text, ms integer, worker bigint, detail text, event_id uuid)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 #variable_conflict use_column
-declare t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+declare
+  t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+  low uuid := pgmail.uuid_floor(pgmail.uuid_time(trace.id) - interval '1 hour');
+  high uuid := pgmail.uuid_floor(pgmail.uuid_time(trace.id) + interval '1 hour');
 begin
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, trace.id) f;
   return query
@@ -1804,7 +1863,7 @@ begin
   from (
     select e.at, e.type, e.recipient_id, e.attempt, e.code, e.enhanced, e.reply, e.phase, e.relay, e.remote_host, e.tls,
       e.ms, e.worker, e.detail, e.id as event_id
-    from pgmail.event e where e.tenant_id = t and e.recipient_id = any (ids)
+    from pgmail.event e where e.tenant_id = t and e.recipient_id = any (ids) and e.recipient_id >= low and e.recipient_id < high
     union all
     select g.created_at, case when g.scheduled_at is null then 'email.queued' else 'email.scheduled' end, i,
       null, null, null, null, null, null, null, null, null, null,
@@ -1813,7 +1872,7 @@ begin
         'for ' || to_char(g.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), i
     from pgmail.message g, unnest(ids) i where g.tenant_id = t and g.id = m
   ) x
-  join pgmail.recipient r on r.tenant_id = t and r.id = x.recipient_id
+  join pgmail.recipient r on r.tenant_id = t and r.id = x.recipient_id and r.id = any (ids) and r.id >= low and r.id < high
   order by x.at, x.event_id;
 end
 $$;
@@ -1851,6 +1910,8 @@ END;
 CREATE FUNCTION pgmail.wake_due_v1(p_since timestamp with time zone) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare n integer;
 begin
@@ -1869,9 +1930,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.was_sent(p_tenant integer, p_body jsonb) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+  select exists (select 1 from pgmail.idempotency d where d.tenant_id = p_tenant and d.key = p_body->>'idempotency_key'
+    and d.body_hash = pgmail.body_hash(p_body) and d.expires_at > pgmail.now())
+$$;
+
 CREATE FUNCTION pgmail.why(id uuid) RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
 declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; r pgmail.relay; st pgmail.stream; last_ record; m pgmail.message;
 begin

@@ -60,6 +60,4 @@ def _known(error: psycopg.Error) -> PgmailError:
     text = error.diag.message_primary or first_line(error)
     if isinstance(error, errors.InsufficientPrivilege):
         return StatementFailed(f"{text}: this database role may not do that; use the owner's or an admin's")
-    if isinstance(error, errors.InvalidSchemaName | errors.UndefinedTable | errors.UndefinedFunction):
-        return StatementFailed(f"{text}: run `pgmail db check`")
     return StatementFailed(text)

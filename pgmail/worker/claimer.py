@@ -36,6 +36,7 @@ REFRESH_SECONDS = 0.25  # lanes under load
 COMPLETE_SECONDS = 15.0  # all lanes anew: versions may commit out of order
 SWEEP_SECONDS = 60.0  # by the leader; by the others ten times as rarely, for a leader need not be a worker
 LEARN_SECONDS = 1.0  # streams and relays
+TIDY_SECONDS = 5.0  # lanes that may go idle
 
 
 class Claimer(Loop):
@@ -236,7 +237,7 @@ class Claimer(Loop):
 
     async def _tidy(self, now: float) -> None:
         """Let lanes go idle that were empty for a quiet time."""
-        if now - self._quiet_at >= 5.0:
+        if now - self._quiet_at >= TIDY_SECONDS:
             self._quiet_at = now
             for tenant, lanes in self.book.quiet().items():
                 await work.idle(self._database, tenant, [lane.id for lane in lanes])

@@ -46,6 +46,20 @@ exception when others then
 end
 $$;
 
+-- What makes two emails of one key the same. Times are often computed anew for a retry (now() + 1 hour).
+create or replace function pgmail.body_hash(p_body jsonb) returns bytea
+language sql immutable parallel safe
+as $$ select sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')) $$;
+
+-- Whether this very email was taken in under its key: a repetition is answered with the first id, even when its times
+-- have passed since.
+create or replace function pgmail.was_sent(p_tenant integer, p_body jsonb) returns boolean
+language sql stable
+as $$
+  select exists (select 1 from pgmail.idempotency d where d.tenant_id = p_tenant and d.key = p_body->>'idempotency_key'
+    and d.body_hash = pgmail.body_hash(p_body) and d.expires_at > pgmail.now())
+$$;
+
 create or replace function pgmail.read_email(p_tenant integer, p_body jsonb) returns pgmail.email
 language plpgsql stable
 as $$
@@ -266,7 +280,7 @@ begin
     if jsonb_typeof(b->'scheduled_at') = 'string' then at_ := pgmail.parse_time(b->>'scheduled_at'); end if;
     if at_ is null then
       return pgmail.faulty('invalid_time', '/scheduled_at', 'must be ISO 8601 with an offset, as 2026-11-21T09:00:00Z');
-    elsif at_ < now_ - interval '60 seconds' then
+    elsif at_ < now_ - interval '60 seconds' and not pgmail.was_sent(p_tenant, b) then
       return pgmail.faulty('time_in_past', '/scheduled_at', 'lies more than 60 seconds in the past');
     elsif at_ > now_ + interval '366 days' then
       return pgmail.faulty('time_too_far', '/scheduled_at', 'lies more than 366 days ahead');
@@ -278,7 +292,7 @@ begin
     if jsonb_typeof(b->'expires_at') = 'string' then at_ := pgmail.parse_time(b->>'expires_at'); end if;
     if at_ is null then
       return pgmail.faulty('invalid_time', '/expires_at', 'must be ISO 8601 with an offset, as 2026-11-21T09:00:00Z');
-    elsif at_ <= coalesce(e.due_at, now_) then
+    elsif at_ <= coalesce(e.due_at, now_) and not pgmail.was_sent(p_tenant, b) then
       return pgmail.faulty('time_in_past', '/expires_at', 'must lie after now and after scheduled_at');
     end if;
     e.expires_at := at_;
@@ -297,8 +311,7 @@ begin
       return pgmail.faulty('invalid_idempotency_key', '/idempotency_key', 'must be 1 to 256 printable ASCII characters');
     end if;
     e.idempotency_key := b->>'idempotency_key';
-    -- Times are often computed anew for a retry (now() + 1 hour): they do not make another email.
-    e.body_hash := sha256(convert_to((b - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8'));
+    e.body_hash := pgmail.body_hash(b);
   end if;
 
   -- 19: size. read_extras left the attachments' part in size_bytes.

@@ -470,7 +470,7 @@ def test_the_schema_is_checked_upgraded_and_taken_back(shell, db):
     assert "dropped the schema pgmail" in shell.json("db", "downgrade", "base", "--yes")
     assert "holds no pgmail schema" in shell.refused("db", "check")
     assert shell.json("db", "check", code=1)["compatible"] is False
-    assert "pgmail db check" in shell.refused("queue")
+    assert "pgmail db upgrade" in shell.refused("queue")
     failed = [row for row in shell.json("doctor", code=1) if row["status"] == "failed"]
     assert [(row["check"], row["mend"]) for row in failed] == [("schema", "pgmail db upgrade")]
 

@@ -133,6 +133,18 @@ def test_a_replay_of_a_batch_answers_its_ids_though_its_times_have_passed(db_clo
     assert kit.send_many(app, items, key="batch") == first
 
 
+def test_a_replay_of_an_email_answers_its_id_though_its_times_have_passed(db_clock, app, owner):
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    times = {"scheduled_at": soon.isoformat(), "expires_at": (soon + timedelta(hours=1)).isoformat()}
+    first = kit.send(app, idempotency_key="k", **times)
+    db_clock.advance(3 * 3600)
+    assert kit.send(app, idempotency_key="k", **times) == first
+    with pytest.raises(psycopg.Error) as refused:
+        kit.send(app, idempotency_key="another", **times)
+    assert kit.refusal(refused.value).code == "time_in_past"
+    assert kit.count(owner, "message") == 1
+
+
 def test_a_replay_never_answers_neither_an_id_nor_a_fault(app, owner):
     items = [kit.body(), kit.body(stream="later")]
     first = kit.send_many(app, items, strict=False, key="batch")

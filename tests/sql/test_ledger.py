@@ -160,8 +160,9 @@ def test_the_ledger_is_exact_after_every_stretch_of_a_random_walk(db, db_clock, 
     # Nothing is in two places, and every recipient in one.
     assert kit.one(
         walk.owner,
-        "select bool_and((q.id is not null)::int + (o.recipient_id is not null)::int + (d.recipient_id is not null)::int = 1)"
-        " from pgmail.recipient r left join pgmail.queue q on q.id = r.id left join pgmail.outcome o on o.recipient_id = r.id"
+        "select bool_and((q.id is not null)::int + (o.recipient_id is not null)::int"
+        " + (d.recipient_id is not null)::int = 1) from pgmail.recipient r"
+        " left join pgmail.queue q on q.id = r.id left join pgmail.outcome o on o.recipient_id = r.id"
         " left join pgmail.dead_letter d on d.recipient_id = r.id",
     )
 

@@ -89,8 +89,9 @@ def test_each_role_may_read_what_is_listed_and_write_no_table(owner):
     def may(role, what, columns):
         found = kit.rows(
             owner,
-            "select relname from pg_class where relnamespace = 'pgmail'::regnamespace and relkind in ('r', 'p', 'v', 'm')"
-            " and (has_table_privilege(%(role)s, oid, %(what)s) or has_any_column_privilege(%(role)s, oid, %(columns)s))",
+            "select relname from pg_class where relnamespace = 'pgmail'::regnamespace"
+            " and relkind in ('r', 'p', 'v', 'm') and (has_table_privilege(%(role)s, oid, %(what)s)"
+            " or has_any_column_privilege(%(role)s, oid, %(columns)s))",
             {"role": PREFIX + role, "what": what, "columns": columns},
         )
         return {name for (name,) in found}

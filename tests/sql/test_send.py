@@ -95,9 +95,11 @@ def test_named_arguments_send_what_the_jsonb_form_sends(app, owner):
     named = kit.one(
         app,
         "select pgmail.send(sender => 'Shop <shop@example.com>', recipient => 'Ada@example.org', subject => 'Hi',"
-        " \"text\" => 'Hello {{ name }}', variables => '{\"name\": \"Ada\"}', stream => 'broadcast', priority => 'high',"
+        " \"text\" => 'Hello {{ name }}', variables => '{\"name\": \"Ada\"}', stream => 'broadcast',"
+        " priority => 'high',"
         " send_at => %s, expires_at => %s, cc => '{c@example.org}', bcc => '{d@example.org}',"
-        ' reply_to => \'r@example.com\', headers => \'{"X-A": "b"}\', tags => \'{"t": "v"}\', metadata => \'{"m": 1}\')',
+        " reply_to => 'r@example.com', headers => '{\"X-A\": \"b\"}',"
+        ' tags => \'{"t": "v"}\', metadata => \'{"m": 1}\')',
         [at, at + timedelta(hours=1)],
     )
     same = kit.send(
@@ -139,7 +141,10 @@ def test_attachments_tags_and_assets_are_stored_once_with_their_message(app, own
         attachments=[{"filename": "a.txt", "content": "aGVsbG8="}, {"asset": "logo", "content_id": "logo"}],
         tags=[{"name": "kind", "value": "welcome"}],
     )
-    assert kit.rows(owner, "select filename, content_type, content_id, asset, size_bytes, body from pgmail.attachment order by position") == [
+    assert kit.rows(
+        owner,
+        "select filename, content_type, content_id, asset, size_bytes, body from pgmail.attachment order by position",
+    ) == [
         ("a.txt", None, None, None, 5, b"hello"),
         ("logo.png", "image/png", "logo", "logo", 3, None),
     ]  # fmt: skip

@@ -66,13 +66,26 @@ async def test_opening_does_not_wait_for_a_server_that_is_away(db):
         await pool.close()
 
 
-async def test_connections_that_broke_are_replaced_unseen(db):
+async def test_where_people_wait_connections_that_broke_are_replaced_unseen(db):
     async with cable_to(db.dsn) as cable:
-        pool = Pool(cable.dsn(db.dsn), name="test", low=1, high=2)
+        pool = Pool(cable.dsn(db.dsn), name="test", low=1, high=2, check=True)
         await pool.open()
         assert await pool.reachable()
         cable.cut()
         cable.mend()
+        assert (await pool.one(_Q["clock"])).now
+        await pool.close()
+
+
+async def test_elsewhere_a_connection_that_broke_costs_one_statement_and_no_more(db):
+    async with cable_to(db.dsn) as cable:
+        pool = Pool(cable.dsn(db.dsn), name="test", low=1, high=1)
+        await pool.open()
+        assert await pool.reachable()
+        cable.cut()
+        cable.mend()
+        with pytest.raises(DatabaseAway):
+            await pool.one(_Q["clock"])
         assert (await pool.one(_Q["clock"])).now
         await pool.close()
 

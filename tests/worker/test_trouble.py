@@ -8,12 +8,14 @@ import psycopg
 import pytest
 
 from pgmail.domain.reply import Phase
+from pgmail.errors import DatabaseAway
 from pgmail.sandbox import postgres
 from pgmail.sandbox.postgres import EmbeddedPostgres
 from pgmail.sandbox.sink_rules import Answer
 from pgmail.store import migrate
 from pgmail.store.faults import FencedOut
 from pgmail.worker import claimer, lanes
+from pgmail.worker.content import Library
 from tests.fix_db import Database, Server
 from tests.sql.kit import differences, events, one, recipients, rows, send, send_many, state
 from tests.waiting import eventually
@@ -240,6 +242,56 @@ async def test_a_locked_row_that_a_blocked_relay_gives_back_is_not_forgotten(db,
         holder.rollback()
     await eventually(lambda: settled(owner) == {"sent": 2})
     assert doubts(owner) == 0
+
+
+async def test_a_database_that_goes_between_the_claim_and_its_content_costs_nothing(
+    app, owner, crew, monkeypatch
+):
+    real, failed = Library.load, []
+
+    async def load(self: Library, *arguments: object) -> object:
+        if not failed:
+            failed.append(True)
+            raise DatabaseAway("gone for a moment")
+        return await real(self, *arguments)
+
+    monkeypatch.setattr(Library, "load", load)
+    await crew.hire()
+    many(app, 5)
+    await eventually(lambda: settled(owner) == {"sent": 5})
+    assert failed
+    assert one(owner, "select max(attempts) from pgmail.outcome") == 1
+
+
+async def test_a_lane_goes_idle_after_a_quiet_time_and_wakes_with_its_next_mail(
+    app, owner, crew, monkeypatch
+):
+    monkeypatch.setattr(claimer, "TIDY_SECONDS", 0.1)
+    monkeypatch.setattr(lanes, "QUIET_SECONDS", 0.2)
+    await crew.hire()
+    mail = send(app)
+    await eventually(lambda: state(app, mail) == "sent")
+    owner.execute("update pgmail.lane set changed_at = now() - interval '1 hour'")
+    await eventually(lambda: not one(owner, "select active from pgmail.lane"))
+    again = send(app)
+    await eventually(lambda: state(app, again) == "sent")
+
+
+async def test_draining_with_the_database_away_ends_and_what_it_held_is_rescued(db, app, owner, crew):
+    transport = Scripted()
+    transport.gate = asyncio.Event()
+    async with cable_to(db.dsn_for("worker")) as cable:
+        hired = await crew.hire(
+            {"default": transport}, dsn=cable.dsn(db.dsn_for("worker")), concurrency=2, drain_seconds=0.5
+        )
+        many(app, 8)
+        await eventually(lambda: transport.begun == 2 and leased(owner) == 4)
+        cable.cut()
+        await asyncio.wait_for(hired.stop(), 60)
+        assert leased(owner) == 4
+    await crew.hire()
+    await eventually(lambda: settled(owner) == {"sent": 8})
+    assert doubts(owner) == 4
 
 
 async def test_a_worker_that_finds_no_database_at_its_start_waits_for_it(db, app, crew, sink):
