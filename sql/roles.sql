@@ -68,7 +68,7 @@ grant execute on function
   to {prefix}worker;
 grant execute on function
   pgmail.worker_start_v1(text, integer, text, integer), pgmail.worker_beat_v1(bigint, text, boolean), pgmail.worker_stop_v1(bigint),
-  pgmail.lead_v1(bigint, double precision), pgmail.rescue_v1(bigint), pgmail.fold_touches_v1(), pgmail.wake_due_v1(timestamptz),
+  pgmail.lead_v1(bigint, double precision), pgmail.rescue_v1(bigint), pgmail.orphans_v1(), pgmail.fold_touches_v1(), pgmail.wake_due_v1(timestamptz),
   pgmail.repair_lanes_v1(), pgmail.expire_v1(integer), pgmail.fold_tallies_v1(integer), pgmail.purge_idempotency_v1(integer),
   pgmail.make_partitions_v1(integer), pgmail.partition_state()
   to {prefix}worker, {prefix}maintain;

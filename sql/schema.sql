@@ -465,6 +465,14 @@ CREATE FUNCTION pgmail.now() RETURNS timestamp with time zone
  SELECT statement_timestamp() AS statement_timestamp;
 END;
 
+CREATE FUNCTION pgmail.orphans_v1() RETURNS SETOF bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select distinct q.leased_by from pgmail.queue q
+  where q.leased_by is not null and not exists (select 1 from pgmail.worker w where w.epoch = q.leased_by)
+$$;
+
 CREATE FUNCTION pgmail.parse_address(p_text text) RETURNS pgmail.address
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $_$
@@ -918,6 +926,8 @@ begin
   if txt is not null then e.content := e.content || jsonb_build_object('text', txt); end if;
   if htm is not null then e.content := e.content || jsonb_build_object('html', htm); end if;
   if e.attachments is not null then e.content := e.content || jsonb_build_object('attachments', jsonb_array_length(e.attachments)); end if;
+  -- One recipient's own variables make templates of the texts for all of them.
+  if vars is null and exists (select 1 from unnest(e.variables) x where x is not null) then vars := '{}'; end if;
   if vars is not null then e.content := e.content || jsonb_build_object('variables', vars); end if;
   return e;
 end
@@ -1222,7 +1232,7 @@ begin
     left join lateral (   -- by id, one by one: a hash of all messages would be a bad plan for a few leases
       select x.on_doubt from pgmail.message m join pgmail.stream x on x.tenant_id = m.tenant_id and x.name = m.stream
       where m.tenant_id = q.tenant_id and m.id = q.message_id limit 1) s on true
-    where q.leased_by = p_epoch order by q.id for update of q
+    where q.leased_by = p_epoch order by q.id for update of q skip locked
   ), given_back as (
     update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,
       due_at = case when mine.hold then 'infinity' else q.due_at end,

@@ -44,6 +44,7 @@ class Leader(Loop):
         self._since: Any = None
         self._tasks: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
             ("rescue", 0.0, self._rescue),  # at every tick
+            ("orphans", 30.0, self._orphans),
             ("wake_due", 0.5, self._wake_due),
             ("repair_lanes", 3.0, lambda: self._count("repair_lanes")),
             ("expire", 1.0, lambda: self._count("expire")),
@@ -94,8 +95,16 @@ class Leader(Loop):
         for epoch in self._watch.saw(await store.beats(self._database)):
             if epoch == self._presence.epoch:
                 continue
-            row = await self._database.one(_Q["rescue"], {"epoch": epoch})
-            _log.warning("leader.rescued", worker=epoch, leases=row.rescued if row else 0)
+            await self._rescue_one(epoch)
+            self._due["orphans"] = 0.0  # some of its rows may be locked: looked for again at the next tick
+
+    async def _orphans(self) -> None:
+        for row in await self._database.many(_Q["orphans"]):
+            await self._rescue_one(row.epoch)
+
+    async def _rescue_one(self, epoch: int) -> None:
+        row = await self._database.one(_Q["rescue"], {"epoch": epoch})
+        _log.warning("leader.rescued", worker=epoch, leases=row.rescued if row else 0)
 
     async def _wake_due(self) -> None:
         clock = await self._database.one(_Q["clock"])

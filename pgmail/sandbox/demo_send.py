@@ -34,7 +34,7 @@ from pgmail.store import scratch
 BLOCK = 40  # of these the first half goes one by one, the rest in one batch
 ROLLBACK_EVERY = 25
 REPEAT_EVERY = 25
-THREADS: dict[Way, int] = {"sql": 1, "http": 2, "python": 1, "cli": 2}
+THREADS: dict[Way, int] = {"sql": 1, "http": 2, "python": 1, "cli": 4}
 CANCEL_REASON = "the customer changed her mind"
 CLI_SECONDS = 60.0
 

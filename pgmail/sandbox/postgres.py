@@ -184,7 +184,10 @@ class EmbeddedPostgres:
             lock = datafolder.lock(folder / "lock")
             try:
                 self._stop_stale_server()
-                shutil.rmtree(folder)
+                while folder.exists():
+                    # A server's last process may still take away a file that we are about to.
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.rmtree(folder)
             finally:
                 os.close(lock)
 

@@ -26,7 +26,7 @@ from pgmail.sandbox.traffic_words import DOMAINS, PEOPLE
 
 Way = Literal["sql", "http", "python", "cli"]
 WAYS: tuple[Way, ...] = ("sql", "http", "python", "cli")
-MOST_BY_CLI = 24
+MOST_BY_CLI = 12
 """Each of these is a process of its own, half a second of a processor."""
 UNICODE_EVERY = 97
 """Every so many emails go to a local part beyond ASCII (RFC 6531)."""

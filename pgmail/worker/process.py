@@ -4,7 +4,8 @@
     listener   wakes the claimer           leader   given from outside: any worker can lead
 
 Stopping drains: claim nothing, let what is on the wire finish within `drain_seconds`, give the rest back, write
-what is known. Connections: 3 from the pool and the listener's own.
+what is known. Connections: 3 from the pool, the listener's own, and one
+for the beat alone: a worker that is busy with large attachments must not look dead.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ async def run_worker(
 ) -> None:
     """Run one worker process until `until` is set; raises what it crashed of (`FencedOut` when declared dead)."""
     database = Database(dsn, name="pgmail worker", low=1, high=max(3, settings.worker_pool_size))
+    beats = Database(dsn, name="pgmail beat", low=1, high=1)
     presence = Presence(
-        database,
+        beats,
         program="worker",
         concurrency=concurrency,
         beat_ms=settings.beat_interval_ms,
@@ -69,10 +71,12 @@ async def run_worker(
     if settings.notify:
         parts.append(Listener(dsn, claimer.wake))
     await database.open()
+    await beats.open()
     _log.info("worker.starts", concurrency=concurrency, relays=sorted(transports))
     try:
         await run_all(parts, until=until, drain_seconds=settings.drain_seconds)
     finally:
         await relays.close()
         await database.close()
+        await beats.close()
         _log.info("worker.stopped", epoch=presence.epoch, left=claimer.out)

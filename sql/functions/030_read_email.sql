@@ -331,6 +331,8 @@ begin
   if txt is not null then e.content := e.content || jsonb_build_object('text', txt); end if;
   if htm is not null then e.content := e.content || jsonb_build_object('html', htm); end if;
   if e.attachments is not null then e.content := e.content || jsonb_build_object('attachments', jsonb_array_length(e.attachments)); end if;
+  -- One recipient's own variables make templates of the texts for all of them.
+  if vars is null and exists (select 1 from unnest(e.variables) x where x is not null) then vars := '{}'; end if;
   if vars is not null then e.content := e.content || jsonb_build_object('variables', vars); end if;
   return e;
 end

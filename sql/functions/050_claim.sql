@@ -74,7 +74,8 @@ end
 $$;
 
 -- A worker is dead: its leases go back. What may have begun is in doubt: on streams that resend it goes again, on
--- streams that hold it waits for a person. Deletes the worker's row, which fences out all that it still tries.
+-- streams that hold it waits for a person. Deletes the worker's row, which fences out all that it still tries. A row
+-- that an application has locked (a cancel in an open transaction) is left to the next look for orphans.
 create or replace function pgmail.rescue_v1(p_epoch bigint) returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
@@ -88,7 +89,7 @@ begin
     left join lateral (   -- by id, one by one: a hash of all messages would be a bad plan for a few leases
       select x.on_doubt from pgmail.message m join pgmail.stream x on x.tenant_id = m.tenant_id and x.name = m.stream
       where m.tenant_id = q.tenant_id and m.id = q.message_id limit 1) s on true
-    where q.leased_by = p_epoch order by q.id for update of q
+    where q.leased_by = p_epoch order by q.id for update of q skip locked
   ), given_back as (
     update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,
       due_at = case when mine.hold then 'infinity' else q.due_at end,
@@ -112,4 +113,12 @@ begin
   end loop;
   return jsonb_array_length(freed);
 end
+$$;
+
+-- Workers that hold leases and have no row: rescued in part, or stopped while the database was away. A sequential scan.
+create or replace function pgmail.orphans_v1() returns setof bigint
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select distinct q.leased_by from pgmail.queue q
+  where q.leased_by is not null and not exists (select 1 from pgmail.worker w where w.epoch = q.leased_by)
 $$;

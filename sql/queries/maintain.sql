@@ -4,6 +4,10 @@
 -- A worker is dead: its leases go back.
 select pgmail.rescue_v1(%(epoch)s) as rescued;
 
+-- name: orphans :many
+-- Workers that hold leases and have no row any more.
+select epoch from pgmail.orphans_v1() as epoch;
+
 -- name: wake_due :one
 -- Lanes whose mail comes due by the clock since a moment; answers the moment to ask from next time.
 select pgmail.wake_due_v1(%(since)s) as woken;

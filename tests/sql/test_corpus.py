@@ -87,6 +87,7 @@ def test_send_answers_every_case_with_its_code_field_and_status(owner, cases):
     assert run(owner, cases, lambda c: answer(owner, "select pgmail.send(%s)", [Jsonb(c.body)])) == []
 
 
+@pytest.mark.one_server
 def test_send_many_answers_each_item_as_send_does(owner, cases):
     def ask(case):
         status = {"too_large": 413, "idempotency_conflict": 409, "limit_reached": 429}
@@ -104,6 +105,7 @@ def test_send_many_answers_each_item_as_send_does(owner, cases):
     assert run(owner, small, ask) == []
 
 
+@pytest.mark.one_server
 def test_strict_send_many_leads_the_field_by_the_position_of_the_item(owner, cases):
     def ask(case):
         items = [kit.body(), kit.body(), case.body]
@@ -119,6 +121,7 @@ def test_strict_send_many_leads_the_field_by_the_position_of_the_item(owner, cas
     assert run(owner, small, ask) == []
 
 
+@pytest.mark.one_server
 def test_named_arguments_answer_as_the_jsonb_form_does(owner, cases):
     def expressible(case):
         body = case.body

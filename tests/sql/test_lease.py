@@ -95,15 +95,17 @@ def test_a_beat_does_not_wait_for_a_claim_in_flight(db, app, hand):
     hand.connection.rollback()
 
 
-@pytest.mark.parametrize("kind", ["sent", "bounced", "expired", "suppressed"])
-def test_a_final_result_leaves_the_queue_with_its_outcome(db, app, hand, kind):
-    mail = kit.send(app)
-    assert hand.settle(hand.claim(), kind, code=250, reply="ok", remote_host="mx", relay="r") == ["settled"]
-    assert kit.state(app, mail) == kind
-    assert kit.events(app, mail) == ["queued", "sending", kind]
-    assert kit.count(db.connect(), "queue") == 0
-    row = kit.rows(app, "select attempts, code, reply from pgmail.status(%s)", [mail])
-    assert row == [(1, 250, "ok")]
+def test_a_final_result_leaves_the_queue_with_its_outcome(app, owner, hand):
+    for kind in ("sent", "bounced", "expired", "suppressed"):
+        mail = kit.send(app)
+        assert hand.settle(hand.claim(), kind, code=250, reply="ok", remote_host="mx", relay="r") == [
+            "settled"
+        ]
+        assert kit.state(app, mail) == kind
+        assert kit.events(app, mail) == ["queued", "sending", kind]
+        assert kit.count(owner, "queue") == 0
+        row = kit.rows(app, "select attempts, code, reply from pgmail.status(%s)", [mail])
+        assert row == [(1, 250, "ok")]
 
 
 def test_a_deferral_waits_its_delay_and_spends_an_attempt(app, hand, db_clock):
@@ -140,12 +142,13 @@ def test_a_result_in_doubt_on_a_holding_stream_is_held_and_told_twice(app, hand)
     assert kit.rows(app, "select reason from pgmail.status(%s)", [mail]) == [("the reply was lost",)]
 
 
-@pytest.mark.parametrize("kind", ["cancelled", "delayed", "nonsense", None])
-def test_a_kind_that_settles_nothing_is_refused_and_loses_nothing(db, app, hand, kind):
+def test_a_kind_that_settles_nothing_is_refused_and_loses_nothing(app, owner, hand):
     kit.send(app)
-    with pytest.raises(psycopg.errors.InvalidParameterValue):
-        hand.settle(hand.claim(), kind)
-    assert kit.count(db.connect(), "queue") == 1
+    leases = hand.claim()
+    for kind in ("cancelled", "delayed", "nonsense", None):
+        with pytest.raises(psycopg.errors.InvalidParameterValue):
+            hand.settle(leases, kind)
+    assert kit.count(owner, "queue") == 1
 
 
 def test_settling_twice_counts_once_and_tells_once(db, app, hand):
@@ -308,3 +311,18 @@ def test_every_claim_is_a_hot_update(db, app, hand):
         .fetchone()
     )
     assert (taken, updated, hot) == (2000, 2000, 2000)
+
+
+def test_a_row_that_an_application_has_locked_does_not_stall_a_rescue_and_is_found_as_an_orphan(
+    db, app, owner, hand, other
+):
+    kit.send(app)
+    kit.send(app, "b@example.org")
+    locked = hand.claim()[0].id
+    application = db.connect(autocommit=False)
+    application.execute("select from pgmail.queue where id = %s for update", [locked])
+    assert other.rescue(hand.epoch) == 1
+    assert [row[0] for row in kit.rows(owner, "select pgmail.orphans_v1()")] == [hand.epoch]
+    application.rollback()
+    assert other.rescue(hand.epoch) == 1
+    assert kit.rows(owner, "select pgmail.orphans_v1()") == []

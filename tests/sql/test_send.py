@@ -13,6 +13,8 @@ from tests import fix_db
 from tests.sql import kit
 from tests.sql.kit import Refusal
 
+pytestmark = pytest.mark.one_server
+
 _HOT = (
     "message",
     "recipient",
@@ -259,7 +261,6 @@ def two_phase(tmp_path_factory):
         running.remove()
 
 
-@pytest.mark.one_server
 def test_two_phase_commit_works_without_the_hint_and_fails_with_it_as_the_server_says(two_phase):
     db = two_phase
     hand = kit.Hand(db.connect("worker"))
@@ -278,3 +279,10 @@ def test_two_phase_commit_works_without_the_hint_and_fails_with_it_as_the_server
     app.execute("commit prepared 'two'")
     assert [lease.message_id for lease in hand.claim()] == [mail]
     db.close()
+
+
+def test_variables_of_one_recipient_make_templates_of_the_texts_for_all(app, owner):
+    people = [{"address": "a@example.org", "variables": {"name": "Ada"}}, "b@example.org"]
+    kit.send(app, people, mode="personal", text="Hi {{ name }}")
+    content = kit.one(owner, "select convert_from(content, 'UTF8')::jsonb from pgmail.message")
+    assert content["variables"] == {}

@@ -94,7 +94,7 @@ def test_reason_is_empty_while_there_is_none(app):
 
 @pytest.mark.parametrize("call", ["status", "trace", "why"])
 @pytest.mark.parametrize(
-    "id", ["01999999-9999-7999-8999-999999999999", "00000000-0000-0000-0000-000000000000"]
+    "mail", ["01999999-9999-7999-8999-999999999999", "00000000-0000-0000-0000-000000000000"]
 )
 def test_an_unknown_id_is_not_found(app, call, mail):
     with pytest.raises(psycopg.Error) as refused:

@@ -222,7 +222,8 @@ async def test_a_lease_whose_row_is_locked_is_given_back_once_it_is_free(db, app
         holder.rollback()
     await hired.ended()
     assert leased(owner) == 0
-    assert settled(owner) == {"sent": 1, "queued": 1}
+    assert settled(owner) in ({"sent": 1, "queued": 1}, {"sent": 2})  # its slot may have been quicker
+    assert doubts(owner) == 0
 
 
 async def test_a_locked_row_that_a_blocked_relay_gives_back_is_not_forgotten(db, app, owner, crew):
