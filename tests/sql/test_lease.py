@@ -9,6 +9,8 @@ from psycopg.types.json import Jsonb
 from tests.sql import kit
 from tests.sql.kit import Hand
 
+pytestmark = pytest.mark.one_server
+
 _hour = timedelta(hours=1)
 
 
@@ -294,6 +296,15 @@ def test_a_worker_that_stops_with_leases_is_rescued_and_one_without_just_goes(db
     owner = db.connect()
     assert kit.count(owner, "worker") == 0
     assert kit.one(owner, "select count(*) from pgmail.queue where leased_by is not null") == 0
+
+
+def test_leases_of_a_worker_without_a_row_are_found_as_orphans(app, owner, hand, other):
+    kit.send(app)
+    hand.claim()
+    assert kit.rows(other.connection, "select * from pgmail.orphans_v1()") == []
+    owner.execute("delete from pgmail.worker where epoch = %s", [hand.epoch])
+    assert kit.rows(other.connection, "select * from pgmail.orphans_v1()") == [(hand.epoch,)]
+    assert other.rescue(hand.epoch) == 1
 
 
 def test_every_claim_is_a_hot_update(db, app, hand):

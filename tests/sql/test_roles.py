@@ -25,6 +25,7 @@ LEAD = {
         "wake_due_v1",
     ),
     *("repair_lanes_v1", "expire_v1", "fold_tallies_v1", "purge_idempotency_v1", "make_partitions_v1"),
+    "orphans_v1",
     "partition_state",
 }
 FUNCTIONS = {
