@@ -148,9 +148,17 @@ class Walk:
         self.clock.advance(self.dice.randrange(300))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_ledger_is_exact_after_every_stretch_of_a_random_walk(db, db_clock, seed):
-    walk = Walk(db, db_clock, seed)
+def test_the_ledger_is_exact_after_every_stretch_of_a_random_walk(db, db_clock):
+    follow(Walk(db, db_clock, 1))
+
+
+@pytest.mark.one_server
+@pytest.mark.parametrize("seed", [2, 3])
+def test_the_ledger_is_exact_on_other_walks_too(db, db_clock, seed):
+    follow(Walk(db, db_clock, seed))
+
+
+def follow(walk):
     for _ in range(8):
         for _ in range(25):
             walk.step()
