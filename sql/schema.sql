@@ -1283,8 +1283,8 @@ begin
   with raised as (
     delete from pgmail.dead_letter d where d.tenant_id = t and d.recipient_id = any (ids) returning d.*
   ), queued as (
-    insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, expires_at)
-    select t, d.recipient_id, d.message_id, d.lane, pgmail.now(), d.expires_at from raised d
+    insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, claims, expires_at)
+    select t, d.recipient_id, d.message_id, d.lane, pgmail.now(), d.claims, d.expires_at from raised d
   ), tallies as (
     insert into pgmail.tally (tenant_id, stream, kind, n) select t, d.stream, 'dead', -count(*) from raised d group by d.stream
   ), free as materialized (
@@ -1589,9 +1589,9 @@ begin
     from mine where kind in ('sent', 'bounced', 'expired', 'suppressed')
   ), dead as (
     insert into pgmail.dead_letter (tenant_id, recipient_id, message_id, lane, stream, priority, site, died_at, reason,
-      error, attempts, code, enhanced, reply, expires_at)
+      error, attempts, claims, code, enhanced, reply, expires_at)
     select p_tenant, id, message_id, lane, stream, priority, site, now_, coalesce(reason, 'unknown'), left(error, 4000),
-      tried, code, enhanced, left(reply, 1000), (expiries->>(id::text))::timestamptz
+      tried, claims, code, enhanced, left(reply, 1000), (expiries->>(id::text))::timestamptz
     from mine where kind = 'dead'
   ), events as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, code, enhanced, reply, phase, site,
@@ -2133,6 +2133,7 @@ CREATE TABLE pgmail.dead_letter (
     reason text NOT NULL,
     error text,
     attempts smallint NOT NULL,
+    claims integer DEFAULT 0 NOT NULL,
     code smallint,
     enhanced text,
     reply text,

@@ -112,51 +112,49 @@ class Move(msgspec.Struct, frozen=True):
 _S, _E = State, EventType
 
 MOVES: tuple[Move, ...] = (
-    # `send` settles or places the recipient in the caller's own transaction.
     Move(None, "send", _S.QUEUED, _E.QUEUED, "application"),
     Move(None, "send", _S.SCHEDULED, _E.SCHEDULED, "application"),
     Move(None, "send", _S.SUPPRESSED, _E.SUPPRESSED, "application"),
     Move(None, "send", _S.HELD, _E.HELD, "application"),  # on_limit = hold
-    # At the sender's wish.
+    #
     Move(_S.SCHEDULED, "due", _S.QUEUED, None, "time"),
     Move(_S.SCHEDULED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
-    Move(_S.SCHEDULED, "reschedule", _S.QUEUED, _E.SCHEDULED, "sender"),  # to a moment that has come
-    Move(_S.SCHEDULED, "retry", _S.QUEUED, _E.QUEUED, "operator"),
+    Move(_S.SCHEDULED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),  # to a moment that has come
     Move(_S.SCHEDULED, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
-    Move(_S.SCHEDULED, "hold", _S.HELD, _E.HELD, "operator"),
-    # Waiting for a worker or a limit.
+    #
     Move(_S.QUEUED, "claim", _S.SENDING, _E.SENDING, "worker"),
     Move(_S.QUEUED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
+    Move(_S.QUEUED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),
     Move(_S.QUEUED, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
     Move(_S.QUEUED, "expire", _S.EXPIRED, _E.EXPIRED, "maintain"),
-    Move(_S.QUEUED, "hold", _S.HELD, _E.HELD, "operator"),
-    # Leased: only the worker that holds the lease, or the rescuer, moves it.
+    Move(_S.QUEUED, "late 250", _S.SENT, _E.SENT, "worker"),  # of an attempt whose lease was lost
+    #
     Move(_S.SENDING, "settle", _S.SENT, _E.SENT, "worker"),
     Move(_S.SENDING, "settle", _S.BOUNCED, _E.BOUNCED, "worker"),
     Move(_S.SENDING, "settle", _S.DEFERRED, _E.DEFERRED, "worker"),
+    Move(_S.SENDING, "settle", _S.DEFERRED, _E.IN_DOUBT, "worker"),  # reply lost, on_doubt = resend
     Move(_S.SENDING, "settle", _S.DEAD, _E.FAILED, "worker"),
     Move(_S.SENDING, "settle", _S.SUPPRESSED, _E.SUPPRESSED, "worker"),  # suppressed after the enqueue
     Move(_S.SENDING, "settle", _S.EXPIRED, _E.EXPIRED, "worker"),  # expired in the worker's hands
-    Move(_S.SENDING, "settle", _S.DEFERRED, _E.IN_DOUBT, "worker"),  # reply lost, on_doubt = resend
     Move(_S.SENDING, "settle", _S.HELD, _E.IN_DOUBT, "worker"),  # reply lost, on_doubt = hold
-    Move(_S.SENDING, "release", _S.QUEUED, _E.DELAYED, "worker"),  # we waited: relay away, limit reached
-    Move(_S.SENDING, "release", _S.QUEUED, None, "worker"),  # prefetched and given back on drain
-    Move(_S.SENDING, "rescue", _S.QUEUED, None, "maintain"),  # worker gone, certainly not begun
+    Move(_S.SENDING, "release", _S.QUEUED, _E.DELAYED, "worker"),  # we waited: the relay is away
+    Move(_S.SENDING, "release", _S.QUEUED, None, "worker"),  # given back on drain
     Move(_S.SENDING, "rescue", _S.QUEUED, _E.IN_DOUBT, "maintain"),  # may have begun, on_doubt = resend
     Move(_S.SENDING, "rescue", _S.HELD, _E.IN_DOUBT, "maintain"),  # may have begun, on_doubt = hold
-    # They said 4xx.
+    #
     Move(_S.DEFERRED, "due", _S.QUEUED, None, "time"),
-    Move(_S.DEFERRED, "retry", _S.QUEUED, _E.QUEUED, "operator"),
     Move(_S.DEFERRED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
+    Move(_S.DEFERRED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),
     Move(_S.DEFERRED, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
     Move(_S.DEFERRED, "expire", _S.EXPIRED, _E.EXPIRED, "maintain"),
-    Move(_S.DEFERRED, "hold", _S.HELD, _E.HELD, "operator"),
-    # A person decides.
-    Move(_S.HELD, "release", _S.QUEUED, _E.QUEUED, "operator"),
+    Move(_S.DEFERRED, "retry", _S.QUEUED, _E.QUEUED, "operator"),
+    Move(_S.DEFERRED, "late 250", _S.SENT, _E.SENT, "worker"),
+    #
     Move(_S.HELD, "retry", _S.QUEUED, _E.QUEUED, "operator"),
-    Move(_S.HELD, "resolve", _S.SENT, _E.SENT, "operator"),  # in doubt: it did arrive
-    Move(_S.HELD, "resolve", _S.QUEUED, _E.QUEUED, "operator"),  # in doubt: send it again
+    Move(_S.HELD, "retry", _S.SCHEDULED, _E.SCHEDULED, "operator"),  # held before its time
     Move(_S.HELD, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
+    Move(_S.HELD, "late 250", _S.SENT, _E.SENT, "worker"),
+    #
     Move(_S.DEAD, "retry", _S.QUEUED, _E.QUEUED, "operator"),
     Move(_S.DEAD, "discard", _S.CANCELLED, _E.CANCELLED, "operator"),
 )

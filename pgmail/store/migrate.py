@@ -65,6 +65,11 @@ def upgrade(dsn: str, *, prefix: str, revision: str = "head", roles: bool = True
                 f"the schema is of version {found.version}, newer than this program's {schema.SCHEMA_VERSION}; "
                 "upgrade with the program that brought it, its functions would be replaced by older ones"
             )
+        if not _ask(raw, "is_utf8"):
+            raise Refused(
+                "wrong_encoding", "", "the encoding of the database must be UTF8; create one with it: "
+                "create database NAME template template0 encoding 'UTF8'", 409,
+            )  # fmt: skip
         if not _ask(raw, "schema_exists"):
             _create_schema(raw)
             done.append("created the schema pgmail")

@@ -74,9 +74,9 @@ begin
     from mine where kind in ('sent', 'bounced', 'expired', 'suppressed')
   ), dead as (
     insert into pgmail.dead_letter (tenant_id, recipient_id, message_id, lane, stream, priority, site, died_at, reason,
-      error, attempts, code, enhanced, reply, expires_at)
+      error, attempts, claims, code, enhanced, reply, expires_at)
     select p_tenant, id, message_id, lane, stream, priority, site, now_, coalesce(reason, 'unknown'), left(error, 4000),
-      tried, code, enhanced, left(reply, 1000), (expiries->>(id::text))::timestamptz
+      tried, claims, code, enhanced, left(reply, 1000), (expiries->>(id::text))::timestamptz
     from mine where kind = 'dead'
   ), events as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, code, enhanced, reply, phase, site,

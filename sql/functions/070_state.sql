@@ -188,8 +188,7 @@ $$;
 -- The ledger: what was enqueued against where it stands, from two independent sources. enqueued and the final states
 -- come from tallies that each statement appended; what waits and what died is looked at where it stands. difference
 -- is 0, or something was lost or counted twice.
-drop view if exists pgmail.ledger;
-create view pgmail.ledger with (security_invoker = true) as
+create or replace view pgmail.ledger with (security_invoker = true) as
 with counted as (
   select tenant_id, kind, sum(n) as n
   from (select tenant_id, kind, n from pgmail.tally union all select tenant_id, kind, n from pgmail.tally_total) t group by 1, 2

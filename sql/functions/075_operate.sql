@@ -93,8 +93,8 @@ begin
   with raised as (
     delete from pgmail.dead_letter d where d.tenant_id = t and d.recipient_id = any (ids) returning d.*
   ), queued as (
-    insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, expires_at)
-    select t, d.recipient_id, d.message_id, d.lane, pgmail.now(), d.expires_at from raised d
+    insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, claims, expires_at)
+    select t, d.recipient_id, d.message_id, d.lane, pgmail.now(), d.claims, d.expires_at from raised d
   ), tallies as (
     insert into pgmail.tally (tenant_id, stream, kind, n) select t, d.stream, 'dead', -count(*) from raised d group by d.stream
   ), free as materialized (

@@ -370,6 +370,7 @@ create table pgmail.dead_letter (
   reason       text not null,            -- attempts_exhausted, too_old, template, poison
   error        text,
   attempts     smallint not null,
+  claims       integer not null default 0,   -- a retried one goes on from here, so that no fence comes twice
   code         smallint,
   enhanced     text,
   reply        text,

@@ -12,6 +12,10 @@ select set_config('lock_timeout', %(lock_timeout)s, true);
 -- Functions call each other, so bodies are checked when they run.
 set local check_function_bodies = off;
 
+-- name: is_utf8 :one
+-- Addresses and texts are Unicode, and normalize() needs a database that is.
+select current_setting('server_encoding') = 'UTF8' as found;
+
 -- name: schema_exists :one
 -- Asked before creating: CREATE SCHEMA IF NOT EXISTS needs the right to create even where there is nothing to do.
 select to_regnamespace('pgmail') is not null as found;

@@ -228,3 +228,13 @@ def test_every_pair_of_migration_files_has_its_version_in_alembic():
 def test_no_sql_stands_in_the_migrations_python():
     text = Path(migrate.__file__).read_text(encoding="utf-8")
     assert not re.search(r"\.execute\(\s*[\"'f]", text)
+
+
+def test_a_database_of_another_encoding_is_refused_in_one_line(server, server_admin):
+    server_admin.execute("create database latin template template0 encoding 'LATIN1' locale 'C'")
+    try:
+        with pytest.raises(Refused, match="UTF8") as refused:
+            migrate.upgrade(server.dsn("latin"), prefix="pgmail_")
+        assert refused.value.code == "wrong_encoding"
+    finally:
+        server_admin.execute("drop database latin with (force)")
