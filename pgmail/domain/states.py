@@ -116,19 +116,16 @@ MOVES: tuple[Move, ...] = (
     Move(None, "send", _S.SCHEDULED, _E.SCHEDULED, "application"),
     Move(None, "send", _S.SUPPRESSED, _E.SUPPRESSED, "application"),
     Move(None, "send", _S.HELD, _E.HELD, "application"),  # on_limit = hold
-    #
     Move(_S.SCHEDULED, "due", _S.QUEUED, None, "time"),
     Move(_S.SCHEDULED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
     Move(_S.SCHEDULED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),  # to a moment that has come
     Move(_S.SCHEDULED, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
-    #
     Move(_S.QUEUED, "claim", _S.SENDING, _E.SENDING, "worker"),
     Move(_S.QUEUED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
     Move(_S.QUEUED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),
     Move(_S.QUEUED, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
     Move(_S.QUEUED, "expire", _S.EXPIRED, _E.EXPIRED, "maintain"),
     Move(_S.QUEUED, "late 250", _S.SENT, _E.SENT, "worker"),  # of an attempt whose lease was lost
-    #
     Move(_S.SENDING, "settle", _S.SENT, _E.SENT, "worker"),
     Move(_S.SENDING, "settle", _S.BOUNCED, _E.BOUNCED, "worker"),
     Move(_S.SENDING, "settle", _S.DEFERRED, _E.DEFERRED, "worker"),
@@ -141,7 +138,6 @@ MOVES: tuple[Move, ...] = (
     Move(_S.SENDING, "release", _S.QUEUED, None, "worker"),  # given back on drain
     Move(_S.SENDING, "rescue", _S.QUEUED, _E.IN_DOUBT, "maintain"),  # may have begun, on_doubt = resend
     Move(_S.SENDING, "rescue", _S.HELD, _E.IN_DOUBT, "maintain"),  # may have begun, on_doubt = hold
-    #
     Move(_S.DEFERRED, "due", _S.QUEUED, None, "time"),
     Move(_S.DEFERRED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
     Move(_S.DEFERRED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),
@@ -149,12 +145,10 @@ MOVES: tuple[Move, ...] = (
     Move(_S.DEFERRED, "expire", _S.EXPIRED, _E.EXPIRED, "maintain"),
     Move(_S.DEFERRED, "retry", _S.QUEUED, _E.QUEUED, "operator"),
     Move(_S.DEFERRED, "late 250", _S.SENT, _E.SENT, "worker"),
-    #
     Move(_S.HELD, "retry", _S.QUEUED, _E.QUEUED, "operator"),
     Move(_S.HELD, "retry", _S.SCHEDULED, _E.SCHEDULED, "operator"),  # held before its time
     Move(_S.HELD, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
     Move(_S.HELD, "late 250", _S.SENT, _E.SENT, "worker"),
-    #
     Move(_S.DEAD, "retry", _S.QUEUED, _E.QUEUED, "operator"),
     Move(_S.DEAD, "discard", _S.CANCELLED, _E.CANCELLED, "operator"),
 )
