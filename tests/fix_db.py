@@ -43,7 +43,7 @@ from pgmail.store import migrate
 PREFIX = "pgmail_"
 TEMPLATE = "pgmail_template"
 EMBEDDED = (18, 16)
-_DESK = "PGMAIL_TEST_DESK"
+_DESK = "PYTEST_PGMAIL_DESK"
 _DESK_KEY: "pytest.StashKey[Desk]" = pytest.StashKey()
 
 

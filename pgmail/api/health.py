@@ -13,9 +13,8 @@ from litestar import Request, Response, get
 from pgmail.api.openapi import operation
 from pgmail.api.params import database_of
 from pgmail.api.problems import RETRY_SECONDS
-from pgmail.errors import DatabaseAway
-from pgmail.store import emails as store
-from pgmail.store.schema import judge
+from pgmail.errors import DatabaseAway, SchemaMismatch
+from pgmail.store import schema
 
 
 @get("/health/live", operation_class=operation())
@@ -28,10 +27,12 @@ async def live() -> dict[str, str]:
 async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
     """Tell whether requests can be served, and if not, why."""
     try:
-        found = await store.schema(database_of(request))
+        await schema.require(database_of(request))
     except DatabaseAway:
         return _answer("the database cannot be reached")
-    return _answer(judge(*(found or (None, None))).problem)
+    except SchemaMismatch as error:
+        return _answer(str(error))
+    return _answer(None)
 
 
 def _answer(problem: str | None) -> Response[dict[str, Any]]:

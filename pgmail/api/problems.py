@@ -20,7 +20,7 @@ import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from pgmail.errors import DatabaseAway, Refused
+from pgmail.errors import DatabaseAway, Refused, SchemaMismatch
 
 log = structlog.get_logger()
 
@@ -87,6 +87,10 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
     if isinstance(error, DatabaseAway):
         away = "the database cannot be reached; nothing was stored, ask again"
         return _problem("database_away", "", away, 503), _wait(503)
+    if isinstance(error, SchemaMismatch):
+        return _problem(
+            "schema_mismatch", "", "the database and this program do not fit together", 503
+        ), _wait(503)
     if isinstance(error, HTTPException) and error.status_code < 500:
         status = error.status_code
         problem = _problem(

@@ -215,15 +215,6 @@ async def discard(connection: Connection, ids: Sequence[UUID], why: str | None) 
     return int(row.done)
 
 
-async def schema(database: Database) -> tuple[int, int] | None:
-    """Return the schema's `version` and `compatible_from`. Raises DatabaseAway; None if there is no row."""
-    try:
-        row = await database.one(queries("emails")["ready"])
-    except (errors.UndefinedTable, errors.InvalidSchemaName):
-        return None
-    return None if row is None else (row.version, row.compatible_from)
-
-
 def _locked(*, keyed: bool) -> Refused | DatabaseAway:
     if keyed:
         because = "another request with this key is under way; ask again with the same key"

@@ -35,7 +35,9 @@ def translate(error: Exception) -> PgmailError | None:
     if state == "PM410":
         return FencedOut(error.diag.message_primary or "fenced out")
     if state in _NO_SCHEMA and "pgmail" in (error.diag.message_primary or ""):
-        return SchemaMismatch(f"{first_line(error)}; run `pgmail db upgrade` on this database")
+        return SchemaMismatch(
+            f"the database holds no pgmail schema, or not all of it ({first_line(error)}); run `pgmail db upgrade`"
+        )
     if state.startswith("PM"):
         return refusal(
             state, error.diag.constraint_name, error.diag.message_detail, error.diag.message_primary

@@ -220,7 +220,3 @@ select coalesce(sum(pgmail.retry(i, %(why)s)), 0)::integer as done from unnest(%
 -- name: discard :one
 -- Give these dead letters up; how many there were.
 select coalesce(sum(pgmail.discard(i, %(why)s)), 0)::integer as done from unnest(%(ids)s::uuid[]) i;
-
--- name: ready :one
--- What the schema says about the programs that may use it.
-select version, compatible_from from pgmail.schema_version;

@@ -176,7 +176,6 @@ def test_pairs_and_json_are_read_once():
 def test_the_owners_address_serves_where_no_common_one_is_set(monkeypatch):
     monkeypatch.setenv("PGMAIL_OWNER_DATABASE_URL", "postgresql://owner@h/x")
     monkeypatch.delenv("PGMAIL_DATABASE_URL", raising=False)
-    monkeypatch.delenv("PGMAIL_TEST_DESK", raising=False)
     found = common.settings({"api_port": 1, "api_host": None})
     assert common.address(found) == "postgresql://owner@h/x"
     assert (found.api_port, found.sources["api_port"]) == (1, "option")

@@ -68,7 +68,7 @@ def test_settings_of_a_demo_are_for_its_user_only_and_read_back_whole(tmp_path, 
     environ = {name: value for name, value in demo_settings.environment(path).items() if name in os.environ}
     environ |= demo_settings.changes(path)
     assert environ["PGMAIL_DATABASE_URL"] == ""
-    settings = config.load({name: environ[name] for name in environ if name != "PGMAIL_TEST_DESK"})
+    settings = config.load(environ)
     assert settings.database("worker") == some_scratch().dsn("worker")
     assert settings.relay_url == "smtp://127.0.0.1:2500?tls=none"
     assert settings.api_port == 8000
