@@ -66,6 +66,7 @@ declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; was in
 begin
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, cancel.id) f;
   select count(*) into was from pgmail.outcome o where o.tenant_id = t and o.recipient_id = any (ids) and o.state = 'cancelled';
+  begin
   with free as materialized (
     select q.id, q.attempts from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
@@ -85,6 +86,9 @@ begin
     insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
   )
   select count(*) into n from facts;
+  exception when serialization_failure then
+    n := 0;   -- REPEATABLE READ: a worker took it after this transaction's snapshot. That is too late, not a fault.
+  end;
   if n > 0 then perform pgmail.record_act(t, 'email.cancel', cancel.id::text, cancel.reason); end if;
   n := n + was;
   return jsonb_build_object('status', case when n = cardinality(ids) then 'cancelled' when n > 0 then 'partly_cancelled' else 'too_late' end,
@@ -99,7 +103,7 @@ CREATE FUNCTION pgmail.check_key_v1(p_hash bytea) RETURNS TABLE(tenant_id intege
   select k.tenant_id, k.id, k.name from pgmail.api_key k where k.hash = p_hash and k.revoked_at is null
 $$;
 
-CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone)
+CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
@@ -126,13 +130,13 @@ begin
   ), u as (
     update pgmail.queue q set leased_by = p_epoch, leased_at = pgmail.now(), claims = q.claims + 1
     where q.tenant_id = p_tenant and q.id = any (array(select k.id from k))
-    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at
+    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at, q.tried_since
   ), said as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker)
     select p_tenant, u.id, u.message_id, 'email.sending', u.attempts + 1, p_epoch
     from u join k on k.id = u.id where k.traced
   )
-  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at
+  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at, u.tried_since
   from u order by u.due_at, u.id;
 end
 $$;
@@ -889,6 +893,8 @@ begin
       return pgmail.faulty('invalid_time', '/expires_at', 'must be ISO 8601 with an offset, as 2026-11-21T09:00:00Z');
     elsif at_ <= coalesce(e.due_at, now_) and not pgmail.was_sent(p_tenant, b) then
       return pgmail.faulty('time_in_past', '/expires_at', 'must lie after now and after scheduled_at');
+    elsif at_ > now_ + interval '732 days' then
+      return pgmail.faulty('time_too_far', '/expires_at', 'lies more than 732 days ahead');
     end if;
     e.expires_at := at_;
   end if;
@@ -1192,12 +1198,13 @@ begin
   elsif reschedule.at >= expiry then
     perform pgmail.refuse('time_too_far', '/scheduled_at', 'the email expires before');
   end if;
+  begin
   with free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at <> 'infinity'
     order by q.id for update skip locked
   ), later as (
-    update pgmail.queue q set due_at = greatest(reschedule.at, pgmail.now()), later = true, wait = 'scheduled'
+    update pgmail.queue q set due_at = greatest(reschedule.at, pgmail.now()), later = true, wait = 'scheduled', tried_since = null
     where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), events as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, detail)
@@ -1210,6 +1217,9 @@ begin
     join pgmail.recipient r on r.tenant_id = t and r.id = l.id and r.id = any (ids) group by l.lane, g.stream, g.priority
   )
   select count(*) into n from later;
+  exception when serialization_failure then
+    n := 0;   -- as in cancel
+  end;
   if n > 0 then
     perform pgmail.record_act(t, 'email.reschedule', reschedule.id::text, reschedule.at::text);
   end if;
@@ -1368,6 +1378,9 @@ begin
    where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
      'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued']);
   if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
+  if p_settings ? 'relay' and not exists (select 1 from pgmail.relay r where r.name = p_settings->>'relay') then
+    perform pgmail.refuse('unknown_relay', '/relay', format('no relay is named %L', left(p_settings->>'relay', 63)));
+  end if;
   insert into pgmail.stream (tenant_id, name) values (t, p_name) on conflict do nothing;
   select * into s from pgmail.stream x where x.tenant_id = t and x.name = p_name for update;
   begin
@@ -1577,6 +1590,7 @@ begin
     where q.tenant_id = p_tenant and q.id = any (array(select mine.id from mine where kind not in ('deferred', 'held')))
   ), later as (
     update pgmail.queue q set leased_by = null, leased_at = null, attempts = mine.tried, later = true,
+      tried_since = coalesce(q.tried_since, now_),
       due_at = case mine.kind when 'held' then 'infinity' else now_ + coalesce(mine.delay, 60) * interval '1 second' end,
       wait = case mine.kind when 'held' then q.wait else 'deferred' end,
       held_due_at = case mine.kind when 'held' then q.due_at end,
@@ -1834,6 +1848,14 @@ begin
   if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
   if p_reason is null or p_reason not in ('bounced', 'complained', 'unsubscribed', 'manual') then
     perform pgmail.refuse('invalid_reason', '/reason', 'must be bounced, complained, unsubscribed or manual');
+  end if;
+  if coalesce(p_stream, '') <> '' and not exists (select 1 from pgmail.stream s where s.tenant_id = t and s.name = p_stream) then
+    perform pgmail.refuse('unknown_stream', '/stream', format('no stream is named %L', left(p_stream, 63)));
+  end if;
+  if length(p_source) > 1000 then perform pgmail.refuse('invalid_source', '/source', 'longer than 1,000 characters'); end if;
+  if p_expires_at <= pgmail.now() then perform pgmail.refuse('time_in_past', '/expires_at', 'it has passed'); end if;
+  if p_expires_at > pgmail.now() + interval '100 years' then
+    perform pgmail.refuse('time_too_far', '/expires_at', 'lies more than 100 years ahead; leave it out for ever');
   end if;
   insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by, expires_at)
   values (t, a.address, coalesce(p_stream, ''), p_reason, p_source, pgmail.actor(), p_expires_at)
@@ -2244,6 +2266,7 @@ CREATE TABLE pgmail.queue (
     claims integer DEFAULT 0 NOT NULL,
     attempts smallint DEFAULT 0 NOT NULL,
     rescues smallint DEFAULT 0 NOT NULL,
+    tried_since timestamp with time zone,
     later boolean DEFAULT false NOT NULL,
     wait text,
     hold_reason text,

@@ -146,6 +146,8 @@ def _check_expires(body: dict[str, Any], now: datetime, scheduled: datetime) -> 
         refuse("time_in_past", "expires_at", because="it has passed")
     if moment <= scheduled:
         refuse("time_in_past", "expires_at", because="not later than scheduled_at")
+    if moment > now + 2 * FUTURE:
+        refuse("time_too_far", "expires_at", because="more than 732 days ahead")
 
 
 def _check_size(body: dict[str, Any], attached: int) -> None:

@@ -21,6 +21,7 @@ from pgmail.maintain.rescuer import Watch
 from pgmail.service import Loop
 from pgmail.store import presence as store
 from pgmail.store.database import Database
+from pgmail.store.faults import Busy
 from pgmail.store.presence import Presence
 
 _Q = sqlfiles.queries("maintain")
@@ -83,6 +84,9 @@ class Leader(Loop):
             self._due[name] = now + seconds
             try:
                 await task()
+            except Busy as error:
+                self._due[name] = now + min(seconds, 60.0)
+                _log.info("leader.task_waits", task=name, reason=str(error))
             except DatabaseAway:
                 raise
             except PgmailError as error:

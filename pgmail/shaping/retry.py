@@ -25,7 +25,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     cap_seconds: float = 14_400.0  # no delay is longer, before jitter. Defaults to 14400 (4 hours).
     jitter: float = 0.2  # each delay is up to this fraction shorter or longer. Defaults to 0.2.
     max_attempts: int | None = None  # attempts in all, the first included. Defaults to no limit.
-    max_age_seconds: float | None = 345_600.0  # since the mail became due. Defaults to 345600 (4 days).
+    max_age_seconds: float | None = 345_600.0  # since the first attempt. Defaults to 345600 (4 days).
 
     def __post_init__(self) -> None:
         """Check the values; all faults of one field are one message."""

@@ -58,8 +58,9 @@ _5XX = range(500, 600)
 
 REPLIED: tuple[Row, ...] = (
     Row(DOT, range(200, 300), "sent", "accepted"),
-    # RFC 4954, section 6, whenever the remote chooses to say it: many only say so at MAIL.
-    Row(ANY, (530, 534, 535, 538), "pause_relay", "authentication_refused"),
+    # RFC 4954, section 6; many only say so at MAIL. Later it is about a recipient: a relay that passes on what the next
+    # server said must not stop all mail.
+    Row(LOGIN | AUTH | MAIL, (530, 534, 535, 538), "pause_relay", "authentication_refused"),
     Row(AUTH, _5XX, "pause_relay", "authentication_refused"),
     Row(AUTH, _4XX, "delay", "authentication_unavailable"),
     # RFC 5321, section 3.8: the remote shuts down, or wants fewer connections.

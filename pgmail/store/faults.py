@@ -18,6 +18,11 @@ from pgmail.errors import DatabaseAway, PgmailError, Refused, SchemaMismatch
 _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "40001", "40P01"})
 
 
+class Busy(DatabaseAway):
+    """A lock was not to be had in time, or the statement was cancelled: nothing was changed; try again."""
+
+
+_BUSY = frozenset({"55P03", "57014"})
 _NO_SCHEMA = frozenset({"3F000", "42P01", "42883"})  # a schema, table or function that is not there
 
 
@@ -34,6 +39,8 @@ def translate(error: Exception) -> PgmailError | None:
     state = error.sqlstate or ""
     if state == "PM410":
         return FencedOut(error.diag.message_primary or "fenced out")
+    if state in _BUSY:
+        return Busy(first_line(error))
     if state in _NO_SCHEMA and "pgmail" in (error.diag.message_primary or ""):
         return SchemaMismatch(
             f"the database holds no pgmail schema, or not all of it ({first_line(error)}); run `pgmail db upgrade`"

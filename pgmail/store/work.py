@@ -34,6 +34,7 @@ class Lease(msgspec.Struct, frozen=True):
     attempts: int
     rescues: int
     expires_at: datetime | None
+    tried_since: datetime | None = None  # its first attempt was answered
 
 
 class LaneRow(msgspec.Struct, frozen=True):

@@ -34,7 +34,7 @@ _log = structlog.get_logger()
 DROWSY_SECONDS = 0.25  # without mail before it counts as asleep
 REFRESH_SECONDS = 0.25  # lanes under load
 COMPLETE_SECONDS = 15.0  # all lanes anew: versions may commit out of order
-SWEEP_SECONDS = 60.0  # by the leader; by the others ten times as rarely, for a leader need not be a worker
+SWEEP_SECONDS = 60.0  # by the leader; by the others twice as rarely, for a leader need not be a worker
 LEARN_SECONDS = 1.0  # streams and relays
 TIDY_SECONDS = 5.0  # lanes that may go idle
 
@@ -229,7 +229,7 @@ class Claimer(Loop):
         self._refreshed_at = now
         if complete:
             self._completed_at = now
-        if now - self._swept_at >= SWEEP_SECONDS * (1 if self._leading() else 10):
+        if now - self._swept_at >= SWEEP_SECONDS * (1 if self._leading() else 2):
             self._swept_at = now
             self.book.sweep()
         if wake:

@@ -13,7 +13,6 @@ from typing import Any
 
 import structlog
 
-from pgmail.domain.ids import time_of
 from pgmail.domain.reply import Envelope, Phase, Result
 from pgmail.errors import DatabaseAway, PgmailError, TemplateFault
 from pgmail.shaping.retry import RetryPolicy, next_delay
@@ -182,7 +181,8 @@ class Sender:
                     jitter=stream.retry_jitter, max_attempts=stream.max_attempts,
                     max_age_seconds=stream.max_age_seconds,
                 )  # fmt: skip
-                age = max(0.0, time.time() - _due_since(job))
+                since = job.lease.tried_since
+                age = 0.0 if since is None else max(0.0, time.time() - since.timestamp())
                 attempt = job.lease.attempts + 1
                 delay = next_delay(policy, attempt, random.random, age_seconds=age)
                 doubt = verdict.kind == "in_doubt"
@@ -194,13 +194,3 @@ class Sender:
                 return job.settlement("dead", reason=reason, doubt=doubt, **facts)
             case _:
                 return None
-
-
-def _due_since(job: Job) -> float:
-    """When a mail first became due, Unix time: at its enqueue, or at the moment that it was meant for."""
-    since = time_of(job.lease.message_id).timestamp()
-    if job.message is not None and job.message.row.scheduled_at is not None:
-        since = max(since, job.message.row.scheduled_at.timestamp())
-    if job.lease.attempts == 0:
-        since = max(since, job.lease.due_at.timestamp())  # rescheduled, or a dead letter that is tried again
-    return since

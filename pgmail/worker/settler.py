@@ -78,17 +78,29 @@ class Settler(Loop):
     async def _flush(self) -> None:
         batches, self._waiting, self._count = self._waiting, {}, 0
         pause = 0.0
-        for tenant, results in batches.items():
-            for start in range(0, len(results), self._batch):
-                part = results[start : start + self._batch]
+        parts = [
+            (tenant, results[start : start + self._batch])
+            for tenant, results in batches.items()
+            for start in range(0, len(results), self._batch)
+        ]
+        try:
+            while parts:
+                tenant, part = parts[0]
                 try:
                     answers = await work.settle(self._database, tenant, self._epoch(), part)
                 except DatabaseAway as error:
                     _log.warning("settle.waits", error=str(error), results=len(part))
-                    answers, pause = {}, 0.5
+                    pause = 0.5
                     self._again(tenant, part)
                 else:
                     pause = max(pause, self._answered(tenant, part, answers))
+                parts.pop(0)
+        finally:
+            for (
+                tenant,
+                part,
+            ) in parts:  # a fault of ours, or a cancellation: what was not written is not forgotten
+                self._again(tenant, part)
         if pause:
             await asyncio.sleep(pause)
 

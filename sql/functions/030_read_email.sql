@@ -294,6 +294,8 @@ begin
       return pgmail.faulty('invalid_time', '/expires_at', 'must be ISO 8601 with an offset, as 2026-11-21T09:00:00Z');
     elsif at_ <= coalesce(e.due_at, now_) and not pgmail.was_sent(p_tenant, b) then
       return pgmail.faulty('time_in_past', '/expires_at', 'must lie after now and after scheduled_at');
+    elsif at_ > now_ + interval '732 days' then
+      return pgmail.faulty('time_too_far', '/expires_at', 'lies more than 732 days ahead');
     end if;
     e.expires_at := at_;
   end if;

@@ -6,7 +6,7 @@
 create or replace function pgmail.claim_v1(
   p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamptz[], p_after uuid[], p_limits integer[], p_traced boolean[]
 ) returns table (id uuid, message_id uuid, lane bigint, due_at timestamptz, claims integer, attempts smallint,
-                 rescues smallint, expires_at timestamptz)
+                 rescues smallint, expires_at timestamptz, tried_since timestamptz)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
@@ -30,13 +30,13 @@ begin
   ), u as (
     update pgmail.queue q set leased_by = p_epoch, leased_at = pgmail.now(), claims = q.claims + 1
     where q.tenant_id = p_tenant and q.id = any (array(select k.id from k))
-    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at
+    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at, q.tried_since
   ), said as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker)
     select p_tenant, u.id, u.message_id, 'email.sending', u.attempts + 1, p_epoch
     from u join k on k.id = u.id where k.traced
   )
-  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at
+  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at, u.tried_since
   from u order by u.due_at, u.id;
 end
 $$;

@@ -62,6 +62,7 @@ begin
     where q.tenant_id = p_tenant and q.id = any (array(select mine.id from mine where kind not in ('deferred', 'held')))
   ), later as (
     update pgmail.queue q set leased_by = null, leased_at = null, attempts = mine.tried, later = true,
+      tried_since = coalesce(q.tried_since, now_),
       due_at = case mine.kind when 'held' then 'infinity' else now_ + coalesce(mine.delay, 60) * interval '1 second' end,
       wait = case mine.kind when 'held' then q.wait else 'deferred' end,
       held_due_at = case mine.kind when 'held' then q.due_at end,

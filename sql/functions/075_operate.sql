@@ -11,6 +11,7 @@ declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; was in
 begin
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, cancel.id) f;
   select count(*) into was from pgmail.outcome o where o.tenant_id = t and o.recipient_id = any (ids) and o.state = 'cancelled';
+  begin
   with free as materialized (
     select q.id, q.attempts from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
@@ -30,6 +31,9 @@ begin
     insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
   )
   select count(*) into n from facts;
+  exception when serialization_failure then
+    n := 0;   -- REPEATABLE READ: a worker took it after this transaction's snapshot. That is too late, not a fault.
+  end;
   if n > 0 then perform pgmail.record_act(t, 'email.cancel', cancel.id::text, cancel.reason); end if;
   n := n + was;
   return jsonb_build_object('status', case when n = cardinality(ids) then 'cancelled' when n > 0 then 'partly_cancelled' else 'too_late' end,
@@ -55,12 +59,13 @@ begin
   elsif reschedule.at >= expiry then
     perform pgmail.refuse('time_too_far', '/scheduled_at', 'the email expires before');
   end if;
+  begin
   with free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at <> 'infinity'
     order by q.id for update skip locked
   ), later as (
-    update pgmail.queue q set due_at = greatest(reschedule.at, pgmail.now()), later = true, wait = 'scheduled'
+    update pgmail.queue q set due_at = greatest(reschedule.at, pgmail.now()), later = true, wait = 'scheduled', tried_since = null
     where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), events as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, detail)
@@ -73,6 +78,9 @@ begin
     join pgmail.recipient r on r.tenant_id = t and r.id = l.id and r.id = any (ids) group by l.lane, g.stream, g.priority
   )
   select count(*) into n from later;
+  exception when serialization_failure then
+    n := 0;   -- as in cancel
+  end;
   if n > 0 then
     perform pgmail.record_act(t, 'email.reschedule', reschedule.id::text, reschedule.at::text);
   end if;

@@ -110,6 +110,14 @@ begin
   if p_reason is null or p_reason not in ('bounced', 'complained', 'unsubscribed', 'manual') then
     perform pgmail.refuse('invalid_reason', '/reason', 'must be bounced, complained, unsubscribed or manual');
   end if;
+  if coalesce(p_stream, '') <> '' and not exists (select 1 from pgmail.stream s where s.tenant_id = t and s.name = p_stream) then
+    perform pgmail.refuse('unknown_stream', '/stream', format('no stream is named %L', left(p_stream, 63)));
+  end if;
+  if length(p_source) > 1000 then perform pgmail.refuse('invalid_source', '/source', 'longer than 1,000 characters'); end if;
+  if p_expires_at <= pgmail.now() then perform pgmail.refuse('time_in_past', '/expires_at', 'it has passed'); end if;
+  if p_expires_at > pgmail.now() + interval '100 years' then
+    perform pgmail.refuse('time_too_far', '/expires_at', 'lies more than 100 years ahead; leave it out for ever');
+  end if;
   insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by, expires_at)
   values (t, a.address, coalesce(p_stream, ''), p_reason, p_source, pgmail.actor(), p_expires_at)
   on conflict (tenant_id, address, stream) do update set reason = excluded.reason, source = excluded.source,
@@ -148,6 +156,9 @@ begin
    where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
      'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued']);
   if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
+  if p_settings ? 'relay' and not exists (select 1 from pgmail.relay r where r.name = p_settings->>'relay') then
+    perform pgmail.refuse('unknown_relay', '/relay', format('no relay is named %L', left(p_settings->>'relay', 63)));
+  end if;
   insert into pgmail.stream (tenant_id, name) values (t, p_name) on conflict do nothing;
   select * into s from pgmail.stream x where x.tenant_id = t and x.name = p_name for update;
   begin

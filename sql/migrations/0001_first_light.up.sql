@@ -273,6 +273,7 @@ create table pgmail.queue (
   claims      integer not null default 0,    -- with leased_by the fence of a settle
   attempts    smallint not null default 0,   -- that reached a verdict of the remote side
   rescues     smallint not null default 0,   -- workers that died holding it
+  tried_since timestamptz,               -- its first attempt was answered: the age that ends retries counts from here
   later       boolean not null default false,  -- was due in the future when written
   wait        text check (wait in ('scheduled', 'deferred', 'delayed')),
   hold_reason text,

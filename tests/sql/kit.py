@@ -111,6 +111,7 @@ class Lease(NamedTuple):
     attempts: int
     rescues: int
     expires_at: Any
+    tried_since: Any
 
 
 class Hand:

@@ -142,3 +142,15 @@ def test_a_send_with_a_timeout_of_its_own_locks_nothing_but_its_own_rows(db, app
 def test_a_missing_worker_role_row_or_lane_never_makes_a_send_fail(app, owner):
     owner.execute("truncate pgmail.lane, pgmail.worker, pgmail.site_domain, pgmail.relay, pgmail.leader")
     assert kit.send(app)
+
+
+@pytest.mark.parametrize("act", ["cancel(%s)", "reschedule(%s, now() + interval '1 hour')"])
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_what_a_worker_took_after_the_snapshot_is_too_late_and_no_fault(db, app, hand, level, act):
+    mail = kit.send(app)
+    with db.connect("producer", autocommit=False) as connection:
+        connection.execute(f"set transaction isolation level {level}")
+        connection.execute("select * from pgmail.status(%s)", [mail])
+        assert len(hand.claim()) == 1
+        assert kit.one(connection, f"select pgmail.{act}", [mail])["status"] == "too_late"
+        connection.commit()

@@ -100,3 +100,25 @@ def test_unsuppress_lets_mail_go_again(app, owner):
     assert kit.one(owner, "select pgmail.unsuppress('A@example.org')")
     assert not kit.one(owner, "select pgmail.unsuppress('a@example.org')")
     assert kit.state(app, kit.send(app, "a@example.org")) == "queued"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("p_stream => 'nosuch'", "unknown_stream"),
+        ("p_stream => repeat('x', 9000)", "unknown_stream"),
+        ("p_source => repeat('x', 1001)", "invalid_source"),
+        ("p_expires_at => 'infinity'", "time_too_far"),
+        ("p_expires_at => now() - interval '1 second'", "time_in_past"),
+    ],
+)
+def test_a_suppression_that_could_not_be_kept_or_read_back_is_refused(owner, arguments, code):
+    with pytest.raises(psycopg.Error) as refused:
+        owner.execute(f"select pgmail.suppress('a@example.org', {arguments})")
+    assert kit.refusal(refused.value).code == code
+
+
+def test_a_stream_cannot_name_a_relay_that_nobody_has(owner):
+    with pytest.raises(psycopg.Error) as refused:
+        kit.stream(owner, "lost", relay="nosuch")
+    assert kit.refusal(refused.value).code == "unknown_relay"
