@@ -23,6 +23,7 @@ from pgmail.domain.states import IN_QUEUE, State
 from pgmail.errors import DatabaseAway, Refused
 from pgmail.sqlfiles import queries
 from pgmail.store.database import Database, fetch_many, fetch_one
+from pgmail.store.faults import Busy
 from pgmail.store.keys import Caller
 
 Connection = AsyncConnection[Any]
@@ -98,8 +99,10 @@ async def send(database: Database, caller: Caller, email: str, *, keyed: bool) -
     """
     try:
         row: Any = await database.one(queries("emails")["send"], {**caller.settings(), "email": email})
-    except errors.LockNotAvailable as error:
-        raise _locked(keyed=keyed) from error
+    except Busy as error:
+        if isinstance(error.__cause__, errors.LockNotAvailable):
+            raise _locked(keyed=keyed) from error
+        raise
     return UUID(str(row.id))
 
 
@@ -114,8 +117,10 @@ async def send_many(
     values = {**caller.settings(), "emails": emails, "strict": strict, "key": key}
     try:
         return await database.many(queries("emails")["send_many"], values)
-    except errors.LockNotAvailable as error:
-        raise _locked(keyed=keyed) from error
+    except Busy as error:
+        if isinstance(error.__cause__, errors.LockNotAvailable):
+            raise _locked(keyed=keyed) from error
+        raise
 
 
 async def recipients(connection: Connection, id: UUID) -> list[Any]:

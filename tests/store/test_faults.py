@@ -25,6 +25,8 @@ from tests.sql.kit import body
         errors.ConnectionFailure("broke"),
         errors.DeadlockDetected("deadlock"),
         errors.SerializationFailure("again"),
+        errors.LockNotAvailable("a lock_timeout"),
+        errors.QueryCanceled("a statement_timeout"),
     ],
     ids=lambda error: type(error).__name__,
 )
