@@ -664,7 +664,7 @@ CREATE FUNCTION pgmail.read_email(p_tenant integer, p_body jsonb) RETURNS pgmail
     AS $_$
 declare
   e pgmail.email; b jsonb := p_body; v jsonb; item jsonb; a pgmail.address; f text; i integer; n integer;
-  field text; role_ text; vars jsonb; required text[]; missing text; now_ timestamptz := pgmail.now();
+  field text; role_ text; vars jsonb; missing text; now_ timestamptz := pgmail.now();
   shown jsonb; from_ jsonb; reply_to jsonb; to_ jsonb := '[]'; cc_ jsonb := '[]'; single boolean; most integer;
   s pgmail.stream; t pgmail.template; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0;
 begin
@@ -1692,7 +1692,7 @@ CREATE FUNCTION pgmail.store_emails(p_tenant integer, p_emails pgmail.email[], O
     AS $$
 declare
   n integer := cardinality(p_emails); now_ timestamptz := pgmail.now(); keyed boolean; limited boolean; wake boolean;
-  full_streams text[]; fresh boolean[]; recipients_ bigint;
+  full_streams text[]; fresh boolean[];
 begin
   select array_agg(pgmail.uuid7() order by i), array_agg(true) into ids, fresh from generate_series(1, n) i;
   faults := array_fill(null::pgmail.email, array[n]);
@@ -1719,7 +1719,7 @@ begin
   end if;
 
   if keyed then
-    declare r record; held record; first_ids jsonb := '{}';
+    declare r record; held record;
     begin
       for r in select x.idempotency_key as key, x.body_hash, x.ord::integer as i
                from unnest(p_emails) with ordinality x(fault_code, fault_field, fault_message, fault_status, sender, stream,
@@ -1829,7 +1829,7 @@ begin
     union all
     select p_tenant, stream, 'suppressed', count(*), now_ from judged where suppressed is not null group by stream
   )
-  select bool_or(suppressed is null and due_at is null), count(*) into wake, recipients_ from judged;
+  select bool_or(suppressed is null and due_at is null) into wake from judged;
 
   -- A hint for workers that sleep; polling is the truth. Two-phase commit refuses NOTIFY: set pgmail.notify = 'off'.
   if wake and coalesce(current_setting('pgmail.notify', true), '') <> 'off'

@@ -275,6 +275,18 @@ def empty_db(server: Server, server_admin: psycopg.Connection[Any]) -> Iterator[
     yield from _fresh(server, server_admin, "template0")
 
 
+@pytest.fixture
+def app(db: Database) -> psycopg.Connection[Any]:
+    """An application: the producer's connection, autocommit."""
+    return db.connect("producer")
+
+
+@pytest.fixture
+def owner(db: Database) -> psycopg.Connection[Any]:
+    """The owner's connection, autocommit, to look and to arrange."""
+    return db.connect()
+
+
 def _fresh(server: Server, admin: psycopg.Connection[Any], template: str) -> Iterator[Database]:
     name = f"test_{uuid.uuid4().hex}"
     # wal_log copies through shared buffers: twice as quick here as file_copy, which asks for two checkpoints.

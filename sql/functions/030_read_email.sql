@@ -65,7 +65,7 @@ language plpgsql stable
 as $$
 declare
   e pgmail.email; b jsonb := p_body; v jsonb; item jsonb; a pgmail.address; f text; i integer; n integer;
-  field text; role_ text; vars jsonb; required text[]; missing text; now_ timestamptz := pgmail.now();
+  field text; role_ text; vars jsonb; missing text; now_ timestamptz := pgmail.now();
   shown jsonb; from_ jsonb; reply_to jsonb; to_ jsonb := '[]'; cc_ jsonb := '[]'; single boolean; most integer;
   s pgmail.stream; t pgmail.template; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0;
 begin

@@ -6,17 +6,6 @@ from tests.sql.kit import Hand
 
 
 @pytest.fixture
-def app(db):
-    """The producer's connection, autocommit."""
-    return db.connect("producer")
-
-
-@pytest.fixture
-def owner(db):
-    return db.connect()
-
-
-@pytest.fixture
 def hand(db):
     return Hand(db.connect("worker"))
 

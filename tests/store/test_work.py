@@ -16,16 +16,6 @@ START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def app(db):
-    return db.connect("producer")
-
-
-@pytest.fixture
-def owner(db):
-    return db.connect()
-
-
-@pytest.fixture
 async def pool(db) -> AsyncIterator[Pool]:
     made = Pool(db.dsn_for("worker"), name="test")
     await made.open()

@@ -9,17 +9,6 @@ from tests.worker.kit import Crew
 
 
 @pytest.fixture
-def app(db):
-    """The producer's connection, autocommit."""
-    return db.connect("producer")
-
-
-@pytest.fixture
-def owner(db):
-    return db.connect()
-
-
-@pytest.fixture
 async def pool(db) -> AsyncIterator[Pool]:
     """The database as a worker sees it."""
     made = Pool(db.dsn_for("worker"), name="test", low=1, high=3, wait_seconds=3)
