@@ -94,6 +94,11 @@ def decide(result: Result) -> Verdict:
     if reply is None:
         kind, reason = BROKEN[result.phase]
         return Verdict(kind=kind, reason=reason, error=result.error)
+    if result.accepted:  # nearly all of them; the first row below says the same
+        return Verdict(
+            kind="sent", reason="accepted", code=reply.code, enhanced=reply.enhanced, reply=reply.text,
+            error=result.error,
+        )  # fmt: skip
     kind, reason = "defer", "unexpected_reply"
     for row in REPLIED:
         if result.phase in row.phases and reply.code in row.codes:

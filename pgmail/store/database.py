@@ -91,6 +91,12 @@ class Database:
         async with self.connection() as connection:
             return await fetch_many(connection, query, params)
 
+    async def tuples(self, query: Query, params: Params = None) -> list[tuple[Any, ...]]:
+        """Run a query and return all rows as tuples, read in binary: for the hot path."""
+        async with self.connection() as connection, connection.cursor(binary=True) as cursor:
+            await cursor.execute(query.text.encode(), params)
+            return await cursor.fetchall()
+
     async def dicts(self, query: Query, params: Params = None) -> list[DictRow]:
         """Run a query and return all rows as dictionaries."""
         async with self.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:

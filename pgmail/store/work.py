@@ -12,10 +12,11 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb, set_json_dumps
 
 from pgmail import sqlfiles
-from pgmail.store.database import Database, fetch_many
+from pgmail.store.database import Database
 
 set_json_dumps(lambda value: msgspec.json.encode(value).decode())
 
@@ -64,6 +65,8 @@ class StreamRow(msgspec.Struct, frozen=True):
     retry_jitter: float = 0.2
     max_attempts: int = 20
     max_age_seconds: int = 259_200
+    relays: list[str] | None = None  # several: in order, or by `relay_weights`
+    relay_weights: list[float] | None = None
 
 
 class RelayRow(msgspec.Struct, frozen=True):
@@ -75,8 +78,8 @@ class RelayRow(msgspec.Struct, frozen=True):
     seconds: float | None
 
 
-class Settlement(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What became of one lease; the fields of `pgmail.settle_v1`."""
+class Settlement(msgspec.Struct, kw_only=True, gc=False):
+    """What became of one lease; the fields of `pgmail.settle_v2`."""
 
     id: UUID
     message_id: UUID
@@ -138,29 +141,104 @@ class MessageRow(msgspec.Struct, frozen=True):
 
 async def claim(database: Database, tenant: int, epoch: int, claims: Sequence[Claim]) -> list[Lease]:
     """Claim from many lanes of one tenant in one statement; oldest due first."""
-    rows = await database.many(
-        _Q["claim"],
-        {
-            "tenant": tenant,
-            "epoch": epoch,
-            "lanes": [c.lane for c in claims],
-            "due": [c.due for c in claims],
-            "after": [c.after for c in claims],
-            "limits": [c.limit for c in claims],
-            "traced": [c.traced for c in claims],
-        },
-    )
+    rows = await database.tuples(_Q["claim"], _claim_values(tenant, epoch, claims))
     return [Lease(tenant, *row) for row in rows]
+
+
+async def claim_each(
+    database: Database, epoch: int, claims: Sequence[tuple[int, Sequence[Claim]]], seen: list[Lease]
+) -> list[list[Lease]]:
+    """Claim for several tenants, a statement each, in one transaction. Leases in the order of `claims`.
+
+    What was claimed is in `seen` before it is committed: if the commit's answer is lost, the caller knows which
+    rows may be its own.
+    """
+    text = _Q["claim"].text.encode()
+    async with database.connection() as connection:
+        cursors = [connection.cursor(binary=True) for _ in claims]
+        async with connection.pipeline(), connection.transaction():
+            for cursor, (tenant, of_tenant) in zip(cursors, claims, strict=True):
+                await cursor.execute(text, _claim_values(tenant, epoch, of_tenant))
+            found = [
+                [Lease(tenant, *row) for row in await cursor.fetchall()]
+                for cursor, (tenant, _) in zip(cursors, claims, strict=True)
+            ]
+            seen.extend(lease for leases in found for lease in leases)
+    return found
+
+
+def _claim_values(tenant: int, epoch: int, claims: Sequence[Claim]) -> dict[str, object]:
+    return {
+        "tenant": tenant,
+        "epoch": epoch,
+        "lanes": [c.lane for c in claims],
+        "due": [c.due for c in claims],
+        "after": [c.after for c in claims],
+        "limits": [c.limit for c in claims],
+        "traced": [c.traced for c in claims],
+    }
 
 
 async def settle(
     database: Database, tenant: int, epoch: int, results: Sequence[Settlement]
 ) -> dict[UUID, str]:
-    """Settle; for each id `settled`, `locked` (try again) or `fenced` (the lease was lost, and is recorded)."""
-    rows = await database.many(
-        _Q["settle"], {"tenant": tenant, "epoch": epoch, "results": Jsonb(list(results))}
-    )
-    return {row.id: row.result for row in rows}
+    """Settle. Answers those that did not: `locked` (try again) or `fenced` (the lease was lost; it is recorded)."""
+    return dict(await database.tuples(_Q["settle"], _settle_values(tenant, epoch, results)))
+
+
+async def settle_each(
+    database: Database, epoch: int, batches: Sequence[tuple[int, Sequence[Settlement]]]
+) -> list[dict[UUID, str]]:
+    """Settle for several tenants, a statement each, in one round trip and one transaction. Answers as `settle`."""
+    if len(batches) == 1:
+        return [await settle(database, batches[0][0], epoch, batches[0][1])]
+    text = _Q["settle"].text.encode()
+    async with database.connection() as connection:
+        cursors = [connection.cursor(binary=True) for _ in batches]
+        async with connection.pipeline():
+            for cursor, (tenant, results) in zip(cursors, batches, strict=True):
+                await cursor.execute(text, _settle_values(tenant, epoch, results))
+        return [dict(await cursor.fetchall()) for cursor in cursors]
+
+
+def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> dict[str, object]:
+    # What results share goes once: most of a batch differ in nothing but their ids, times and queue ids.
+    groups: dict[tuple[object, ...], int] = {}
+    numbers = []
+    for r in results:
+        key = (
+            r.kind, r.lane, r.relay, r.code, r.enhanced, r.phase, r.remote_host, r.tls, r.stream, r.priority,
+            r.site, r.delay, _storable(r.reason), _storable(r.error), r.began, r.doubt,
+        )  # fmt: skip
+        number = groups.get(key)
+        if number is None:
+            number = groups[key] = len(groups) + 1
+        numbers.append(number)
+    return {
+        "tenant": tenant,
+        "epoch": epoch,
+        "groups": Jsonb([dict(zip(_GROUP, key, strict=True)) for key in groups]),
+        "ids": [r.id for r in results],
+        "messages": [r.message_id for r in results],
+        "claims": [r.claims for r in results],
+        "group": numbers,
+        "attempts": [r.attempts for r in results],
+        "ms": [r.ms for r in results],
+        "replies": [_storable(r.reply) for r in results],
+    }
+
+
+def _storable(text: str | None) -> str | None:
+    """Text as PostgreSQL takes it: no NUL, no lone surrogate. A result that cannot be written would be lost."""
+    if text is None or text.isprintable():
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+_GROUP = (
+    "kind", "lane", "relay", "code", "enhanced", "phase", "remote_host", "tls", "stream", "priority", "site",
+    "delay", "reason", "error", "began", "doubt",
+)  # fmt: skip
 
 
 async def release(
@@ -194,21 +272,33 @@ async def still_leased(database: Database, tenant: int, epoch: int, leases: Sequ
     return {row.id for row in rows}
 
 
-async def recipients(database: Database, tenant: int, stream: str, ids: Sequence[UUID]) -> list[RecipientRow]:
-    """The recipients of claimed rows of one stream."""
-    rows = await database.many(
-        _Q["recipients"],
-        {"tenant": tenant, "stream": stream, "ids": list(ids), "low": min(ids), "high": max(ids)},
-    )
-    return [RecipientRow(*row) for row in rows]
+async def contents(
+    database: Database, loads: Sequence[tuple[int, str, Sequence[UUID], Sequence[UUID]]]
+) -> list[tuple[list[RecipientRow], list[MessageRow]]]:
+    """What claimed rows need, in one round trip: for each (tenant, stream, recipients, messages) their rows."""
+    async with database.connection() as connection:
+        people, texts = [], []
+        async with connection.pipeline():
+            for tenant, stream, ids, messages in loads:
+                people.append(await _recipients(connection, tenant, stream, ids))
+                texts.append(await _messages(connection, tenant, messages) if messages else None)
+        return [
+            (
+                [RecipientRow(*row) for row in await mine.fetchall()],
+                [MessageRow(*row) for row in await text.fetchall()] if text is not None else [],
+            )
+            for mine, text in zip(people, texts, strict=True)
+        ]
 
 
-async def messages(database: Database, tenant: int, ids: Sequence[UUID]) -> list[MessageRow]:
-    """The content of messages."""
-    rows = await database.many(
-        _Q["messages"], {"tenant": tenant, "ids": list(ids), "low": min(ids), "high": max(ids)}
-    )
-    return [MessageRow(*row) for row in rows]
+async def _recipients(connection: AsyncConnection[Any], tenant: int, stream: str, ids: Sequence[UUID]) -> Any:
+    values = {"tenant": tenant, "stream": stream, "ids": list(ids), "low": min(ids), "high": max(ids)}
+    return await connection.cursor(binary=True).execute(_Q["recipients"].text.encode(), values)
+
+
+async def _messages(connection: AsyncConnection[Any], tenant: int, ids: Sequence[UUID]) -> Any:
+    values = {"tenant": tenant, "ids": list(ids), "low": min(ids), "high": max(ids)}
+    return await connection.cursor(binary=True).execute(_Q["messages"].text.encode(), values)
 
 
 async def attachments(database: Database, tenant: int, message_id: UUID) -> list[Any]:
@@ -240,14 +330,19 @@ async def relay_state(
     )
 
 
-async def fold_and_refresh(database: Database, version: int | None) -> list[LaneRow]:
-    """Fold touches, then read the lanes that changed since `version` (None: all active ones). One round trip."""
-    async with database.connection() as connection, connection.pipeline():
-        folding = await connection.execute(_Q["fold_touches"].text.encode())
-        query = _Q["lanes_active"] if version is None else _Q["lanes_since"]
-        rows = await fetch_many(connection, query, None if version is None else {"version": version})
-        await folding.fetchone()
-    return [LaneRow(*row) for row in rows]
+async def fold_and_refresh(database: Database, version: int | None) -> tuple[list[LaneRow], datetime]:
+    """Fold touches, then read the lanes that changed since `version` (None: all active ones). One round trip.
+
+    Also the database's time.
+    """
+    async with database.connection() as connection:
+        folding, reading = connection.cursor(binary=True), connection.cursor(binary=True)
+        async with connection.pipeline():
+            await folding.execute(_Q["fold_touches"].text.encode())
+            query = _Q["lanes_active"] if version is None else _Q["lanes_since"]
+            await reading.execute(query.text.encode(), None if version is None else {"version": version})
+        ((_, now),) = await folding.fetchall()
+        return [LaneRow(*row) for row in await reading.fetchall()], now
 
 
 async def idle(database: Database, tenant: int, lanes: Sequence[int]) -> int:

@@ -1,11 +1,13 @@
-"""Decides when to ask for work and how much: as much as there are free slots, from the lanes that go next.
+"""Decides when to ask for work and how much: enough that no slot waits, from the lanes that go next.
 
-Busy, it never sleeps: a freed slot is a claim. With nothing to do it asks again ever more slowly, and after a
-quarter of a second declares itself asleep, so that `send` notifies; it then looks once more, since mail may
-have been committed in between, and waits for the notification or the next poll. Polling is the truth: with
-every notification lost, mail waits one poll.
+Busy, it never sleeps: when half of the stock is used up it claims again, several tenants a round trip. With
+nothing to do it asks ever more slowly, and after a quarter of a second declares itself asleep, so that `send`
+notifies; it then looks once more, since mail may have been committed in between, and waits for the
+notification or the next poll. Polling is the truth: with every notification lost, mail waits one poll.
 
-With the database away it waits with a growing pause. A worker whose beat is stale claims nothing.
+The stock of claimed mail is what a tenth of a second sends, whatever the backlog: it bounds memory, and what is
+in doubt when this process dies. Urgent mail does not stand behind it: each class has room of its own.
+With the database away the claimer waits with a growing pause. A worker whose beat is stale claims nothing.
 """
 
 from __future__ import annotations
@@ -22,43 +24,53 @@ from pgmail.errors import DatabaseAway
 from pgmail.service import Loop
 from pgmail.store import work
 from pgmail.store.database import Database
+from pgmail.store.limits import Key
+from pgmail.store.listen import Listener
 from pgmail.store.presence import Presence
-from pgmail.store.work import Lease, StreamRow
+from pgmail.store.work import Claim, Lease
 from pgmail.worker.content import Library
+from pgmail.worker.job import Job
 from pgmail.worker.lanes import Lane, LaneBook
+from pgmail.worker.limiter import Limiter, Token
+from pgmail.worker.outbox import Outbox
 from pgmail.worker.relays import Relays
-from pgmail.worker.sender import Job
+from pgmail.worker.rules import Rules
 
 _log = structlog.get_logger()
 
 DROWSY_SECONDS = 0.25  # without mail before it counts as asleep
-REFRESH_SECONDS = 0.25  # lanes under load
+REFRESH_SECONDS = 0.1  # lanes under load
 COMPLETE_SECONDS = 15.0  # all lanes anew: versions may commit out of order
 SWEEP_SECONDS = 60.0  # by the leader; by the others twice as rarely, for a leader need not be a worker
-LEARN_SECONDS = 1.0  # streams and relays
 TIDY_SECONDS = 5.0  # lanes that may go idle
+DEAF_SECONDS = 0.2  # between two polls of a sleeper that no notification reaches
+STOCK_SECONDS = 0.1  # of sending that may wait claimed
+MOST_STOCK = 500
+MOST_OUT = 4_000  # leases not settled: with the database away nothing more is sent
+TENANTS_A_CLAIM = 8
 
 
 class Claimer(Loop):
-    """Fills `jobs` for the slots. `free` is called by whoever ends a lease."""
+    """Fills the outbox. `freed` is called by whoever ends a lease."""
 
     def __init__(
-        self, database: Database, presence: Presence, library: Library, relays: Relays, *, slots: int,
-        poll_ms: int, leading: Callable[[], bool],
+        self, database: Database, presence: Presence, *, library: Library, relays: Relays, rules: Rules,
+        limiter: Limiter, outbox: Outbox, slots: int, poll_ms: int, leading: Callable[[], bool],
+        listener: Listener | None,
     ) -> None:  # fmt: skip
         super().__init__("claimer")
-        self._database, self._presence, self._library, self._relays = database, presence, library, relays
-        self._leading, self._poll = leading, poll_ms / 1000
-        self.jobs: asyncio.Queue[Job] = asyncio.Queue()
+        self._database, self._presence, self._library = database, presence, library
+        self._relays, self._rules, self._limiter, self._outbox = relays, rules, limiter, outbox
+        self._leading, self._listener, self._poll = leading, listener, poll_ms / 1000
         self.book = LaneBook(time.monotonic)
-        self._streams: dict[tuple[int, str], StreamRow] = {}
-        # Leases out at once: one in each slot, and a small stock so that no slot waits for a round trip.
-        self._most = slots * 2
+        self._slots = self._stock = slots
         self._out = 0
+        self._ended, self._paced_at = 0, time.monotonic()  # leases over since then: the pace of sending
         self._wake = asyncio.Event()
         self._told = True  # something may have come; look before sleeping
         self._returned: deque[tuple[Lease, str | None]] = deque()
-        self._refreshed_at = self._completed_at = self._learned_at = self._quiet_at = 0.0
+        self._lapsed: list[Job] = []  # their tokens' moment passed
+        self._refreshed_at = self._completed_at = self._quiet_at = 0.0
         self._swept_at = time.monotonic()
         self._busy_at = 0.0
         self._asleep = False
@@ -77,11 +89,17 @@ class Claimer(Loop):
     def freed(self, n: int) -> None:
         """So many leases were settled."""
         self._out -= n
+        self._ended += n
         self._wake.set()
 
     async def give_back(self, lease: Lease, reason: str | None) -> None:
         """Return a lease untried; with a reason the mail is told as delayed."""
         self._returned.append((lease, reason))
+        self._wake.set()
+
+    def lapsed(self, job: Job) -> None:
+        """A mail missed the moment that its tokens were for: it needs others."""
+        self._lapsed.append(job)
         self._wake.set()
 
     async def run(self) -> None:
@@ -118,8 +136,13 @@ class Claimer(Loop):
         self._wake.clear()
         await self._return_leases()
         now = time.monotonic()
-        if now - self._learned_at >= LEARN_SECONDS:
-            await self._learn(now)
+        self._pace(now)
+        if await self._rules.learn():
+            self.book.weights = self._rules.weights
+            self._look_at_relays()
+        await self._limiter.share()
+        self._relays.obey(self._limiter)
+        self._rules.free(self.book)
         told, self._told = self._told, False
         if told or now - self._refreshed_at >= (self._poll if self._asleep else REFRESH_SECONDS):
             await self._refresh(now, wake=told or self._asleep)
@@ -137,78 +160,176 @@ class Claimer(Loop):
         """Wait for a reason to look again."""
         if self._told:
             return
-        free = self._most - self._out
-        if free <= 0 or not self._presence.fresh:
-            await self._nap(self._presence_pause())
+        if not self._presence.fresh or self._room(1) <= 0:
+            await self._nap(REFRESH_SECONDS if self._presence.fresh else self._poll)
             return
-        drowsy = now - self._busy_at >= DROWSY_SECONDS and self._out == 0
+        freed = self._rules.free(self.book)
+        drowsy = now - self._busy_at >= DROWSY_SECONDS and self._out == 0 and freed is None
         if drowsy and not self._asleep:
             await self._doze(asleep=True)
             self._told = True  # what was committed before the database knew was not announced: look once more
             return
         if self._asleep:
-            await self._nap(min(self._poll, self._relays.wait_seconds() or self._poll))
+            await self._doze(asleep=True)
+            poll = min(self._poll, DEAF_SECONDS) if self._deaf else self._poll
+            await self._nap(min(poll, self._relays.wait_seconds() or poll, freed or poll))
             return
+        waits = [REFRESH_SECONDS, DROWSY_SECONDS]
         look = self.book.next_look()
-        waits = [REFRESH_SECONDS, DROWSY_SECONDS, *([max(look, 0.005)] if look is not None else [])]
+        if look is not None and not self._stocked():
+            waits.append(max(look, 0.005))
+        if freed is not None:
+            waits.append(max(freed, 0.002))
         await self._nap(min(waits))
 
-    def _presence_pause(self) -> float:
-        return REFRESH_SECONDS if self._presence.fresh else self._poll
+    def _pace(self, now: float) -> None:
+        """Adapt the stock to the pace of sending."""
+        if (seconds := now - self._paced_at) >= STOCK_SECONDS:
+            pace = self._ended / seconds
+            wanted = min(MOST_STOCK, max(self._slots, round(pace * STOCK_SECONDS)))
+            # Up at once, down slowly: between two bursts it would starve the slots.
+            self._stock = wanted if wanted > self._stock else (self._stock * 9 + wanted) // 10
+            self._ended, self._paced_at = 0, now
+
+    def _room(self, priority: int) -> int:
+        """How many rows of a class may be claimed: what is less urgent does not count against it."""
+        if self._out >= MOST_OUT or not self._presence.fresh:
+            return 0
+        held = self._outbox.held
+        ahead = sum(held[p] for p in held if p <= priority) + len(self._lapsed)
+        idle = max(0, self._slots - self._outbox.busy)
+        room = self._stock + idle - ahead
+        # While there is a good stock, wait for a batch that is worth a statement.
+        return room if room > self._stock // 2 or ahead == 0 else 0
+
+    def _stocked(self) -> bool:
+        return self._room(3) <= 0
 
     async def _claim(self) -> bool:
-        """Claim for every free slot. True if any mail came."""
-        came = False
-        while (free := self._most - self._out) > 0 and self._presence.fresh and not self.draining.is_set():
-            chosen = self.book.choose(free, self._blocked)
-            if chosen is None:
+        """Claim while there is room. True if any mail came."""
+        came = await self._tokens_for_lapsed()
+        while not self.draining.is_set():
+            chosen = self.book.choose(self._room, self._rules.stopped, TENANTS_A_CLAIM)
+            if not chosen:
                 break
-            tenant, lanes = chosen
-            claims = self.book.claims(lanes, free, self._traced)
-            # Leased is leased, even if this task is cancelled while the rows are on their way.
-            leases = await work.claim(self._database, tenant, self._presence.epoch, claims)
-            self._out += len(leases)
-            self.book.claimed(lanes, claims, leases)
-            if leases:
-                came = True
-                await self._prepare(tenant, leases)
+            came = await self._claim_from(chosen) or came
         return came
 
-    async def _prepare(self, tenant: int, leases: list[Lease]) -> None:
-        """Fetch what the rows need and hand them to the slots, oldest first."""
-        by_stream: dict[str, list[tuple[Lease, Lane]]] = {}
-        for lease in leases:
-            lane = self.book.get(tenant, lease.lane)
-            by_stream.setdefault(lane.stream, []).append((lease, lane))
-        for stream, pairs in by_stream.items():
-            try:
-                policy = await self._policy(tenant, stream)
-                found = await self._library.load([lease for lease, _ in pairs], stream)
-            except DatabaseAway:
-                self._returned.extend((lease, None) for lease, _ in pairs)
+    async def _claim_from(self, chosen: list[tuple[int, list[Lane], int]]) -> bool:
+        asked: list[tuple[int, list[Lane], list[Claim]]] = []
+        under: dict[int, _Under] = {}
+        found: list[list[Lease]] = []
+        seen: list[Lease] = []
+        try:
+            for tenant, lanes, rows in chosen:
+                for lane in lanes:
+                    if not self._rules.knows(lane):
+                        await self._rules.policy(tenant, lane.stream)
+                claims = self.book.claims(lanes, rows, self._rules.traced)
+                asked.append((tenant, lanes, await self._within_limits(lanes, claims, under)))
+            wanted = [(tenant, claims) for tenant, _, claims in asked if claims]
+            if wanted:
+                found = await work.claim_each(self._database, self._presence.epoch, wanted, seen)
+        except BaseException:
+            # The answer may be lost and not the claim: what it may have taken is given back, or it would stay leased
+            # for as long as this worker lives.
+            self._out += len(seen)
+            self._returned.extend((lease, None) for lease in seen)
+            self.book.put_back([lane for _, lanes, _ in chosen for lane in lanes])
+            raise
+        leases = iter(found)
+        batches = []
+        for tenant, lanes, claims in asked:
+            mine = next(leases) if claims else []
+            self._out += len(mine)
+            self.book.claimed(lanes, claims, mine)
+            if mine:
+                batches.append((tenant, mine))
+        jobs = await self._prepare(batches)
+        for job in jobs:
+            limits = under.get(job.lane.id)
+            if limits is not None:
+                limits.hand_out(job, self._limiter)
+            self._relays.ramp(job)
+            self._outbox.put(job)
+        for limits in under.values():
+            self._limiter.back(limits.keys, limits.tokens)
+        return bool(batches)
+
+    async def _within_limits(
+        self, lanes: list[Lane], claims: list[Claim], under: dict[int, _Under]
+    ) -> list[Claim]:
+        """Cut claims down to the tokens and permits that there are; lanes without any are parked."""
+        limited: list[_Under] = []
+        wanted: dict[Key, int] = {}
+        for lane, claim in zip(lanes, claims, strict=True):
+            relay = self._rules.relay(lane)
+            keys = () if relay is None else self._limiter.keys(lane.tenant, relay, lane.site)
+            limits = under[lane.id] = _Under(relay, keys)
+            if keys:
+                limited.append(limits)
+                for key in keys:
+                    wanted[key] = wanted.get(key, 0) + claim.limit
+        if not limited:
+            return claims
+        await self._limiter.fetch(wanted)
+        kept = []
+        for lane, claim in zip(lanes, claims, strict=True):
+            limits = under[lane.id]
+            tokens = self._limiter.reserve(limits.keys, claim.limit) if limits.keys else None
+            if tokens is None:
+                kept.append(claim)
+            elif tokens:
+                limits.tokens.extend(tokens)
+                kept.append(Claim(claim.lane, claim.due, claim.after, len(tokens), claim.traced))
+            else:
+                key = self._limiter.stopped(limits.keys) or limits.keys[0]
+                self._rules.park_until(key, self._limiter.seconds(key))
+                self.book.park(lane, key)
+        return kept
+
+    async def _tokens_for_lapsed(self) -> bool:
+        """Let mail go on that missed its moment, as far as there are new tokens."""
+        if not self._lapsed:
+            return False
+        jobs, self._lapsed = self._lapsed, []
+        for at, job in enumerate(jobs):
+            keys = self._limiter.keys(job.lease.tenant, job.relay, job.lane.site)
+            await self._limiter.fetch(dict.fromkeys(keys, len(jobs) - at))
+            tokens = self._limiter.reserve(keys, 1) if keys else None
+            if tokens is not None and not tokens:
+                self._lapsed.append(job)
                 continue
-            for lease, lane in pairs:
-                message, person = found.get(lease.id, (None, None))
-                self.jobs.put_nowait(Job(lease, lane, policy, message, person))
+            job.at, job.until = tokens[0] if tokens else (0.0, 0.0)
+            job.gates = self._limiter.gates(keys)
+            self._relays.ramp(job)
+            self._outbox.put(job)
+        return len(self._lapsed) < len(jobs)
 
-    async def _policy(self, tenant: int, stream: str) -> StreamRow:
-        if (tenant, stream) not in self._streams:
-            await self._learn(time.monotonic())
-        # A stream that somebody deleted by hand: its mail goes by the defaults.
-        return self._streams.get((tenant, stream)) or StreamRow(tenant, stream)
+    async def _prepare(self, batches: list[tuple[int, list[Lease]]]) -> list[Job]:
+        """Fetch what the rows need. Without the database they go back."""
+        loads: list[tuple[int, str, list[Lease]]] = []
+        for tenant, leases in batches:
+            by_stream: dict[str, list[Lease]] = {}
+            for lease in leases:
+                by_stream.setdefault(self.book.get(tenant, lease.lane).stream, []).append(lease)
+            loads += [(tenant, stream, mine) for stream, mine in by_stream.items()]
+        if not loads:
+            return []
+        try:
+            policies = [await self._rules.policy(tenant, stream) for tenant, stream, _ in loads]
+            found = await self._library.load(loads)
+        except DatabaseAway:
+            self._returned.extend((lease, None) for _, _, leases in loads for lease in leases)
+            return []
+        return [
+            Job(lease, self.book.get(tenant, lease.lane), policy, *contents.get(lease.id, (None, None)))
+            for (tenant, _, leases), policy, contents in zip(loads, policies, found, strict=True)
+            for lease in leases
+        ]
 
-    def _blocked(self, lane: Lane) -> bool:
-        stream = self._streams.get((lane.tenant, lane.stream))
-        return self._relays.blocked(stream.relay if stream is not None else "default")
-
-    def _traced(self, lane: Lane) -> bool:
-        stream = self._streams.get((lane.tenant, lane.stream))
-        return stream is not None and stream.trace == "full"
-
-    async def _learn(self, now: float) -> None:
-        self._streams = {(row.tenant, row.name): row for row in await work.streams(self._database)}
-        await self._relays.learn()
-        self._learned_at = now
+    def _look_at_relays(self) -> None:
+        """Probe relays that are blocked, once their wait is over."""
         if self._probe is not None and self._probe.done():
             self._probe.result()  # raises what it crashed of
             self._probe = None
@@ -218,13 +339,15 @@ class Claimer(Loop):
 
     async def _try_relays(self) -> None:
         if await self._relays.probe():
+            self._rules.free(self.book)
             self.book.wake_all()
             self._wake.set()
 
     async def _refresh(self, now: float, *, wake: bool) -> None:
         complete = now - self._completed_at >= COMPLETE_SECONDS or self.book.version is None
         version = None if complete or self.book.version is None else self.book.version
-        rows = await work.fold_and_refresh(self._database, version)
+        rows, time_ = await work.fold_and_refresh(self._database, version)
+        self.book.time_is(time_)
         self.book.update(rows, complete=complete)
         self._refreshed_at = now
         if complete:
@@ -244,7 +367,12 @@ class Claimer(Loop):
 
     async def _doze(self, *, asleep: bool) -> None:
         self._asleep = asleep
-        await self._presence.set_asleep(asleep)
+        await self._presence.set_asleep(asleep and not self._deaf)
+
+    @property
+    def _deaf(self) -> bool:
+        """Whether it should be notified and is not, for there is a pooler in between: nobody need try."""
+        return self._listener is not None and not self._listener.hearing
 
     async def _nap(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -273,9 +401,29 @@ class Claimer(Loop):
 
     async def _hand_back_all(self) -> None:
         """On drain: what no slot has begun goes back at once."""
-        while not self.jobs.empty():
-            self._returned.append((self.jobs.get_nowait().lease, None))
+        waiting = [*self._outbox.take_all(), *self._lapsed]
+        self._lapsed = []
+        self._returned.extend((job.lease, None) for job in waiting)
         try:
             await self._return_leases()
         except DatabaseAway as error:
             _log.warning("drain.kept_leases", error=str(error), leases=len(self._returned))
+
+
+class _Under:
+    """What a claimed lane goes by: its relay, its limits, the tokens reserved for it."""
+
+    __slots__ = ("keys", "relay", "tokens")
+
+    def __init__(self, relay: str | None, keys: tuple[Key, ...]) -> None:
+        self.relay, self.keys = relay, keys
+        self.tokens: deque[Token] = deque()
+
+    def hand_out(self, job: Job, limiter: Limiter) -> None:
+        """Give a job its relay, its token and its gates."""
+        if self.relay is not None:
+            job.relay = self.relay
+        if self.keys:
+            job.gates = limiter.gates(self.keys)
+            if self.tokens:
+                job.at, job.until = self.tokens.popleft()

@@ -11,7 +11,6 @@ import hashlib
 import mimetypes
 from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -53,24 +52,36 @@ class Content(msgspec.Struct, rename={"sender": "from"}):
     attachments: int = 0
 
 
+_decode = msgspec.json.Decoder(Content).decode
+_decode_variables = msgspec.json.Decoder(dict[str, Any]).decode
+
+
 class Message:
     """A message in the cache: decoded once, its parts once, its bytes once where all recipients share them."""
 
-    __slots__ = ("content", "fetching", "parts", "row", "shared", "weight")
+    __slots__ = (
+        "compiled", "content", "date", "domain", "fetching", "headers", "parts", "personal", "row", "shared", "weight",
+    )  # fmt: skip
 
-    def __init__(self, row: MessageRow) -> None:
+    def __init__(self, row: MessageRow, message_id_domain: str = "") -> None:
         self.row = row
-        self.content: Content = msgspec.json.decode(row.content, type=Content)
+        self.content: Content = _decode(row.content)
+        self.domain = message_id_domain or self.content.sender.address.rpartition("@")[2]
+        self.date = max(row.created_at, row.scheduled_at or row.created_at).replace(microsecond=0)
+        self.headers = tuple(self.content.headers.items())
+        self.personal = row.mode == "personal"
         self.parts: tuple[Part, ...] | None = None if self.content.attachments else ()
+        self.compiled: Compiled | None = None  # of its inline template, if it is for many
         self.shared: Wire | None = None
-        self.fetching = asyncio.Lock()  # its attachments are fetched by one slot, for all of them
+        self.fetching: asyncio.Lock | None = None  # its attachments are fetched by one slot, for all of them
         self.weight = 0  # as accounted for in the cache
 
     @property
     def size(self) -> int:
         """Bytes that it keeps in memory, roughly."""
-        parts = sum(len(part.body) for part in self.parts or ())
-        return len(self.row.content) * 2 + parts + (len(self.shared.body) if self.shared else 0)
+        parts = sum(len(part.body) for part in self.parts) if self.parts else 0
+        compiled = self.compiled.cost_bytes if self.compiled else 0
+        return len(self.row.content) * 2 + parts + compiled + (len(self.shared.body) if self.shared else 0)
 
 
 class Library:
@@ -84,47 +95,77 @@ class Library:
         self._templates = TemplateCache()
         self._bundles: OrderedDict[tuple[object, ...], Bundle] = OrderedDict()
 
-    async def load(self, leases: Sequence[Lease], stream: str) -> dict[UUID, tuple[Message, RecipientRow]]:
-        """Fetch what claimed rows of one tenant and stream need. Rows without content are left out."""
-        tenant = leases[0].tenant
-        wanted = {lease.message_id for lease in leases}
-        missing = [id_ for id_ in wanted if (tenant, id_) not in self._messages]
-        held: dict[UUID, Message] = {}
-        if missing:
-            for row in await work.messages(self._database, tenant, missing):
+    async def load(
+        self, loads: Sequence[tuple[int, str, Sequence[Lease]]]
+    ) -> list[dict[UUID, tuple[Message, RecipientRow]]]:
+        """Fetch what claimed rows need, those of each (tenant, stream), in one round trip.
+
+        Rows without content are left out.
+        """
+        missing = [
+            list({lease.message_id for lease in leases if (tenant, lease.message_id) not in self._messages})
+            for tenant, _, leases in loads
+        ]
+        held: dict[tuple[int, UUID], Message] = {}
+        for tenant, _, leases in loads:
+            for lease in leases:
+                key = tenant, lease.message_id
+                if key in self._messages:  # held on to, whatever is forgotten meanwhile
+                    held[key] = self._messages[key]
+                    self._messages.move_to_end(key)
+        answers = await work.contents(
+            self._database,
+            [
+                (tenant, stream, [lease.id for lease in leases], ids)
+                for (tenant, stream, leases), ids in zip(loads, missing, strict=True)
+            ],
+        )
+        found = []
+        for (tenant, _, leases), (people, rows) in zip(loads, answers, strict=True):
+            for row in rows:
                 try:
-                    held[row.id] = self._keep(tenant, Message(row))
+                    held[tenant, row.id] = self._keep(tenant, Message(row, self._domain))
                 except msgspec.DecodeError as error:
                     # One broken row must not end a worker that holds others: it is left out, and so a dead letter.
                     _log.error("message.unreadable", message=str(row.id), error=str(error))
-        for id_ in wanted.difference(missing):
-            held[id_] = self._messages[tenant, id_]
-            self._messages.move_to_end((tenant, id_))
-        people = await work.recipients(self._database, tenant, stream, [lease.id for lease in leases])
-        by_id = {person.id: person for person in people}
+            by_id = {person.id: person for person in people}
+            found.append(
+                {
+                    lease.id: (held[tenant, lease.message_id], by_id[lease.id])
+                    for lease in leases
+                    if (tenant, lease.message_id) in held and lease.id in by_id
+                }
+            )
         self._shrink()
-        return {
-            lease.id: (held[lease.message_id], by_id[lease.id])
-            for lease in leases
-            if lease.message_id in held and lease.id in by_id
-        }
+        return found
 
-    async def wire(self, tenant: int, message: Message, person: RecipientRow, *, eightbit: bool) -> Wire:
-        """Render and assemble. Raises TemplateFault or Impossible where no retry could help."""
-        if message.shared is not None and message.shared.eightbit <= eightbit:
-            return message.shared
-        content, row = message.content, message.row
-        async with message.fetching:
-            if message.parts is None:
-                message.parts = await self._parts(tenant, message)
-        rendered = await self._render(tenant, message, person)
-        personal = row.mode == "personal"
-        unique = person.id if personal else row.id
-        domain = self._domain or content.sender.address.rpartition("@")[2]
+    def wire_now(self, tenant: int, message: Message, person: RecipientRow, *, eightbit: bool) -> Wire | None:
+        """Render and assemble from what is here already; None if something must be fetched: see `wire`.
+
+        Raises TemplateFault where no retry could help.
+        """
+        shared = message.shared
+        if shared is not None and shared.eightbit <= eightbit:
+            return shared
+        content = message.content
+        if message.parts is None:
+            return None
+        if message.row.template is None and content.variables is None and not person.variables:
+            rendered = complete(Rendered(content.subject or "", content.text, content.html))
+        else:
+            compiled = message.compiled or self._known(tenant, message)
+            if compiled is None:
+                return None
+            variables = content.variables
+            if person.variables:
+                own = _decode_variables(person.variables)
+                variables = {**variables, **own} if variables else own
+            rendered = compiled.render(variables or {}, with_text=True)
+        personal = message.personal
         wire = assemble(
             Mail(
-                message_id=f"{unique.hex}@{domain}",
-                date=_seconds(max(row.created_at, row.scheduled_at or row.created_at)),
+                message_id=f"{(person.id if personal else message.row.id).hex}@{message.domain}",
+                date=message.date,
                 sender=content.sender,
                 to=(Mailbox(person.rcpt, person.name),) if personal else content.to,
                 cc=content.cc,
@@ -132,50 +173,60 @@ class Library:
                 subject=rendered.subject or "",
                 text=rendered.text,
                 html=rendered.html,
-                headers=tuple(content.headers.items()),
+                headers=message.headers,
                 parts=message.parts,
             ),
             eightbit=eightbit,
         )
-        if not personal and row.recipients > 1:
+        if not personal and message.row.recipients > 1:
             message.shared = wire
-        self._weigh(tenant, message)
+            self._weigh(tenant, message)
         return wire
 
-    async def _render(self, tenant: int, message: Message, person: RecipientRow) -> Rendered:
-        content, row = message.content, message.row
-        variables = content.variables
-        if row.template is not None:
-            compiled = await self._stored(tenant, row.template, row.template_version or 0, content.subject)
-            variables = variables or {}
-        elif variables is None:
-            if not person.variables:
-                return complete(Rendered(content.subject or "", content.text, content.html))
-            variables = {}
-            compiled = self._inline(content)
-        else:
-            compiled = self._inline(content)
-        if person.variables:
-            variables = {**variables, **msgspec.json.decode(person.variables)}
-        return complete(compiled.render(variables))
+    async def wire(self, tenant: int, message: Message, person: RecipientRow, *, eightbit: bool) -> Wire:
+        """Fetch attachments and template, then render and assemble.
 
-    def _inline(self, content: Content) -> Compiled:
-        source = Source(content.subject, content.text, content.html)
-        # Applications send one inline template with many variables: its text is its key.
-        key = hashlib.blake2b(msgspec.json.encode(source), digest_size=16).digest()
-        return self._templates.get(("inline", key), lambda: compile_bundle(Bundle(source, {})))
+        Raises TemplateFault or Impossible where no retry could help, and DatabaseAway.
+        """
+        if message.fetching is None:
+            message.fetching = asyncio.Lock()
+        async with message.fetching:
+            if message.parts is None:
+                message.parts = await self._parts(tenant, message)
+                self._weigh(tenant, message)
+            row = message.row
+            if row.template is not None and self._known(tenant, message) is None:
+                await self._fetch(tenant, row.template, row.template_version or 0, message.content.subject)
+        wire = self.wire_now(tenant, message, person, eightbit=eightbit)
+        assert wire is not None  # noqa: S101 - all of it was fetched
+        return wire
 
-    async def _stored(self, tenant: int, name: str, version: int, subject: str | None) -> Compiled:
-        key = ("stored", tenant, name, version, subject)
+    def _known(self, tenant: int, message: Message) -> Compiled | None:
+        """The compiled template of a message, if its sources are at hand."""
+        row, content = message.row, message.content
+        if row.template is None:
+            source = Source(content.subject, content.text, content.html)
+            # Applications send one inline template with many variables: its text is its key.
+            digest = hashlib.blake2b(msgspec.json.encode(source), digest_size=16).digest()
+            compiled = self._templates.get(("inline", digest), lambda: compile_bundle(Bundle(source, {})))
+            if row.recipients > 1:  # else it would outlive the cache for nothing
+                message.compiled = compiled
+                self._weigh(tenant, message)
+            return compiled
+        key = ("stored", tenant, row.template, row.template_version or 0, content.subject)
         bundle = self._bundles.get(key)
         if bundle is None:
-            bundle = await self._bundle(tenant, name, version, subject)
-            self._bundles[key] = bundle
-            if len(self._bundles) > CACHE_BUNDLES:
-                self._bundles.popitem(last=False)
-        else:
-            self._bundles.move_to_end(key)
+            return None
+        self._bundles.move_to_end(key)
         return self._templates.get(key, lambda: compile_bundle(bundle))
+
+    async def _fetch(self, tenant: int, name: str, version: int, subject: str | None) -> None:
+        """Fetch the sources of a stored template."""
+        self._bundles["stored", tenant, name, version, subject] = await self._bundle(
+            tenant, name, version, subject
+        )
+        if len(self._bundles) > CACHE_BUNDLES:
+            self._bundles.popitem(last=False)
 
     async def _bundle(self, tenant: int, name: str, version: int, subject: str | None) -> Bundle:
         """A stored template with all that it extends or includes, in the versions pinned when it was published."""
@@ -231,10 +282,6 @@ class Library:
         while self._messages and (self._bytes > CACHE_BYTES or len(self._messages) > CACHE_MESSAGES):
             _, gone = self._messages.popitem(last=False)
             self._bytes -= gone.weight
-
-
-def _seconds(moment: datetime) -> datetime:
-    return moment.replace(microsecond=0)
 
 
 __all__ = ["Content", "Impossible", "Library", "Message", "TemplateFault"]

@@ -1,7 +1,8 @@
 """One worker process: its parts, wired. `run_worker` runs them until told to stop, then drains.
 
-    presence   its row and beat            claimer -> slots (sender) -> settler
-    listener   wakes the claimer           leader   given from outside: any worker can lead
+    presence   its row and beat            claimer -> outbox -> slots (sender) -> settler
+    listener   wakes the claimer           rules, limiter, relays   what may go now, and by whom
+    leader     given from outside: any worker can lead
 
 Stopping drains: claim nothing, let what is on the wire finish within `drain_seconds`, give the rest back, write
 what is known. Connections: 3 from the pool, the listener's own, and one
@@ -11,6 +12,7 @@ for the beat alone: a worker that is busy with large attachments must not look d
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -23,7 +25,10 @@ from pgmail.store.presence import Presence
 from pgmail.transport.base import Transport
 from pgmail.worker.claimer import Claimer
 from pgmail.worker.content import Library
+from pgmail.worker.limiter import Limiter
+from pgmail.worker.outbox import Outbox
 from pgmail.worker.relays import Relays
+from pgmail.worker.rules import Rules
 from pgmail.worker.sender import Sender
 from pgmail.worker.settler import Settler
 from pgmail.worker.slots import Slots
@@ -52,24 +57,30 @@ async def run_worker(
         beat_ms=settings.beat_interval_ms,
         silence_seconds=settings.silence_seconds,
     )
-    relays = Relays(database, transports)
+    outbox = Outbox(concurrency, time.monotonic)
+    limiter = Limiter(database, lambda: presence.epoch, outbox, time.monotonic)
+    relays = Relays(database, transports, outbox)
+    rules = Rules(database, relays, limiter)
     library = Library(database, settings.message_id_domain)
     leader, leading = make_leader(database, presence)
+    # By a lambda: the claimer, which it wakes, is made with it in hand.
+    listener = Listener(dsn, lambda: claimer.wake()) if settings.notify else None  # noqa: PLW0108
     claimer = Claimer(
-        database, presence, library, relays,
-        slots=concurrency, poll_ms=settings.poll_interval_ms, leading=leading,
+        database, presence, library=library, relays=relays, rules=rules, limiter=limiter, outbox=outbox,
+        slots=concurrency, poll_ms=settings.poll_interval_ms, leading=leading, listener=listener,
     )  # fmt: skip
     settler = Settler(
         database, lambda: presence.epoch,
         interval_ms=settings.settle_interval_ms, batch=settings.settle_batch, settled=claimer.freed,
     )  # fmt: skip
     sender = Sender(
-        library, relays, settler, claimer.give_back, lambda: presence.epoch, fresh=lambda: presence.fresh
-    )
-    slots = Slots(sender, claimer.jobs, concurrency)
+        library, relays, settler, claimer.give_back, lambda: presence.epoch,
+        fresh=lambda: presence.fresh, lapsed=claimer.lapsed,
+    )  # fmt: skip
+    slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [presence, leader, settler, slots, claimer]
-    if settings.notify:
-        parts.append(Listener(dsn, claimer.wake))
+    if listener is not None:
+        parts.append(listener)
     await database.open()
     await beats.open()
     _log.info("worker.starts", concurrency=concurrency, relays=sorted(transports))

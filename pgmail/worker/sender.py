@@ -6,6 +6,7 @@ ours while making a mail (a template, a missing asset) is a dead letter; a relay
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -15,11 +16,12 @@ import structlog
 
 from pgmail.domain.reply import Envelope, Phase, Result
 from pgmail.errors import DatabaseAway, PgmailError, TemplateFault
+from pgmail.render.mime import Wire
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
-from pgmail.store.work import Lease, RecipientRow, Settlement, StreamRow
-from pgmail.worker.content import Impossible, Library, Message
-from pgmail.worker.lanes import Lane
+from pgmail.store.work import Lease, Settlement
+from pgmail.worker.content import Impossible, Library
+from pgmail.worker.job import Job
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
 
@@ -27,31 +29,8 @@ _log = structlog.get_logger()
 
 GiveBack = Callable[[Lease, str | None], Awaitable[None]]
 
+NOT_EIGHTBIT = "5.6.3"  # RFC 3463, section 3.7: conversion required and not supported
 MOST_RESCUES = 10  # workers that died holding a mail, before it is taken for what kills them
-
-
-class Job:
-    """A lease with all that is needed to send it."""
-
-    __slots__ = ("lane", "lease", "message", "person", "stream")
-
-    def __init__(
-        self,
-        lease: Lease,
-        lane: Lane,
-        stream: StreamRow,
-        message: Message | None,
-        person: RecipientRow | None,
-    ) -> None:
-        self.lease, self.lane, self.stream, self.message, self.person = lease, lane, stream, message, person
-
-    def settlement(self, kind: str, **facts: Any) -> Settlement:
-        """What became of it."""
-        lease, lane = self.lease, self.lane
-        return Settlement(
-            id=lease.id, message_id=lease.message_id, claims=lease.claims, kind=kind, lane=lease.lane,
-            stream=lane.stream, priority=lane.priority, site=lane.site, attempts=lease.attempts, **facts,
-        )  # fmt: skip
 
 
 class Sender:
@@ -66,101 +45,124 @@ class Sender:
         worker: Callable[[], int],
         *,
         fresh: Callable[[], bool] = lambda: True,
+        lapsed: Callable[[Job], None] | None = None,
     ) -> None:
-        """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise."""
+        """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
+
+        `lapsed` takes mail back that missed the moment its tokens were for.
+        """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
+        self._lapsed = lapsed
+        self._tells = _log.is_enabled_for(
+            logging.INFO
+        )  # else a line that nobody reads would be made for each mail
 
     async def send(self, job: Job) -> None:
         """Bring one job to its end: a settlement, or the lease given back."""
-        lease, stream = job.lease, job.stream
-        settle = self._settler.add
+        lease = job.lease
         if job.message is None or job.person is None:
-            settle(
-                lease.tenant,
-                job.settlement(
-                    "dead", reason="poison", error="its content is gone or cannot be read", began=False
-                ),
-            )
+            self._settle(job, "dead", reason="poison", error="its content is gone or cannot be read")
             return
         if lease.rescues >= MOST_RESCUES:
-            error = f"{lease.rescues} workers died while they held it"
-            settle(lease.tenant, job.settlement("dead", reason="poison", error=error, began=False))
+            self._settle(
+                job, "dead", reason="poison", error=f"{lease.rescues} workers died while they held it"
+            )
             return
         if not self._fresh():
             await self._give_back(lease, None)  # others may count us as dead by now, and send it themselves
             return
         if job.person.suppressed is not None:
-            settle(lease.tenant, job.settlement("suppressed", reason=job.person.suppressed, began=False))
+            self._settle(job, "suppressed", reason=job.person.suppressed)
             return
         if lease.expires_at is not None and lease.expires_at.timestamp() <= time.time():
-            reason = "expires_at passed before it was sent"
-            settle(lease.tenant, job.settlement("expired", reason=reason, began=False))
+            self._settle(job, "expired", reason="expires_at passed before it was sent")
             return
-        transport = self._relays.get(stream.relay)
-        if transport is None or self._relays.blocked(stream.relay):
+        if job.until and self._lapsed is not None and time.monotonic() > job.until:
+            self._lapsed(job)
+            return
+        transport = self._relays.get(job.relay)
+        if transport is None or self._relays.blocked(job.relay):
             # It was claimed before the relay was found away, or names a relay that this process has not.
-            reason = "relay is blocked" if transport else "is not configured in this worker"
-            await self._give_back(lease, f"relay {stream.relay} {reason}" if transport is None else None)
+            reason = None if transport else f"relay {job.relay} is not configured in this worker"
+            await self._give_back(lease, reason)
             return
+        eightbit = self._relays.eightbit(job.relay)
+        while True:
+            wire = await self._wire(job, eightbit=eightbit)
+            if wire is None:
+                return
+            rcpt = job.person.rcpt
+            envelope = Envelope(
+                sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,
+                smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
+            )  # fmt: skip
+            try:
+                result = await transport.deliver(envelope)
+            except Exception as fault:  # noqa: BLE001
+                # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt.
+                _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
+                result = Result(phase=Phase.DOT, error=f"{type(fault).__name__}: {fault}")
+            if not (wire.eightbit and result.reply is not None and result.reply.enhanced == NOT_EIGHTBIT):
+                break
+            if result.phase not in (Phase.MAIL, Phase.RCPT, Phase.DATA):
+                break
+            eightbit = False  # another host of the same relay, which does not take what the last one did
+        await self._judge(job, result)
+
+    async def _wire(self, job: Job, *, eightbit: bool) -> Wire | None:
+        """The mail's bytes; None where it cannot be made, which is settled, or not now: its lease is given back."""
+        lease = job.lease
+        assert job.message is not None and job.person is not None  # noqa: S101, PT018 - looked at by `send`
         try:
-            wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=False)
+            wire = self._library.wire_now(lease.tenant, job.message, job.person, eightbit=eightbit)
+            if wire is None:
+                wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
         except (TemplateFault, Impossible) as fault:
-            settle(lease.tenant, job.settlement("dead", reason="template", error=str(fault), began=False))
             _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), error=str(fault))
-            return
+            self._settle(job, "dead", reason="template", error=str(fault))
+            return None
         except DatabaseAway:
             await self._give_back(lease, None)
-            return
+            return None
         except PgmailError:
             raise
         except Exception as fault:  # noqa: BLE001
             # A fault of ours that this mail brings out. It must not end the worker, which holds others too.
             _log.exception("mail.poison", id=str(lease.id), message=str(lease.message_id))
-            error = f"{type(fault).__name__}: {fault}"
-            settle(lease.tenant, job.settlement("dead", reason="poison", error=error, began=False))
-            return
-        envelope = Envelope(
-            sender=job.message.content.sender.address,
-            recipient=job.person.rcpt,
-            body=wire.body,
-            smtputf8=wire.smtputf8 or not job.person.rcpt.isascii(),
-            eightbit=wire.eightbit,
-        )
-        try:
-            result = await transport.deliver(envelope)
-        except Exception as fault:  # noqa: BLE001
-            # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt.
-            _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
-            result = Result(phase=Phase.DOT, error=f"{type(fault).__name__}: {fault}")
-        await self._judge(job, result)
+            self._settle(job, "dead", reason="poison", error=f"{type(fault).__name__}: {fault}")
+            return None
+        return wire
+
+    def _settle(self, job: Job, kind: str, **facts: Any) -> None:
+        """Settle a mail that the remote side was never asked about."""
+        self._settler.add(job.lease.tenant, job.settlement(kind, began=False, **facts))
 
     async def _judge(self, job: Job, result: Result) -> None:
-        lease, stream = job.lease, job.stream
+        lease, relay = job.lease, job.relay
         verdict = decide(result)
         facts: dict[str, Any] = {
-            "relay": stream.relay, "code": verdict.code, "enhanced": verdict.enhanced, "reply": verdict.reply,
+            "relay": relay, "code": verdict.code, "enhanced": verdict.enhanced, "reply": verdict.reply,
             "error": verdict.error, "phase": result.phase.value, "remote_host": result.remote_host,
             "tls": result.tls, "ms": result.ms,
         }  # fmt: skip
         outcome = self._outcome(job, verdict, facts)
-        # One line a delivery: ids and codes, no address, no body.
-        log = _log.debug if verdict.kind == "delay" else _log.info
-        log(
-            "mail", verdict=verdict.kind, id=str(lease.id), message=str(lease.message_id), tenant=lease.tenant,
-            site=job.lane.site, stream=job.lane.stream, attempt=lease.attempts + 1, code=verdict.code,
-            enhanced=verdict.enhanced, reason=verdict.reason, phase=result.phase.value, ms=result.ms,
-            relay=stream.relay, host=result.remote_host, worker=self._worker(),
-        )  # fmt: skip
+        if self._tells:
+            # One line a delivery: ids and codes, no address, no body.
+            log = _log.debug if verdict.kind == "delay" else _log.info
+            log(
+                "mail", verdict=verdict.kind, id=str(lease.id), message=str(lease.message_id), tenant=lease.tenant,
+                site=job.lane.site, stream=job.lane.stream, attempt=lease.attempts + 1, code=verdict.code,
+                enhanced=verdict.enhanced, reason=verdict.reason, phase=result.phase.value, ms=result.ms,
+                relay=relay, host=result.remote_host, worker=self._worker(),
+            )  # fmt: skip
+        if outcome is not None:
+            self._settler.add(lease.tenant, outcome)
+        if not self._relays.well(relay, verdict):
+            await self._relays.record(relay, verdict)
         if outcome is None:
             said = " ".join(str(x) for x in (verdict.code, verdict.reply) if x) or verdict.error
-            await self._relays.record(stream.relay, verdict)
-            await self._give_back(
-                lease, f"relay {stream.relay}: {verdict.reason}" + (f": {said}" if said else "")
-            )
-            return
-        self._settler.add(lease.tenant, outcome)
-        await self._relays.record(stream.relay, verdict)
+            await self._give_back(lease, f"relay {relay}: {verdict.reason}" + (f": {said}" if said else ""))
 
     @staticmethod
     def _outcome(job: Job, verdict: Verdict, facts: dict[str, Any]) -> Settlement | None:

@@ -21,6 +21,7 @@ from pgmail.store.work import Settlement
 
 _log = structlog.get_logger()
 
+TENANTS_A_FLUSH = 16  # in one transaction
 LAST_SECONDS = 2.0  # for results that are known when the process must stop
 
 
@@ -85,21 +86,21 @@ class Settler(Loop):
         ]
         try:
             while parts:
-                tenant, part = parts[0]
+                some = parts[:TENANTS_A_FLUSH]
                 try:
-                    answers = await work.settle(self._database, tenant, self._epoch(), part)
+                    answers = await work.settle_each(self._database, self._epoch(), some)
                 except DatabaseAway as error:
-                    _log.warning("settle.waits", error=str(error), results=len(part))
+                    _log.warning("settle.waits", error=str(error), results=sum(len(part) for _, part in some))
                     pause = 0.5
-                    self._again(tenant, part)
+                    for tenant, part in some:
+                        self._again(tenant, part)
                 else:
-                    pause = max(pause, self._answered(tenant, part, answers))
-                parts.pop(0)
+                    for (tenant, part), answer in zip(some, answers, strict=True):
+                        pause = max(pause, self._answered(tenant, part, answer))
+                del parts[:TENANTS_A_FLUSH]
         finally:
-            for (
-                tenant,
-                part,
-            ) in parts:  # a fault of ours, or a cancellation: what was not written is not forgotten
+            # After a fault of ours, or a cancellation: what was not written is not forgotten.
+            for tenant, part in parts:
                 self._again(tenant, part)
         if pause:
             await asyncio.sleep(pause)

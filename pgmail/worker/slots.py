@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 
 from pgmail.service import Loop
-from pgmail.worker.sender import Job, Sender
+from pgmail.worker.outbox import Outbox
+from pgmail.worker.sender import Sender
 
 
 class Slots(Loop):
-    """Runs `n` slots over a queue of jobs. Draining lets each finish the mail it has begun."""
+    """Runs `n` slots over an outbox. Draining lets each finish the mail it has begun."""
 
-    def __init__(self, sender: Sender, jobs: asyncio.Queue[Job], n: int) -> None:
+    def __init__(self, sender: Sender, outbox: Outbox, n: int) -> None:
         super().__init__("slots")
-        self._sender, self._jobs, self._n = sender, jobs, n
+        self._sender, self._outbox, self._n = sender, outbox, n
         self._resting: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -29,8 +30,12 @@ class Slots(Loop):
     async def _slot(self) -> None:
         me = asyncio.current_task()
         assert me is not None  # noqa: S101 - it is a task by construction
+        outbox, send, resting = self._outbox, self._sender.send, self._resting
         while not self.draining.is_set():
-            self._resting.add(me)
-            job = await self._jobs.get()
-            self._resting.discard(me)
-            await self._sender.send(job)
+            resting.add(me)
+            job = await outbox.get()
+            resting.discard(me)
+            try:
+                await send(job)
+            finally:
+                outbox.done(job)

@@ -1,65 +1,51 @@
--- Settling: what became of claimed rows, many at once. Deletes from queue and writes event and outcome (or a dead
--- letter, or the next due time) in one statement of the caller's. Fenced by (p_epoch, claims); rows that another
+-- Settling, the hot way: what became of claimed rows of one tenant, many at once. One statement deletes from queue and
+-- writes event and outcome (or a dead letter, or the next due time). Fenced by (p_epoch, claims); rows that another
 -- transaction holds are skipped and answered 'locked', to be tried again.
 --
--- p_results is a JSON array of objects, one a recipient:
---   id, message_id, claims     the lease
+-- What results of a batch share comes once, in p_groups, a JSON array of objects; p_group[i] is an index in it from 1:
 --   kind                       sent bounced deferred dead expired suppressed held
 --   lane, stream, priority, site, relay   where it stood
 --   delay, reason, error       deferred: seconds until the next attempt. held, dead, suppressed: why
 --   began                      false: the remote side was never asked (no attempt spent)
 --   doubt                      true: the remote side may have accepted; an email.in_doubt event is added
---   code, enhanced, reply, phase, remote_host, tls, ms
--- Answers (id, result): settled, locked, or fenced. A result that was fenced out is still recorded as an event; where
+--   code, enhanced, phase, remote_host, tls
+-- The rest are arrays, one element a recipient: reading one JSON object a recipient cost as much as all the writing.
+-- p_attempts are those spent before this one; p_ms and p_replies may hold nulls.
+-- Answers those that did not settle: locked, or fenced. A result that was fenced out is still recorded as an event; where
 -- the row waits unleased, a 250 that came too late settles it and saves a copy. Settling again what was settled (its
 -- answer was lost) answers fenced and records nothing twice.
-create or replace function pgmail.settle_v1(p_tenant integer, p_epoch bigint, p_results jsonb)
-returns table (id uuid, result text)
+create or replace function pgmail.settle_v2(
+  p_tenant integer, p_epoch bigint, p_groups jsonb, p_ids uuid[], p_messages uuid[], p_claims integer[], p_group smallint[],
+  p_attempts smallint[], p_ms integer[], p_replies text[]
+) returns table (id uuid, result text)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
-declare ok uuid[]; all_ids uuid[]; expiries jsonb; now_ timestamptz := pgmail.now();
+declare done uuid[]; late uuid[]; now_ timestamptz := pgmail.now();
 begin
-  if exists (select 1 from jsonb_array_elements(p_results) x
+  if exists (select from jsonb_array_elements(p_groups) x
              where x->>'kind' is null or x->>'kind' <> all ('{sent,bounced,deferred,dead,expired,suppressed,held}')) then
     raise exception using errcode = 'invalid_parameter_value', message = 'a result of a kind that settles nothing';
   end if;
-  select array_agg((x->>'id')::uuid) into all_ids from jsonb_array_elements(p_results) x;
-
-  with locked as materialized (
-    select q.id, q.expires_at
-    from pgmail.queue q
-    join jsonb_to_recordset(p_results) as r(id uuid, claims integer, kind text) on r.id = q.id
-    where q.tenant_id = p_tenant and q.id = any (all_ids)
-      and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))
-    order by q.id for update of q skip locked
-  )
-  select array_agg(l.id), jsonb_object_agg(l.id, l.expires_at) filter (where l.expires_at is not null)
-    into ok, expiries from locked l;
-  ok := coalesce(ok, '{}');
 
   with r as materialized (
-    select * from jsonb_to_recordset(p_results) as r(id uuid, message_id uuid, claims integer, kind text, lane bigint,
-      stream text, priority smallint, site text, relay text, delay real, reason text, error text, began boolean, doubt boolean,
-      attempts smallint, code smallint, enhanced text, reply text, phase text, remote_host text, tls text, ms integer)
-  ), tried as materialized (
-    select r.*, (r.attempts + case when r.began is false then 0 else 1 end)::smallint as tried, r.id = any (ok) as ours,
-      not r.id = any (ok) and (
-        select true from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
-          and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))) is true as locked
-    from r
+    select u.id, u.message_id, u.claims, u.ms, left(u.reply, 1000) as reply, g.kind, g.lane, g.stream, g.priority, g.site,
+      g.relay, g.delay, g.reason, g.error, g.doubt, g.code, g.enhanced, g.phase, g.remote_host, g.tls,
+      (u.attempts + case when g.began is false then 0 else 1 end)::smallint as tried
+    from unnest(p_ids, p_messages, p_claims, p_group, p_attempts, p_ms, p_replies)
+           u(id, message_id, claims, n, attempts, ms, reply)
+    join rows from (jsonb_to_recordset(p_groups) as (kind text, lane bigint, stream text, priority smallint, site text,
+           relay text, delay real, reason text, error text, began boolean, doubt boolean, code smallint, enhanced text,
+           phase text, remote_host text, tls text)) with ordinality
+         g(kind, lane, stream, priority, site, relay, delay, reason, error, began, doubt, code, enhanced, phase,
+           remote_host, tls, n) on g.n = u.n
   ), mine as materialized (
-    select * from tried where ours
-  ), told as materialized (
-    -- What is new to the record: not what waits for a lock, nor a result settled before. A scalar subquery, since a plan
-    -- for EXISTS may read all events of the tenant into a hash.
-    select t.* from tried t
-    where t.ours or not t.locked and (
-      select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = t.id and e.worker = p_epoch
-        and e.attempt = t.tried and e.type = 'email.' || case t.kind when 'dead' then 'failed' else t.kind end limit 1) is null
+    select r.*, q.ctid as at, q.due_at, q.expires_at, q.tried_since, q.wait
+    from r join pgmail.queue q on q.tenant_id = p_tenant and q.id = r.id
+    where (q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent')
+    order by r.id for update of q skip locked
   ), gone as (
-    delete from pgmail.queue q
-    where q.tenant_id = p_tenant and q.id = any (array(select mine.id from mine where kind not in ('deferred', 'held')))
+    delete from pgmail.queue q where q.ctid = any (array(select mine.at from mine where kind not in ('deferred', 'held')))
   ), later as (
     update pgmail.queue q set leased_by = null, leased_at = null, attempts = mine.tried, later = true,
       tried_since = coalesce(q.tried_since, now_),
@@ -71,36 +57,88 @@ begin
   ), outcomes as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, code, enhanced,
       reply, reason, relay, remote_host)
-    select p_tenant, id, message_id, kind, now_, stream, site, tried, code, enhanced, left(reply, 1000), reason, relay, remote_host
+    select p_tenant, id, message_id, kind, now_, stream, site, tried, code, enhanced, reply, reason, relay, remote_host
     from mine where kind in ('sent', 'bounced', 'expired', 'suppressed')
   ), dead as (
     insert into pgmail.dead_letter (tenant_id, recipient_id, message_id, lane, stream, priority, site, died_at, reason,
       error, attempts, claims, code, enhanced, reply, expires_at)
     select p_tenant, id, message_id, lane, stream, priority, site, now_, coalesce(reason, 'unknown'), left(error, 4000),
-      tried, claims, code, enhanced, left(reply, 1000), (expiries->>(id::text))::timestamptz
+      tried, claims, code, enhanced, reply, expires_at
     from mine where kind = 'dead'
   ), events as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, code, enhanced, reply, phase, site,
       relay, remote_host, tls, ms, worker, detail)
-    select p_tenant, r.id, r.message_id, now_,
-      'email.' || case r.kind when 'dead' then 'failed' else r.kind end,
-      r.tried, r.code, r.enhanced, left(r.reply, 1000), r.phase, r.site, r.relay, r.remote_host, r.tls, r.ms, p_epoch,
-      concat_ws(': ', case when not r.ours then 'fenced out, its lease was lost' end, r.reason, left(r.error, 1000))
-    from told r
+    select p_tenant, id, message_id, now_, 'email.' || case kind when 'dead' then 'failed' else kind end, tried, code,
+      enhanced, reply, phase, site, relay, remote_host, tls, ms, p_epoch, concat_ws(': ', reason, left(error, 1000))
+    from mine
   ), doubts as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, phase, site, relay, remote_host, worker, detail)
-    select p_tenant, r.id, r.message_id, now_, 'email.in_doubt', (r.attempts + 1)::smallint, r.phase, r.site, r.relay,
-      r.remote_host, p_epoch, left(r.error, 1000)
-    from told r where r.doubt
+    select p_tenant, id, message_id, now_, 'email.in_doubt', tried, phase, site, relay, remote_host, p_epoch, left(error, 1000)
+    from mine where doubt
   ), tallies as (
     insert into pgmail.tally (tenant_id, stream, kind, n, at)
     select p_tenant, stream, kind, count(*), now_ from mine where kind not in ('deferred', 'held') group by stream, kind
   )
-  select array_agg(t.id) into all_ids from tried t where t.locked;
+  select array_agg(mine.id) into done from mine;
+  if cardinality(done) = cardinality(p_ids) then return; end if;
 
+  -- The rest: held by another transaction, or no longer ours.
+  select array_agg(u.id) into late from unnest(p_ids) u(id) where done is null or u.id <> all (done);
   return query
-  select (x->>'id')::uuid, case when (x->>'id')::uuid = any (ok) then 'settled'
-                                when (x->>'id')::uuid = any (all_ids) then 'locked' else 'fenced' end
-  from jsonb_array_elements(p_results) x;
+  with r as materialized (
+    select u.id, u.message_id, u.claims, u.ms, left(u.reply, 1000) as reply, g.*,
+      (u.attempts + case when g.began is false then 0 else 1 end)::smallint as tried
+    from unnest(p_ids, p_messages, p_claims, p_group, p_attempts, p_ms, p_replies)
+           u(id, message_id, claims, n, attempts, ms, reply)
+    join rows from (jsonb_to_recordset(p_groups) as (kind text, site text, relay text, reason text, error text, began boolean,
+           doubt boolean, code smallint, enhanced text, phase text, remote_host text, tls text)) with ordinality
+         g(kind, site, relay, reason, error, began, doubt, code, enhanced, phase, remote_host, tls, group_no) on g.group_no = u.n
+    where u.id = any (late)
+  ), judged as materialized (
+    select r.*, (select true from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
+                   and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))) is true as locked
+    from r
+  ), told as materialized (
+    -- What is new to the record: not what waits for a lock, nor a result settled before. A scalar subquery, since a plan
+    -- for EXISTS may read all events of the tenant into a hash.
+    select j.* from judged j
+    where not j.locked and (
+      select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = j.id and e.worker = p_epoch
+        and e.attempt = j.tried and e.type = 'email.' || case j.kind when 'dead' then 'failed' else j.kind end limit 1) is null
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, code, enhanced, reply, phase, site,
+      relay, remote_host, tls, ms, worker, detail)
+    select p_tenant, t.id, t.message_id, now_, 'email.' || case t.kind when 'dead' then 'failed' else t.kind end, t.tried,
+      t.code, t.enhanced, t.reply, t.phase, t.site, t.relay, t.remote_host, t.tls, t.ms, p_epoch,
+      concat_ws(': ', 'fenced out, its lease was lost', t.reason, left(t.error, 1000))
+    from told t
+  ), doubts as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, phase, site, relay, remote_host, worker, detail)
+    select p_tenant, t.id, t.message_id, now_, 'email.in_doubt', t.tried, t.phase, t.site, t.relay, t.remote_host, p_epoch, left(t.error, 1000)
+    from told t where t.doubt
+  )
+  select j.id, case when j.locked then 'locked' else 'fenced' end from judged j;
 end
+$$;
+
+-- The same as workers of 0.1 call it: one JSON object a recipient, with id, message_id, claims, attempts, ms and reply beside
+-- what a group holds; every id is answered, those that settled as 'settled'.
+create or replace function pgmail.settle_v1(p_tenant integer, p_epoch bigint, p_results jsonb)
+returns table (id uuid, result text)
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  with r as materialized (
+    select x.id, x.message_id, x.claims, x.attempts, x.ms, x.reply, x.n
+    from rows from (jsonb_to_recordset(p_results) as (id uuid, message_id uuid, claims integer, attempts smallint, ms integer,
+           reply text)) with ordinality x(id, message_id, claims, attempts, ms, reply, n)
+  ), a as materialized (
+    select array_agg(r.id order by n) as ids, array_agg(message_id order by n) as messages, array_agg(claims order by n) as claims,
+      array_agg(n::smallint order by n) as groups, array_agg(attempts order by n) as attempts, array_agg(ms order by n) as ms,
+      array_agg(reply order by n) as replies
+    from r
+  ), late as materialized (
+    select s.id, s.result from a cross join lateral pgmail.settle_v2(p_tenant, p_epoch, p_results, a.ids, a.messages, a.claims,
+      a.groups, a.attempts, a.ms, a.replies) s where a.ids is not null
+  )
+  select r.id, coalesce((select late.result from late where late.id = r.id), 'settled') from r
 $$;

@@ -2,11 +2,12 @@
 
 -- name: claim :many
 -- Take due rows of some lanes of one tenant, from the heads given.
-select * from pgmail.claim_v1(%(tenant)s, %(epoch)s, %(lanes)s, %(due)s, %(after)s, %(limits)s, %(traced)s);
+select * from pgmail.claim_v1(%(tenant)s, %(epoch)s, %(lanes)b::bigint[], %(due)b, %(after)b, %(limits)b::integer[], %(traced)b);
 
 -- name: settle :many
--- Record what became of claimed rows; answers settled, locked or fenced for each.
-select * from pgmail.settle_v1(%(tenant)s, %(epoch)s, %(results)s);
+-- Record what became of claimed rows; answers locked or fenced for those that did not settle.
+select * from pgmail.settle_v2(%(tenant)s, %(epoch)s, %(groups)s, %(ids)b::uuid[], %(messages)b::uuid[], %(claims)b::integer[],
+  %(group)b::smallint[], %(attempts)b::smallint[], %(ms)b::integer[], %(replies)b::text[]);
 
 -- name: release :many
 -- Give leases back untried.
@@ -27,13 +28,13 @@ left join lateral (
   select x.reason from pgmail.suppression x
   where x.tenant_id = %(tenant)s and x.address = r.address and x.stream in ('', %(stream)s)
     and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1) s on true
-where r.tenant_id = %(tenant)s and r.id = any(%(ids)s) and r.id >= %(low)s and r.id <= %(high)s;
+where r.tenant_id = %(tenant)s and r.id = any(%(ids)b) and r.id >= %(low)s and r.id <= %(high)s;
 
 -- name: messages :many
 -- The content of messages, each fetched once a process while it is cached.
 select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content, m.scheduled_at
 from pgmail.message m
-where m.tenant_id = %(tenant)s and m.id = any(%(ids)s) and m.id >= %(low)s and m.id <= %(high)s;
+where m.tenant_id = %(tenant)s and m.id = any(%(ids)b) and m.id >= %(low)s and m.id <= %(high)s;
 
 -- name: attachments :many
 -- The attachments of one message, with the bodies of named assets filled in.
@@ -52,12 +53,12 @@ from pgmail.template t where t.tenant_id = %(tenant)s and t.name = %(name)s and 
 -- name: streams :many
 -- How each stream retries, doubts and traces.
 select tenant_id, name, relay, on_doubt, trace, retry_base_seconds, retry_factor, retry_cap_seconds, retry_jitter,
-  max_attempts, max_age_seconds
+  max_attempts, max_age_seconds, relays, relay_weights
 from pgmail.stream;
 
 -- name: fold_touches :one
--- Fold what send appended into active lanes.
-select pgmail.fold_touches_v1() as folded;
+-- Fold what send appended into active lanes; what time it is.
+select pgmail.fold_touches_v1() as folded, pgmail.now() as now;
 
 -- name: lanes_since :many
 -- Lanes that changed since a version.

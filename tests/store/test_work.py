@@ -10,7 +10,8 @@ from pgmail.store import work
 from pgmail.store.database import Database as Pool
 from pgmail.store.faults import FencedOut
 from pgmail.store.work import Claim, Settlement, StreamRow
-from tests.sql.kit import events, one, rows, send, state, stream
+from tests.fix_db import PREFIX
+from tests.sql.kit import Hand, events, one, recipients, rows, send, state, stream
 
 START = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -29,7 +30,7 @@ def epoch(db) -> int:
 
 
 async def claim(pool: Pool, epoch: int, limit: int = 10) -> list[work.Lease]:
-    lanes = await work.fold_and_refresh(pool, None)
+    lanes, _ = await work.fold_and_refresh(pool, None)
     return await work.claim(
         pool, 1, epoch, [Claim(lane.id, START, UUID(int=0), limit, True) for lane in lanes]
     )
@@ -49,7 +50,7 @@ async def test_claimed_rows_come_as_leases_oldest_first_and_settle(app, owner, p
     assert {(lease.tenant, lease.claims, lease.attempts, lease.rescues) for lease in leases} == {(1, 1, 0, 0)}
     assert await claim(pool, epoch) == []
     answers = await work.settle(pool, 1, epoch, [result(lease) for lease in leases])
-    assert answers == {lease.id: "settled" for lease in leases}
+    assert answers == {}
     assert [state(app, mail) for mail in mails] == ["sent"] * 3
 
 
@@ -103,9 +104,12 @@ async def test_recipients_come_with_their_variables_and_what_suppresses_them(app
     send(app, people, mode="personal")
     one(owner, "select pgmail.suppress('bob@example.org', 'manual', null, 'transactional')")
     leases = await claim(pool, epoch)
-    ada, bob = sorted(
-        await work.recipients(pool, 1, "transactional", [x.id for x in leases]), key=lambda x: x.address
+    ids = [x.id for x in leases]
+    ((people, messages), (others, _)) = await work.contents(
+        pool, [(1, "transactional", ids, []), (1, "another", ids, [])]
     )
+    ada, bob = sorted(people, key=lambda x: x.address)
+    assert messages == []
     assert (ada.rcpt, ada.address, ada.name, ada.suppressed) == (
         "Ada@example.org",
         "ada@example.org",
@@ -114,8 +118,7 @@ async def test_recipients_come_with_their_variables_and_what_suppresses_them(app
     )
     assert ada.variables.replace(b" ", b"") == b'{"n":1}'
     assert (bob.rcpt, bob.variables, bob.suppressed) == ("bob@example.org", None, "manual")
-    other = await work.recipients(pool, 1, "another", [x.id for x in leases])
-    assert {person.suppressed for person in other} == {None}
+    assert {person.suppressed for person in others} == {None}
 
 
 async def test_messages_attachments_and_templates_are_read_by_id(app, owner, pool):
@@ -125,7 +128,9 @@ async def test_messages_attachments_and_templates_are_read_by_id(app, owner, poo
         app, subject=None, text=None, template={"id": "hello"}, scheduled_at=due.isoformat(),
         attachments=[{"filename": "a.txt", "content": "aGk="}],
     )  # fmt: skip
-    (row,) = await work.messages(pool, 1, [mail])
+    (recipient,) = recipients(app, mail)
+    (([person], [row]),) = await work.contents(pool, [(1, "transactional", [recipient], [mail])])
+    assert person.id == recipient
     assert (row.id, row.mode, row.recipients, row.template, row.template_version) == (
         mail,
         "envelope",
@@ -161,7 +166,8 @@ async def test_what_a_worker_says_of_a_relay_is_read_by_the_others(pool):
 
 async def test_lanes_are_folded_and_read_in_one_go_and_then_by_version(app, owner, pool):
     send(app)
-    (lane,) = await work.fold_and_refresh(pool, None)
+    (lane,), now = await work.fold_and_refresh(pool, None)
+    assert abs(now - one(owner, "select pgmail.now()")) < timedelta(minutes=1)
     assert (lane.tenant, lane.stream, lane.priority, lane.site, lane.active) == (
         1,
         "transactional",
@@ -169,19 +175,100 @@ async def test_lanes_are_folded_and_read_in_one_go_and_then_by_version(app, owne
         "example.org",
         True,
     )
-    assert await work.fold_and_refresh(pool, lane.version) == []
+    assert (await work.fold_and_refresh(pool, lane.version))[0] == []
     send(app, "eve@example.net")
-    (newer,) = await work.fold_and_refresh(pool, lane.version)
+    (newer,), _ = await work.fold_and_refresh(pool, lane.version)
     assert newer.site == "example.net"
-    assert len(await work.fold_and_refresh(pool, None)) == 2
+    assert len((await work.fold_and_refresh(pool, None))[0]) == 2
 
 
 async def test_an_empty_lane_goes_idle_and_one_with_mail_does_not(app, owner, pool):
     send(app), send(app, "eve@example.net")
-    lanes = await work.fold_and_refresh(pool, None)
+    lanes, _ = await work.fold_and_refresh(pool, None)
     owner.execute("update pgmail.lane set changed_at = now() - interval '1 hour'")
     owner.execute(
         "delete from pgmail.queue q using pgmail.lane l where l.id = q.lane and l.site = 'example.net'"
     )
     assert await work.idle(pool, 1, [lane.id for lane in lanes]) == 1
-    assert [lane.site for lane in await work.fold_and_refresh(pool, None)] == ["example.org"]
+    left, _ = await work.fold_and_refresh(pool, None)
+    assert [lane.site for lane in left] == ["example.org"]
+
+
+async def test_several_tenants_claim_in_one_round_trip_each_its_own_in_the_order_asked(
+    app, owner, pool, epoch
+):
+    other = one(owner, "select pgmail.create_tenant('other')")
+    mine = send(app)
+    owner.execute("select pgmail.grant_tenant(%s, 'other')", [PREFIX + "producer"])
+    theirs = [send(app), send(app, "eve@example.net")]
+    lanes, _ = await work.fold_and_refresh(pool, None)
+    asked = [
+        (tenant, [Claim(lane.id, START, UUID(int=0), 10, True) for lane in lanes if lane.tenant == tenant])
+        for tenant in (other, 1)
+    ]
+    seen: list[work.Lease] = []
+    found = await work.claim_each(pool, epoch, asked, seen)
+    assert seen == [lease for leases in found for lease in leases]
+    assert [{(lease.tenant, lease.message_id) for lease in leases} for leases in found] == [
+        {(other, mail) for mail in theirs},
+        {(1, mine)},
+    ]
+    assert await work.claim_each(pool, epoch, asked, seen) == [[], []]
+    assert await work.claim_each(pool, epoch, asked[:1], seen) == [[]]
+
+
+async def test_several_tenants_settle_in_one_go_and_only_what_did_not_settle_is_answered(
+    app, owner, pool, epoch
+):
+    other = one(owner, "select pgmail.create_tenant('other')")
+    first = send(app)
+    (mine,) = await claim(pool, epoch)
+    owner.execute("select pgmail.grant_tenant(%s, 'other')", [PREFIX + "producer"])
+    mails = [send(app), send(app)]
+    hand = Hand(owner, tenant=other)
+    leases = [work.Lease(other, *row) for row in hand.claim()]
+    lost = [result(lease, "bounced") for lease in leases]  # by another worker's epoch
+    answers = await work.settle_each(pool, epoch, [(1, [result(mine)]), (other, lost)])
+    assert answers == [{}, {lease.id: "fenced" for lease in leases}]
+    assert await work.settle_each(pool, hand.epoch, [(other, [result(x) for x in leases])]) == [{}]
+    assert [state(app, mail) for mail in mails] == ["sent"] * 2
+    assert one(owner, "select count(*) from pgmail.outcome where message_id = %s", [first]) == 1
+
+
+async def test_a_batch_of_unlike_results_keeps_each_with_its_own_facts(app, owner, pool, epoch):
+    for n in range(6):
+        send(app, f"a{n}@example.org")
+    leases = await claim(pool, epoch)
+    kinds = ["sent", "bounced", "sent", "deferred", "dead", "held"]
+    results = [
+        result(
+            lease,
+            kind,
+            code=250 + n,
+            reply=f"said {n}",
+            ms=n,
+            delay=60.0 if kind == "deferred" else None,
+            reason="r",
+        )
+        for n, (lease, kind) in enumerate(zip(leases, kinds, strict=True))
+    ]
+    assert await work.settle(pool, 1, epoch, results) == {}
+    told = rows(
+        owner,
+        "select recipient_id, code, reply, ms from pgmail.event where ms is not null",
+    )
+    assert {row[0]: tuple(row[1:]) for row in told} == {
+        lease.id: (250 + n, f"said {n}", n) for n, lease in enumerate(leases)
+    }
+    assert [state(app, lease.message_id) for lease in leases] == kinds
+
+
+async def test_what_a_remote_says_is_written_whatever_characters_it_is_made_of(app, owner, pool, epoch):
+    """A result that cannot be written would be lost, and the mail sent again."""
+    send(app)
+    (lease,) = await claim(pool, epoch)
+    said = "no\0thing \udcff\r\ntwo lines “quoted” \\u0000"
+    assert (
+        await work.settle(pool, 1, epoch, [result(lease, "bounced", reply=said, error="x\0", code=550)]) == {}
+    )
+    assert one(owner, "select reply from pgmail.outcome") == "no\ufffdthing ?\r\ntwo lines “quoted” \\u0000"

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pgmail.store.database import Database as Pool
+from pgmail.worker import relays
 from tests.worker.kit import Crew
 
 
@@ -15,6 +16,12 @@ async def pool(db) -> AsyncIterator[Pool]:
     await made.open()
     yield made
     await made.close()
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relays are not ramped up to: as many mails are on the wire from the start as there are slots."""
+    monkeypatch.setattr(relays, "RAMP_START", relays.RAMP_DONE)
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 import asyncio
 import re
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -14,13 +17,19 @@ from pgmail.maintain.leader import Leader
 from pgmail.sandbox.sink import Sink
 from pgmail.store.database import Database as Pool
 from pgmail.store.presence import Presence
+from pgmail.store.work import LaneRow, Lease, StreamRow
 from pgmail.transport.base import Transport
 from pgmail.transport.relay import SmtpRelay
+from pgmail.worker.job import Job
+from pgmail.worker.lanes import Lane
+from pgmail.worker.outbox import Gate, Outbox
 from pgmail.worker.process import MakeLeader, run_worker
 from tests.fix_db import Database
 from tests.sql.kit import one, rows
 
 ACCEPTED = Result(phase=Phase.DOT, reply=Reply(250, "queued", "2.0.0"))
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+_number = count(1)
 READY = Result(phase=Phase.EHLO, reply=Reply(250, "ready"))
 AWAY = Result(phase=Phase.CONNECT, error="connection refused")
 LOCKED_OUT = Result(phase=Phase.AUTH, reply=Reply(535, "no such login", "5.7.8"))
@@ -32,6 +41,31 @@ QUICK: Mapping[str, Any] = {
     "poll_interval_ms": 150,
     "drain_seconds": 8.0,
 }
+
+
+def a_job(priority: int = 2, *gates: Gate, at: float = 0.0) -> Job:
+    """A job as a claimer makes it: its gates count it."""
+    n = next(_number)
+    lane = Lane(LaneRow(1, 5, "transactional", priority, "example.org", True, 1, None), 0.0)
+    job = Job(
+        Lease(1, UUID(int=n), UUID(int=n), 5, NOON, 1, 0, 0, None),
+        lane,
+        StreamRow(1, "transactional"),
+        None,
+        None,
+    )
+    job.at, job.gates = at, gates
+    for gate in gates:
+        gate.claimed += 1
+    return job
+
+
+def begin(outbox: Outbox, most: int = 1000) -> list[Job]:
+    """What so many slots get that ask now."""
+    found = []
+    while len(found) < most and (job := outbox._next()) is not None:
+        found.append(job)
+    return found
 
 
 class Scripted:
@@ -51,6 +85,7 @@ class Scripted:
         self.begun = 0
         self._results = deque(results)
         self._probes = deque(probes)
+        self._probes_as = READY
 
     async def deliver(self, envelope: Envelope, on_dot: Callable[[], Any] | None = None) -> Result:
         self.begun += 1
@@ -64,10 +99,52 @@ class Scripted:
 
     async def probe(self) -> Result:
         self.probed += 1
-        return self._probes.popleft() if self._probes else READY
+        return self._probes.popleft() if self._probes else self._probes_as
+
+    def probes_as(self, result: Result | None) -> None:
+        """What every probe finds from now on; None: that it is ready."""
+        self._probes_as = READY if result is None else result
 
     async def close(self) -> None:
         pass
+
+
+class Recording(Scripted):
+    """Several workers may share it: it records when each mail began (monotonic), and how many were there at once."""
+
+    def __init__(self, *results: Result | BaseException, takes: float = 0.0, **more: Any) -> None:
+        """`takes` seconds for a mail, as a real server does."""
+        super().__init__(*results, **more)
+        self.begun_at: list[float] = []
+        self.begun_to: list[str] = []
+        self.busy = self.most = 0
+        self._takes = takes
+
+    async def deliver(self, envelope: Envelope, on_dot: Callable[[], Any] | None = None) -> Result:
+        self.begun_at.append(time.monotonic())
+        self.begun_to.append(envelope.recipient)
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        try:
+            if self._takes:
+                await asyncio.sleep(self._takes)
+            return await super().deliver(envelope, on_dot)
+        finally:
+            self.busy -= 1
+
+    def sites(self) -> Counter[str]:
+        """How many began, by domain."""
+        return Counter(address.rpartition("@")[2] for address in self.begun_to)
+
+
+def most_in_a_window(moments: list[float], seconds: float = 1.0) -> int:
+    """The most of these moments in any window of so many seconds, wherever it begins."""
+    at, most, first = sorted(moments), 0, 0
+    for n, moment in enumerate(at):
+        while moment - at[first] >= seconds:
+            first += 1
+        most = max(most, n - first + 1)
+    return most
 
 
 @dataclass

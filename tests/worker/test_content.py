@@ -1,5 +1,6 @@
 """From a claimed row to the bytes of its mail."""
 
+import asyncio
 import base64
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,8 @@ from pgmail.errors import TemplateFault
 from pgmail.store import work
 from pgmail.worker import content as module
 from pgmail.worker.content import Impossible, Library, Message
-from tests.sql.kit import Hand, one, send
+from tests.fix_db import PREFIX
+from tests.sql.kit import Hand, one, send, stream
 from tests.worker.kit import header
 
 
@@ -27,7 +29,7 @@ class Reader:
             work.Lease(1, x.id, x.message_id, x.lane, x.due_at, x.claims, x.attempts, x.rescues, x.expires_at)
             for x in self._hand.claim()
         ]
-        found = await self.library.load(leases, "transactional")
+        (found,) = await self.library.load([(1, "transactional", leases)])
         return [found[lease.id] for lease in leases]
 
     async def wires(self) -> dict[str, bytes]:
@@ -54,7 +56,7 @@ def reader(pool, hand) -> Reader:
 
 @pytest.fixture
 def queries(monkeypatch) -> Counter[str]:
-    """How often each thing was fetched."""
+    """How often each thing was fetched: round trips (`contents`), and the `messages` that they asked for."""
     counted: Counter[str] = Counter()
 
     def count(name: str) -> None:
@@ -62,11 +64,13 @@ def queries(monkeypatch) -> Counter[str]:
 
         async def counting(*arguments: Any) -> Any:
             counted[name] += 1
+            if name == "contents":
+                counted["messages"] += sum(len(messages) for *_, messages in arguments[1])
             return await real(*arguments)
 
         monkeypatch.setattr(work, name, counting)
 
-    for name in ("messages", "attachments", "template"):
+    for name in ("contents", "attachments", "template"):
         count(name)
     return counted
 
@@ -237,8 +241,6 @@ async def test_attachments_and_assets_come_along_fetched_once(app, owner, reader
 
 
 async def test_slots_that_need_the_same_attachments_fetch_them_once(app, reader, queries):
-    import asyncio
-
     content = base64.b64encode(b"x" * 1000).decode()
     people = [f"p{n}@example.org" for n in range(10)]
     send(app, people, mode="personal", attachments=[{"filename": "a.bin", "content": content}])
@@ -304,4 +306,85 @@ async def test_rows_without_content_are_left_out(app, owner, hand, reader):
     owner.execute("delete from pgmail.message where id = %s", [mail])
     claimed = hand.claim()
     leases = [work.Lease(1, *row) for row in claimed]
-    assert await reader.library.load(leases, "transactional") == {}
+    assert await reader.library.load([(1, "transactional", leases)]) == [{}]
+
+
+async def test_rows_of_several_tenants_and_streams_come_in_one_round_trip_each_with_its_own(
+    app, owner, hand, reader, queries
+):
+    one(owner, "select pgmail.create_tenant('other')")
+    stream(owner, "news")
+    mine = [
+        send(app, "ada@example.org", text="mine"),
+        send(app, "bob@example.org", stream="news", text="news"),
+    ]
+    owner.execute("select pgmail.grant_tenant(%s, 'other')", [PREFIX + "producer"])
+    theirs = send(app, "ada@example.org", text="theirs")
+    one(owner, "select pgmail.suppress('ada@example.org', 'manual')")
+    other = Hand(hand.connection, tenant=2)
+    leases = {mail: work.Lease(1, *row) for row in hand.claim() for mail in mine if row.message_id == mail}
+    leases[theirs] = work.Lease(2, *other.claim()[0])
+    queries.clear()
+    loads = [(1, "transactional", [leases[mine[0]]]), (1, "news", [leases[mine[1]]])]
+    found = await reader.library.load([*loads, (2, "transactional", [leases[theirs]])])
+    assert queries == {"contents": 1, "messages": 3}
+    texts = [[message.content.text for message, _ in contents.values()] for contents in found]
+    assert texts == [["mine"], ["news"], ["theirs"]]
+    assert [person.suppressed for contents in found for _, person in contents.values()] == [
+        "manual",
+        None,
+        None,
+    ]
+    await reader.library.load(loads)
+    assert queries == {
+        "contents": 2,
+        "messages": 3,
+    }  # messages are known by then; recipients are asked for anew
+
+
+async def test_a_message_that_leaves_the_cache_while_it_is_loaded_is_there_all_the_same(
+    app, hand, reader, monkeypatch
+):
+    monkeypatch.setattr(module, "CACHE_MESSAGES", 1)
+    for n in range(4):
+        send(app, f"a{n}@example.org")
+    leases = [work.Lease(1, *row) for row in hand.claim()]
+    (first,) = await reader.library.load([(1, "transactional", leases[:1])])
+    (found,) = await reader.library.load([(1, "transactional", leases)])
+    assert set(found) == {lease.id for lease in leases}
+    assert set(first) <= set(found)
+    assert len(reader.library._messages) == 1
+
+
+async def test_plain_mail_is_made_at_once_without_asking_anybody(app, reader, queries):
+    send(app)
+    ((message, person),) = await reader.load()
+    queries.clear()
+    assert reader.library.wire_now(1, message, person, eightbit=False) is not None
+    assert not queries
+
+
+async def test_mail_that_needs_something_fetched_cannot_be_made_at_once_the_first_time_but_then(
+    app, owner, reader, queries
+):
+    publish(owner, "welcome", text="Hi")
+    content = base64.b64encode(b"x").decode()
+    send(app, text=None, subject=None, template={"id": "welcome"})
+    send(app, attachments=[{"filename": "a.bin", "content": content}])
+    for message, person in await reader.load():
+        assert reader.library.wire_now(1, message, person, eightbit=False) is None
+        made = await reader.library.wire(1, message, person, eightbit=False)
+        fetched = dict(queries)
+        again = reader.library.wire_now(1, message, person, eightbit=False)
+        assert again is not None
+        assert (again.body, dict(queries)) == (made.body, fetched)
+
+
+async def test_shared_bytes_are_made_anew_for_a_host_that_does_not_take_8bit(app, reader):
+    send(app, ["ada@example.org", "bob@example.org"], text="Grüße")
+    ((message, ada), (_, bob)) = await reader.load()
+    eight = reader.library.wire_now(1, message, ada, eightbit=True)
+    seven = reader.library.wire_now(1, message, bob, eightbit=False)
+    assert (eight.eightbit, seven.eightbit) == (True, False)
+    assert seven.body.isascii()
+    assert reader.library.wire_now(1, message, ada, eightbit=True) is seven  # what all take serves all

@@ -1,25 +1,14 @@
-"""The lane book: who goes next, from which head."""
+"""The lane book: which lanes are worth a look, from which head, and when."""
 
 from collections import Counter
-from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
 
-from pgmail.store.work import LaneRow, Lease
 from pgmail.worker import lanes as module
-from pgmail.worker.lanes import LOOK_BACK, START, ZERO, Lane, LaneBook
-
-NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from pgmail.worker.lanes import LOOK_BACK, LOOK_FAR, START, ZERO, LaneBook
+from tests.worker.lanes_kit import NOON, Clock, Stops, go, learn, lease, row, served, take, untraced
 
 
 @pytest.fixture
@@ -30,48 +19,6 @@ def clock() -> Clock:
 @pytest.fixture
 def book(clock: Clock) -> LaneBook:
     return LaneBook(clock)
-
-
-def row(
-    lane: int = 1,
-    tenant: int = 1,
-    priority: int = 2,
-    *,
-    active: bool = True,
-    version: int = 1,
-    rewind_to: datetime | None = None,
-) -> LaneRow:
-    return LaneRow(tenant, lane, "transactional", priority, f"d{lane}.example", active, version, rewind_to)
-
-
-def lease(lane: Lane, due: datetime = NOON, id: int = 1) -> Lease:
-    return Lease(lane.tenant, UUID(int=id), UUID(int=9), lane.id, due, 1, 0, 0, None)
-
-
-def take(book: LaneBook, slots: int = 10, *, most: int | None = None, due: datetime = NOON) -> list[Lane]:
-    """One claim that gives every lane all it asked for, or `most` in all."""
-    chosen = book.choose(slots, lambda _: False)
-    if chosen is None:
-        return []
-    _, lanes = chosen
-    claims = book.claims(lanes, slots, lambda _: False)
-    found = [
-        lease(lane, due, n + 1) for lane, claim in zip(lanes, claims, strict=True) for n in range(claim.limit)
-    ]
-    book.claimed(lanes, claims, found[:most])
-    return lanes
-
-
-def served(book: LaneBook, rounds: int, of: str, **more: int) -> Counter[int]:
-    found: Counter[int] = Counter()
-    for _ in range(rounds):
-        for lane in take(book, **more):
-            found[getattr(lane, of)] += 1
-    return found
-
-
-def learn(book: LaneBook, rows: Iterable[LaneRow], *, complete: bool = False) -> bool:
-    return book.update(rows, complete=complete)
 
 
 def test_the_most_urgent_class_goes_first_and_the_lowest_keeps_moving(book):
@@ -85,37 +32,14 @@ def test_every_sixteenth_round_starts_with_the_lowest_class(book):
     assert [n for n, priority in enumerate(order, 1) if priority == 3] == [16, 32]
 
 
-def test_tenants_of_one_class_share_fairly_whatever_the_number_of_their_lanes(book):
-    learn(book, [row(1, tenant=1), *(row(n, tenant=2) for n in range(2, 12))])
-    rows_of: Counter[int] = Counter()
-    for _ in range(100):
-        for lane in take(book, 10):
-            rows_of[lane.tenant] += 10 if lane.tenant == 1 else 1
-    assert rows_of[1] == rows_of[2]
-
-
-def test_a_tenant_that_was_away_does_not_come_back_with_a_credit_for_all_that_time(book, clock):
-    learn(book, [row(1, tenant=1), row(2, tenant=2)])
-    take(book), take(book)
-    learn(book, [row(1, tenant=1, active=False, version=2)])
-    served(book, 1000, "tenant")
-    learn(book, [row(1, tenant=1, version=3)])
-    assert served(book, 100, "tenant") == {1: 50, 2: 50}
-
-
-def test_a_new_tenant_does_not_keep_the_others_waiting(book):
-    learn(book, [row(1, tenant=1)])
-    served(book, 1000, "tenant")
-    learn(book, [row(2, tenant=2)])
-    assert served(book, 100, "tenant") == {1: 50, 2: 50}
-
-
 def test_blocked_lanes_are_not_chosen(book):
     learn(book, [row(1), row(2)])
-    _, lanes = book.choose(10, lambda lane: lane.id == 1)
+    ((_, lanes, _),) = book.choose(lambda _: 10, Stops(1))
     assert [lane.id for lane in lanes] == [2]
-    assert book.choose(10, lambda _: True) is None
-    assert book.choose(0, lambda _: False) is None
+    book.put_back(lanes)
+    assert book.choose(lambda _: 0, go) == []
+    assert book.choose(lambda _: 10, Stops(2)) == []
+    assert book.next_look() is None
 
 
 def test_free_slots_are_shared_between_lanes_and_more_lanes_than_slots_take_turns(book, clock):
@@ -131,8 +55,8 @@ def test_free_slots_are_shared_between_lanes_and_more_lanes_than_slots_take_turn
 
 def test_one_claim_names_a_bounded_number_of_lanes(book):
     learn(book, [row(n) for n in range(1000)])
-    _, lanes = book.choose(1000, lambda _: False)
-    assert len(lanes) == module.LANES_A_CLAIM
+    ((_, lanes, rows),) = book.choose(lambda _: 1000, go)
+    assert (len(lanes), rows) == (module.LANES_A_CLAIM, 1000)
 
 
 def test_a_claim_moves_the_head_and_an_empty_one_keeps_it(book):
@@ -147,7 +71,7 @@ def test_a_claim_moves_the_head_and_an_empty_one_keeps_it(book):
 def test_a_late_row_from_before_the_head_does_not_pull_it_back(book):
     learn(book, [row(1)])
     (lane,) = take(book, 2)
-    claims = book.claims([lane], 1, lambda _: False)
+    claims = book.claims([lane], 1, untraced)
     book.claimed([lane], claims, [lease(lane, NOON - timedelta(seconds=9))])
     assert lane.due == NOON
 
@@ -160,11 +84,11 @@ def test_an_empty_lane_pauses_longer_and_longer_and_a_lane_with_more_does_not(bo
     for _ in range(8):
         take(book, 2, most=0)
         waits.append(book.next_look())
-        assert book.choose(2, lambda _: False) is None
+        assert book.choose(lambda _: 2, go) == []
         clock.now += waits[-1]
     assert waits == sorted(waits)
     assert waits[0] < 0.1
-    assert waits[-1] == module.LONGEST_PAUSE
+    assert waits[-1] == module.LONGEST_PAUSE[2]
     book.wake_all()
     assert book.next_look() == 0
 
@@ -191,18 +115,46 @@ def test_a_version_that_is_known_changes_nothing(book):
 
 def test_once_a_second_a_claim_looks_back_for_what_was_committed_late(book, clock):
     learn(book, [row(1)])
+    book.time_is(NOON)
     (lane,) = take(book)
-    due = [book.claims([lane], 1, lambda _: False)[0].due for _ in range(2)]
+    due = [book.claims([lane], 1, untraced)[0].due for _ in range(2)]
     clock.now += module.LOOK_BACK_EVERY
-    due += [book.claims([lane], 1, lambda _: False)[0].due for _ in range(2)]
-    assert due == [NOON, NOON, NOON - LOOK_BACK, NOON]
+    due += [book.claims([lane], 1, untraced)[0].due for _ in range(2)]
+    later = NOON + timedelta(seconds=module.LOOK_BACK_EVERY)  # the database's time, as far as it is known
+    assert due == [NOON, NOON, later - LOOK_BACK, NOON]
+
+
+def test_now_and_then_it_looks_back_further(book, clock):
+    learn(book, [row(1)])
+    book.time_is(NOON)
+    (lane,) = take(book)
+    seconds = 0.0
+    far = []
+    while seconds <= 2 * module.LOOK_FAR_EVERY:
+        clock.now, seconds = clock.now + 1, seconds + 1
+        lane.due = NOON + timedelta(seconds=seconds)
+        (asked,) = book.claims([lane], 1, untraced)
+        if lane.due - asked.due == LOOK_FAR:
+            far.append(seconds)
+        else:
+            assert lane.due - asked.due == LOOK_BACK
+    assert far == [module.LOOK_FAR_EVERY, 2 * module.LOOK_FAR_EVERY]
+
+
+def test_behind_a_backlog_there_is_nothing_to_look_back_for(book, clock):
+    """A row that is committed late is late by seconds: its due time lies after a head of an hour ago."""
+    learn(book, [row(1)])
+    book.time_is(NOON + timedelta(hours=1))
+    (lane,) = take(book)
+    clock.now += module.LOOK_FAR_EVERY
+    assert book.claims([lane], 1, untraced)[0].due == NOON
 
 
 def test_a_sweep_starts_every_lane_over(book):
     learn(book, [row(1), row(2)])
     take(book)
     book.sweep()
-    claims = book.claims([book.get(1, 1), book.get(1, 2)], 2, lambda _: False)
+    claims = book.claims([book.get(1, 1), book.get(1, 2)], 2, untraced)
     assert [(claim.due, claim.after) for claim in claims] == [(START, ZERO)] * 2
 
 
@@ -220,7 +172,7 @@ def test_a_delta_adds_and_removes_and_a_complete_update_forgets_what_it_does_not
 
 def test_without_lanes_there_is_nothing_to_wait_for(book):
     assert book.next_look() is None
-    assert book.choose(5, lambda _: False) is None
+    assert book.choose(lambda _: 5, go) == []
 
 
 def test_a_lane_that_was_empty_for_a_quiet_time_is_named_once_a_quiet_time(book, clock):

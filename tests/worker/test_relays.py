@@ -1,15 +1,23 @@
 """Relays as a worker finds them, and as the fleet is told."""
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
 
+from pgmail.domain.reply import Phase, Reply, Result
+from pgmail.errors import DatabaseAway
 from pgmail.shaping.verdict import decide
 from pgmail.store import work
+from pgmail.store.database import Database as Pool
+from pgmail.store.work import StreamRow
+from pgmail.worker import relays as module
+from pgmail.worker.job import Job
+from pgmail.worker.outbox import Outbox
 from pgmail.worker.relays import Relays
 from tests.sql.kit import rows
 from tests.worker.cable import cable_to
-from tests.worker.kit import ACCEPTED, AWAY, LOCKED_OUT, READY, Scripted
+from tests.worker.kit import ACCEPTED, AWAY, LOCKED_OUT, READY, Scripted, a_job, begin
 
 
 class Clock:
@@ -42,8 +50,13 @@ def transport() -> Scripted:
 
 
 @pytest.fixture
-def relays(pool, transport, clock) -> Relays:
-    return Relays(pool, {"default": transport})
+def outbox(clock) -> Outbox:
+    return Outbox(8, clock.monotonic)
+
+
+@pytest.fixture
+def relays(pool, transport, clock, outbox) -> Relays:
+    return Relays(pool, {"default": transport}, outbox)
 
 
 async def test_a_relay_that_is_not_configured_here_is_blocked_here(relays):
@@ -58,7 +71,7 @@ async def test_a_relay_found_away_is_blocked_and_the_fleet_is_told_why(relays, o
     assert relays.blocked("default")
     assert 0 < relays.wait_seconds() < 2
     assert told(owner) == ("away", "relay_unreachable: connection refused", True)
-    other = Relays(pool, {"default": Scripted()})
+    other = Relays(pool, {"default": Scripted()}, Outbox(8, clock.monotonic))
     await other.learn()
     assert other.blocked("default")
 
@@ -83,9 +96,9 @@ async def test_it_is_probed_without_a_mail_once_its_wait_is_over(relays, transpo
     assert told(owner) == ("up", None, False)
 
 
-async def test_a_probe_that_fails_waits_longer(pool, owner, clock):
+async def test_a_probe_that_fails_waits_longer(pool, owner, clock, outbox):
     transport = Scripted(probes=[AWAY] * 4)
-    relays = Relays(pool, {"default": transport})
+    relays = Relays(pool, {"default": transport}, outbox)
     await relays.record("default", decide(AWAY))
     waits = [relays.wait_seconds()]
     for _ in range(4):
@@ -121,8 +134,8 @@ async def test_a_login_that_is_refused_pauses_the_relay_and_is_tried_every_few_m
     assert told(owner)[0] == "up"
 
 
-async def test_a_login_that_is_still_refused_stays_paused(pool, owner, clock):
-    relays = Relays(pool, {"default": Scripted(probes=[LOCKED_OUT])})
+async def test_a_login_that_is_still_refused_stays_paused(pool, owner, clock, outbox):
+    relays = Relays(pool, {"default": Scripted(probes=[LOCKED_OUT])}, outbox)
     await relays.record("default", decide(LOCKED_OUT))
     clock.now += 400
     assert not await relays.probe()
@@ -178,14 +191,13 @@ async def test_one_success_closes_the_circuit_and_tells_the_fleet(relays, owner)
     assert not relays.blocked("default")
 
 
-async def test_with_the_database_away_it_is_told_later_and_the_pause_is_not_forgotten(db, owner, clock):
-    from pgmail.errors import DatabaseAway
-    from pgmail.store.database import Database as Pool
-
+async def test_with_the_database_away_it_is_told_later_and_the_pause_is_not_forgotten(
+    db, owner, clock, outbox
+):
     async with cable_to(db.dsn_for("worker")) as cable:
         pool = Pool(cable.dsn(db.dsn_for("worker")), name="test", wait_seconds=0.3)
         await pool.open()
-        relays = Relays(pool, {"default": Scripted(probes=[READY])})
+        relays = Relays(pool, {"default": Scripted(probes=[READY])}, outbox)
         owner.execute("select pgmail.pause_relay('default', 'moving house')")
         await relays.learn()
         cable.cut()
@@ -195,3 +207,150 @@ async def test_with_the_database_away_it_is_told_later_and_the_pause_is_not_forg
         await relays.record("default", decide(AWAY))  # raises nothing
         cable.mend()
         await pool.close()
+
+
+@pytest.fixture
+def several(pool, clock, outbox) -> Relays:
+    return Relays(pool, {name: Scripted() for name in ("first", "second", "third")}, outbox)
+
+
+def a_stream(*relays: str, weights: list[float] | None = None) -> StreamRow:
+    return StreamRow(1, "news", relay=relays[0], relays=list(relays), relay_weights=weights)
+
+
+async def test_of_relays_in_order_the_first_that_is_up_carries_the_mail(several):
+    stream = a_stream("first", "second", "third")
+    assert several.pick(stream) == "first"
+    await several.record("first", decide(AWAY))
+    assert several.pick(stream) == "second"
+    await several.record("second", decide(LOCKED_OUT))
+    assert several.pick(stream) == "third"
+    await several.record("third", decide(AWAY))
+    assert several.pick(stream) is None
+    await several.record("second", decide(ACCEPTED))
+    await several.record("first", decide(ACCEPTED))
+    await several.learn()
+    assert several.pick(stream) == "first"
+
+
+async def test_a_relay_that_this_process_has_not_is_passed_over(several):
+    assert several.pick(a_stream("elsewhere", "second")) == "second"
+    assert several.pick(StreamRow(1, "news", relay="elsewhere")) is None
+    assert several.pick(StreamRow(1, "news", relay="second")) == "second"
+
+
+async def test_relays_share_by_weight_and_one_that_is_away_leaves_its_part_to_the_others(several):
+    stream = a_stream("first", "second", "third", weights=[6, 3, 1])
+    shares = Counter(several.pick(stream) for _ in range(6000))
+    assert shares["first"] / 6000 == pytest.approx(0.6, abs=0.04)
+    assert shares["third"] / 6000 == pytest.approx(0.1, abs=0.03)
+    await several.record("first", decide(AWAY))
+    shares = Counter(several.pick(stream) for _ in range(6000))
+    assert shares["second"] / 6000 == pytest.approx(0.75, abs=0.04)
+    assert "first" not in shares
+
+
+def ramp(relays: Relays, outbox: Outbox, n: int, relay: str = "default") -> list[Job]:
+    """So many jobs for a relay, put in front of the slots."""
+    jobs = [a_job() for _ in range(n)]
+    for job in jobs:
+        job.relay = relay
+        relays.ramp(job)
+        outbox.put(job)
+    return jobs
+
+
+async def test_a_new_relay_is_ramped_up_to_by_one_more_for_each_mail_that_it_answers(relays):
+    outbox = relays._outbox = Outbox(200, lambda: 0.0)
+    relays._start_ramp("default")
+    ramp(relays, outbox, 500)
+    at_once = []
+    for _ in range(5):
+        busy = begin(outbox)
+        at_once.append(len(busy))
+        for job in busy:
+            relays.well("default", decide(ACCEPTED))
+            outbox.done(job)
+    assert at_once == [1, 2, 4, 8, 16]
+
+
+async def test_a_relay_that_answered_often_enough_is_bounded_no_more(relays, outbox):
+    for _ in range(module.RAMP_DONE):
+        relays.well("default", decide(ACCEPTED))
+    jobs = ramp(relays, outbox, 20)
+    assert not any(job.gates for job in jobs)
+    assert outbox.gate(("ramp", "default")).limit is None
+
+
+async def test_only_an_answer_ramps_up(relays, outbox):
+    for result in (AWAY, LOCKED_OUT, Result(phase=Phase.DOT, error="reset")):
+        relays.well("default", decide(result))
+    assert outbox.gate(("ramp", "default")).limit == module.RAMP_START
+    relays.well("default", decide(Result(phase=Phase.RCPT, reply=Reply(550, "no such user"))))
+    assert outbox.gate(("ramp", "default")).limit == module.RAMP_START + 1
+
+
+@pytest.mark.parametrize("by", ["a mail", "a probe", "an operator"])
+async def test_a_relay_that_comes_back_is_ramped_up_to_anew(relays, outbox, owner, clock, by):
+    for _ in range(module.RAMP_DONE):
+        relays.well("default", decide(ACCEPTED))
+    if by == "an operator":
+        owner.execute("select pgmail.pause_relay('default', 'moving house')")
+        await relays.learn()
+        owner.execute("select pgmail.resume_relay('default')")
+        await relays.learn()
+    else:
+        await relays.record("default", decide(AWAY))
+        clock.now += 5
+        if by == "a mail":
+            await relays.record("default", decide(ACCEPTED))
+            await relays.learn()
+        else:
+            assert await relays.probe()
+    assert not relays.blocked("default")
+    assert outbox.gate(("ramp", "default")).limit == module.RAMP_START
+    ramp(relays, outbox, 5)
+    assert len(begin(outbox)) == module.RAMP_START
+
+
+async def test_an_answer_changes_nothing_only_where_the_relay_is_known_to_be_well(relays, owner):
+    assert relays.well("default", decide(ACCEPTED))
+    assert not relays.well("default", decide(AWAY))
+    await relays.record("default", decide(AWAY))
+    assert not relays.well("default", decide(ACCEPTED))
+    await relays.record("default", decide(ACCEPTED))
+    assert relays.well("default", decide(ACCEPTED))
+    assert told(owner)[0] == "up"
+
+
+class Allows:
+    """A limiter that says how many connections there may be."""
+
+    def __init__(self, n: int | None) -> None:
+        self.n = n
+
+    def allowed(self, name: str) -> int | None:
+        return self.n
+
+
+async def test_no_more_connections_are_held_than_there_are_permits_for_and_slots_to_fill_them(
+    pool, open_relay, sink, monkeypatch
+):
+    smtp = open_relay(sink.port, "tls=none&max_connections=10")
+    told: list[int] = []
+    monkeypatch.setattr(smtp, "set_max_connections", told.append)
+    transports = {"smtp": smtp, "other": Scripted()}
+    relays = Relays(pool, transports, Outbox(100 * smtp.pipeline_depth, lambda: 0.0))
+    for permits in (None, 4, 4, 50, 0, None):
+        relays.obey(Allows(permits))
+    assert told == [10, 4, 10, 0, 10]
+    few = Relays(pool, transports, Outbox(2 * smtp.pipeline_depth + 1, lambda: 0.0))
+    told.clear()
+    for permits in (None, 2, None):
+        few.obey(Allows(permits))
+    assert told == [3, 2, 3]
+
+
+async def test_relays_make_themselves_known_so_that_streams_may_name_them(several, owner):
+    await several.learn()
+    assert {name for (name,) in rows(owner, "select name from pgmail.relay")} >= {"first", "second", "third"}

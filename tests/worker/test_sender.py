@@ -1,5 +1,6 @@
 """What one mail comes to: every verdict, on streams that resend and on streams that hold."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -14,8 +15,9 @@ from pgmail.shaping.verdict import BROKEN
 from pgmail.store.work import Lease, MessageRow, RecipientRow, Settlement, StreamRow
 from pgmail.worker import sender as module
 from pgmail.worker.content import Library, Message
+from pgmail.worker.job import Job
 from pgmail.worker.lanes import Lane, LaneRow
-from pgmail.worker.sender import Job, Sender
+from pgmail.worker.sender import Sender
 from tests.worker.kit import ACCEPTED, AWAY, LOCKED_OUT, Scripted
 
 CONTENT: dict[str, Any] = {
@@ -29,14 +31,25 @@ CONTENT: dict[str, Any] = {
 class Desk:
     """A sender whose findings are kept: settlements, and leases given back."""
 
-    def __init__(self, *results: Result | BaseException, fresh: bool = True, blocked: bool = False) -> None:
+    def __init__(
+        self,
+        *results: Result | BaseException,
+        fresh: bool = True,
+        blocked: bool = False,
+        eightbit: bool = False,
+        well: bool = False,
+    ) -> None:
         self.transport: Scripted | None = Scripted(*results)
         self.settled: list[Settlement] = []
         self.returned: list[str | None] = []
         self.recorded: list[str] = []
+        self.lapsed: list[Job] = []
         self.library = Library(None, "")
-        self._blocked = blocked
-        self.sender = Sender(self.library, self, self, self._give_back, lambda: 7, fresh=lambda: fresh)
+        self._blocked, self._eightbit, self._well = blocked, eightbit, well
+        self.sender = Sender(
+            self.library, self, self, self._give_back, lambda: 7,
+            fresh=lambda: fresh, lapsed=self.lapsed.append,
+        )  # fmt: skip
 
     # what a sender asks of relays and of the settler
     def get(self, name: str) -> Scripted | None:
@@ -44,6 +57,12 @@ class Desk:
 
     def blocked(self, name: str) -> bool:
         return self._blocked
+
+    def eightbit(self, name: str) -> bool:
+        return self._eightbit
+
+    def well(self, name: str, verdict: Any) -> bool:
+        return self._well
 
     async def record(self, name: str, verdict: Any) -> None:
         self.recorded.append(verdict.kind)
@@ -259,7 +278,7 @@ async def test_a_database_that_is_away_while_making_a_mail_gives_the_lease_back(
 
     desk = Desk()
     monkeypatch.setattr(desk.library, "wire", away)
-    await desk.sender.send(a_job())
+    await desk.sender.send(a_job(content={**CONTENT, "attachments": 1}))
     assert desk.returned == [None]
 
 
@@ -289,3 +308,61 @@ async def test_the_settlement_carries_the_lease_and_the_reply():
     assert (settlement.code, settlement.reply, settlement.phase) == (550, "said so", "rcpt")
     assert (settlement.site, settlement.relay, settlement.lane) == ("example.org", "default", 5)
     assert isinstance(settlement.id, UUID)
+
+
+async def test_mail_that_missed_the_moment_of_its_tokens_asks_for_others_and_is_not_sent():
+    desk, job = Desk(), a_job()
+    job.at, job.until = time.monotonic() - 2, time.monotonic() - 1
+    await desk.sender.send(job)
+    assert (desk.lapsed, desk.transport.begun) == ([job], 0)
+    assert not desk.settled
+    assert not desk.returned
+    job.until = time.monotonic() + 60
+    await desk.sender.send(job)
+    assert desk.found == "sent"
+
+
+async def test_mail_goes_by_the_relay_that_was_picked_for_it():
+    desk, job = Desk(), a_job()
+    job.relay = "second"
+    await desk.sender.send(job)
+    assert desk.settled[0].relay == "second"
+
+
+async def test_an_answer_that_changes_nothing_about_its_relay_is_not_recorded():
+    desk = Desk(well=True)
+    await desk.sender.send(a_job())
+    assert (desk.found, desk.recorded) == ("sent", [])
+
+
+EIGHTBIT = {**CONTENT, "text": "Grüße aus Köln"}
+NOT_CONVERTED = Reply(554, "8bit is not for us", module.NOT_EIGHTBIT)
+
+
+async def test_a_relay_that_takes_8bit_text_gets_it_and_one_that_does_not_gets_ascii():
+    for takes in (True, False):
+        desk = Desk(eightbit=takes)
+        await desk.sender.send(a_job(content=EIGHTBIT))
+        (envelope,) = desk.transport.delivered
+        assert (envelope.eightbit, envelope.body.isascii()) == (takes, not takes)
+
+
+@pytest.mark.parametrize("phase", [Phase.MAIL, Phase.RCPT, Phase.DATA])
+async def test_a_host_that_refuses_8bit_before_the_content_gets_the_mail_converted_at_once(phase):
+    """Another host of the same relay, which does not take what the last one did."""
+    desk = Desk(Result(phase=phase, reply=NOT_CONVERTED), eightbit=True)
+    await desk.sender.send(a_job(content=EIGHTBIT))
+    assert [envelope.eightbit for envelope in desk.transport.delivered] == [True, False]
+    assert desk.found == "sent"
+
+
+async def test_a_refusal_of_8bit_after_the_content_is_an_answer_as_any_other():
+    desk = Desk(Result(phase=Phase.DOT, reply=NOT_CONVERTED), eightbit=True)
+    await desk.sender.send(a_job(content=EIGHTBIT))
+    assert (len(desk.transport.delivered), desk.found) == (1, "bounced")
+
+
+async def test_a_host_that_refuses_8bit_though_it_got_none_is_not_asked_again():
+    desk = Desk(Result(phase=Phase.MAIL, reply=NOT_CONVERTED))
+    await desk.sender.send(a_job(content=EIGHTBIT))
+    assert len(desk.transport.delivered) == 1

@@ -75,6 +75,7 @@ async def test_a_wrong_password_pauses_the_relay_bounces_nobody_and_resuming_sen
     await crew.dismiss()
 
 
+@pytest.mark.usefixtures("trusted")
 async def test_draining_finishes_what_is_on_the_wire_and_returns_the_rest_at_once(app, owner, crew):
     transport = Scripted()
     transport.gate = asyncio.Event()
@@ -106,6 +107,7 @@ async def test_mail_that_outlasts_the_drain_is_in_doubt_and_given_back_with_the_
     assert differences(owner) == [0]
 
 
+@pytest.mark.usefixtures("trusted")
 async def test_a_worker_that_was_declared_dead_stops_at_once(app, owner, crew):
     transport = Scripted()
     transport.gate = asyncio.Event()
@@ -278,6 +280,7 @@ async def test_a_lane_goes_idle_after_a_quiet_time_and_wakes_with_its_next_mail(
     await eventually(lambda: state(app, again) == "sent")
 
 
+@pytest.mark.usefixtures("trusted")
 async def test_draining_with_the_database_away_ends_and_what_it_held_is_rescued(db, app, owner, crew):
     transport = Scripted()
     transport.gate = asyncio.Event()

@@ -1,0 +1,45 @@
+"""A claimed mail on its way through a worker: its lease and all that is needed to send it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pgmail.store.work import Lease, RecipientRow, Settlement, StreamRow
+
+if TYPE_CHECKING:
+    from pgmail.worker.content import Message
+    from pgmail.worker.lanes import Lane
+    from pgmail.worker.outbox import Gate
+
+
+class Job:
+    """A lease with all that is needed to send it.
+
+    `relay` is who carries it. `at` is the moment (monotonic) that its tokens are for, 0 without a limit; it
+    lapses at `until`. `gates` bound how many of its kind are on the wire at once; `called_by` is the one that it
+    waited at and that let it on.
+    """
+
+    __slots__ = ("at", "called_by", "gates", "lane", "lease", "message", "person", "relay", "stream", "until")
+
+    def __init__(
+        self,
+        lease: Lease,
+        lane: Lane,
+        stream: StreamRow,
+        message: Message | None,
+        person: RecipientRow | None,
+    ) -> None:
+        self.lease, self.lane, self.stream, self.message, self.person = lease, lane, stream, message, person
+        self.relay = stream.relay
+        self.at = self.until = 0.0
+        self.gates: tuple[Gate, ...] = ()
+        self.called_by: Gate | None = None
+
+    def settlement(self, kind: str, **facts: Any) -> Settlement:
+        """What became of it."""
+        lease, lane = self.lease, self.lane
+        return Settlement(
+            id=lease.id, message_id=lease.message_id, claims=lease.claims, kind=kind, lane=lease.lane,
+            stream=lane.stream, priority=lane.priority, site=lane.site, attempts=lease.attempts, **facts,
+        )  # fmt: skip

@@ -1,0 +1,202 @@
+"""Claimed mail in front of the slots: who goes next, not before its moment, not more at once than allowed.
+
+The most urgent class goes first; every sixteenth turn begins with the lowest, so that it keeps moving. Some
+slots are reserved for the classes above: a password reset finds one although a million newsletters wait on
+hosts that answer slowly. A mail with tokens of a limit waits for its moment; one behind a full gate (the
+connections that a site or relay is allowed) waits there and stands in nobody's way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from itertools import count
+
+from pgmail.worker.job import Job
+
+PRIORITIES = (1, 2, 3)
+LOWEST_FIRST = 16
+RESERVED = 0.1  # of the slots, kept from each class for those above it
+RESERVE_FROM = 4  # slots; with fewer there is nothing to spare
+EARLY_SECONDS = 0.0005  # a timer fires to the millisecond
+MANY = 1 << 30
+
+
+class Gate:
+    """So many mails of one kind may be on the wire at once. `limit` None: no bound."""
+
+    __slots__ = ("busy", "called", "claimed", "limit", "waiting")
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit, self.busy = limit, 0
+        self.called = 0  # mails that waited here and were let on, but not begun yet
+        self.claimed = 0  # mails of this kind in the outbox or on the wire
+        self.waiting: dict[int, deque[Job]] = {priority: deque() for priority in PRIORITIES}
+
+    @property
+    def full(self) -> bool:
+        """Whether no other may begin."""
+        return self.limit is not None and self.busy >= self.limit
+
+
+class Outbox:
+    """Jobs, and the slots that wait for them. Belongs to one event loop."""
+
+    def __init__(self, slots: int, monotonic: Callable[[], float]) -> None:
+        self._now, self.slots = monotonic, slots
+        reserve = max(1, round(slots * RESERVED)) if slots >= RESERVE_FROM else 0
+        self._room = {1: slots, 2: slots - reserve, 3: slots - 2 * reserve}
+        self._ready: dict[int, deque[Job]] = {priority: deque() for priority in PRIORITIES}
+        self._called: dict[int, deque[Job]] = {priority: deque() for priority in PRIORITIES}  # by gates
+        self._timed: list[tuple[float, int, Job]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._gates: dict[Hashable, Gate] = {}
+        self._number = count()
+        self._turn = 0
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self.busy = 0
+        """Jobs that slots are at."""
+        self.held = dict.fromkeys(PRIORITIES, 0)
+        """Jobs inside that no slot has begun, by priority."""
+
+    def __len__(self) -> int:
+        return sum(self.held.values())
+
+    def gate(self, key: Hashable) -> Gate:
+        """The gate of a relay or site, by its key; open until it is given a limit."""
+        gate = self._gates.get(key)
+        if gate is None:
+            gate = self._gates[key] = Gate()
+        return gate
+
+    def gates(self) -> Mapping[Hashable, Gate]:
+        """All gates that anyone asked for."""
+        return self._gates
+
+    def put(self, job: Job) -> None:
+        """Take a job in."""
+        self.held[job.lane.priority] += 1
+        if job.at and job.at > self._now():
+            heapq.heappush(self._timed, (job.at, next(self._number), job))
+            if self._timed[0][2] is job:
+                self._arm()
+        else:
+            self._ready[job.lane.priority].append(job)
+            self._call()
+
+    async def get(self) -> Job:
+        """The next job, when there is one for this slot. Its end must be told by `done`."""
+        while True:
+            job = self._next()
+            if job is not None:
+                return job
+            waiting = asyncio.get_running_loop().create_future()
+            self._idle.append(waiting)
+            try:
+                await waiting
+            except asyncio.CancelledError:
+                if waiting in self._idle:
+                    self._idle.remove(waiting)
+                else:
+                    self._call()  # it was told of a job, which another slot must take now
+                raise
+
+    def done(self, job: Job) -> None:
+        """A job that `get` gave is over: its places are free."""
+        self.busy -= 1
+        for gate in job.gates:
+            gate.busy -= 1
+            gate.claimed -= 1
+            self.opened(gate)
+        if self._idle:
+            self._call()  # a reserved place may have come free for a slot that was turned away
+
+    def opened(self, gate: Gate) -> None:
+        """A gate may have room: let on who waited there longest, the most urgent first."""
+        room = MANY if gate.limit is None else gate.limit - gate.busy - gate.called
+        for priority in PRIORITIES:
+            waiting = gate.waiting[priority]
+            called = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            if not called:
+                continue
+            for job in called:
+                job.called_by = gate
+                self._call()
+            self._called[priority].extend(called)
+            gate.called += len(called)
+            room -= len(called)
+
+    def take_all(self) -> list[Job]:
+        """Empty it: all jobs that no slot has begun."""
+        lines = [*self._called.values(), *self._ready.values()]
+        jobs = [job for line in lines for job in line] + [job for _, _, job in self._timed]
+        for gate in self._gates.values():
+            jobs += [job for waiting in gate.waiting.values() for job in waiting]
+            gate.waiting = {priority: deque() for priority in PRIORITIES}
+            gate.called = 0
+        for job in jobs:
+            job.called_by = None
+            for gate in job.gates:
+                gate.claimed -= 1
+        for line in lines:
+            line.clear()
+        self._timed.clear()
+        self.held = dict.fromkeys(PRIORITIES, 0)
+        return jobs
+
+    def _next(self) -> Job | None:
+        self._turn += 1
+        for priority in PRIORITIES if self._turn % LOWEST_FIRST else reversed(PRIORITIES):
+            called, ready = self._called[priority], self._ready[priority]
+            while self.busy < self._room[priority] and (line := called or ready):
+                job = line.popleft()
+                gates = job.gates
+                if gates:
+                    called_by, job.called_by = job.called_by, None
+                    if called_by is not None:
+                        called_by.called -= 1
+                    full = next((gate for gate in gates if gate.full), None)
+                    if full is not None:
+                        self._wait_at(full, job, called_by)
+                        continue
+                    for gate in gates:
+                        gate.busy += 1
+                self.held[priority] -= 1
+                self.busy += 1
+                return job
+        return None
+
+    def _wait_at(self, gate: Gate, job: Job, called_by: Gate | None) -> None:
+        waiting = gate.waiting[job.lane.priority]
+        if gate is called_by:  # another took its place: it has not lost its turn
+            waiting.appendleft(job)
+            return
+        waiting.append(job)
+        if called_by is not None:
+            self.opened(called_by)  # it does not use that place now
+
+    def _call(self) -> None:
+        """Tell one waiting slot to look."""
+        while self._idle:
+            waiting = self._idle.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        seconds = max(0.0, self._timed[0][0] - self._now())
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._come)
+
+    def _come(self) -> None:
+        """The moment of some jobs has come."""
+        self._timer, now = None, self._now()
+        while self._timed and self._timed[0][0] <= now + EARLY_SECONDS:
+            job = heapq.heappop(self._timed)[2]
+            self._ready[job.lane.priority].append(job)
+            self._call()
+        if self._timed:
+            self._arm()

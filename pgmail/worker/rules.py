@@ -1,0 +1,123 @@
+"""What operators have laid down, as this worker knows it: streams, pauses, limits, weights; learnt once a second.
+
+From it comes what stops a lane now, under a key that lanes with the same obstacle share, and whether that is
+over. The order in which obstacles are looked at is the order in which `pgmail why` names them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from pgmail.store import limits as limit_store
+from pgmail.store import work
+from pgmail.store.database import Database
+from pgmail.store.limits import PauseRow
+from pgmail.store.work import StreamRow
+from pgmail.worker.lanes import Lane, LaneBook
+from pgmail.worker.limiter import Limiter
+from pgmail.worker.relays import Relays
+
+LEARN_SECONDS = 1.0
+FREED_AT_ONCE = 200  # lanes of an exhausted limit that look again when a token comes
+
+
+class Paused(NamedTuple):
+    """Lanes that stand still by an operator's wish."""
+
+    tenant: int | None
+    scope: str
+    name: str
+
+
+class RelaysAway(NamedTuple):
+    """Lanes of a stream of which no relay can be used."""
+
+    tenant: int
+    stream: str
+
+
+class Rules:
+    """Streams, pauses, limits and weights. `learn` raises DatabaseAway."""
+
+    def __init__(self, database: Database, relays: Relays, limiter: Limiter) -> None:
+        self._database, self._relays, self._limiter = database, relays, limiter
+        self._streams: dict[tuple[int, str], StreamRow] = {}
+        self._pauses: list[PauseRow] = []
+        self._until: dict[Hashable, float] = {}  # of limits: when it is worth looking again (monotonic)
+        self._learned_at = -math.inf
+        self.weights: dict[int, float] = {}
+
+    async def learn(self, *, now: bool = False) -> bool:
+        """Read all of it, once a second. True if it did."""
+        at = time.monotonic()
+        if not now and at - self._learned_at < LEARN_SECONDS:
+            return False
+        self._streams = {(row.tenant, row.name): row for row in await work.streams(self._database)}
+        self._pauses = await limit_store.pauses(self._database)
+        self._limiter.learn(await limit_store.limits(self._database))
+        self.weights = await limit_store.weights(self._database)
+        await self._relays.learn()
+        self._learned_at = at
+        return True
+
+    def stream(self, tenant: int, name: str) -> StreamRow:
+        """A stream's policy. One that somebody deleted by hand: its mail goes by the defaults."""
+        return self._streams.get((tenant, name)) or StreamRow(tenant, name)
+
+    async def policy(self, tenant: int, name: str) -> StreamRow:
+        """The same; a stream that is not known yet is read first."""
+        key = tenant, name
+        if key not in self._streams:
+            await self.learn(now=True)
+            # One that is not there is not asked for again until all are read anew.
+            self._streams.setdefault(key, StreamRow(tenant, name))
+        return self._streams[key]
+
+    def knows(self, lane: Lane) -> bool:
+        """Whether the lane's stream was read, so that its relay is its own and not the usual one."""
+        return (lane.tenant, lane.stream) in self._streams
+
+    def traced(self, lane: Lane) -> bool:
+        """Whether each claim of this lane is an event."""
+        return self.stream(lane.tenant, lane.stream).trace == "full"
+
+    def relay(self, lane: Lane) -> str | None:
+        """Who carries the lane's next mail; None while no relay can be used."""
+        return self._relays.pick(self.stream(lane.tenant, lane.stream))
+
+    def stopped(self, lane: Lane) -> Hashable | None:
+        """What stops a lane now; None to go."""
+        for pause in self._pauses:
+            if pause.stops(lane.tenant, lane.stream, lane.priority, lane.site):
+                return Paused(pause.tenant, pause.scope, pause.name)
+        relay = self.relay(lane)
+        if relay is None:
+            return RelaysAway(lane.tenant, lane.stream)
+        key = self._limiter.stopped(self._limiter.keys(lane.tenant, relay, lane.site))
+        if key is not None:
+            self._until[key] = time.monotonic() + self._limiter.seconds(key)
+        return key
+
+    def free(self, book: LaneBook) -> float | None:
+        """Let go the lanes whose obstacle is over. Seconds until the next may be; None if none is by the clock."""
+        now, soonest = time.monotonic(), math.inf
+        for key in book.parked():
+            if isinstance(key, Paused):
+                if not any((p.tenant, p.scope, p.name) == key for p in self._pauses):
+                    book.free(key)
+            elif isinstance(key, RelaysAway):
+                if self._relays.pick(self.stream(*key)) is not None:
+                    book.free(key)
+            elif self._until.get(key, 0.0) <= now:
+                # Not all at once: a limit on a relay stops as many lanes as there are sites.
+                book.free(key, FREED_AT_ONCE)
+            else:
+                soonest = min(soonest, self._until[key] - now)
+        return None if soonest == math.inf else soonest
+
+    def park_until(self, key: Hashable, seconds: float) -> None:
+        """When it is worth looking at lanes parked under a limit again."""
+        self._until[key] = time.monotonic() + seconds
