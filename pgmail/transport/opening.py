@@ -231,7 +231,9 @@ class _Opening:
         cipher = smtp.get_transport_info("cipher")
         return Session(
             _asyncio_transport(smtp),
-            extensions=Extensions.from_ehlo(smtp.esmtp_extensions),
+            extensions=Extensions.from_ehlo(
+                smtp.esmtp_extensions, pipelining=self._config.pipelining, chunking=self._config.chunking
+            ),
             timeouts=self._limits,
             welcome=welcome,
             remote_host=self._config.remote,

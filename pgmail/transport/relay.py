@@ -1,32 +1,33 @@
 """The SMTP relay: a few kept-open connections over which mail after mail goes.
 
-A mail waits for a permit (`max_connections`), takes the idle session used last (the others may then grow old
-and be closed) or opens a new one. If the session had been idle and turns out to be closed before anything of
-the mail was answered, the mail goes over a new connection once, and nobody hears of it: nothing of the mail
-was sent. Any other break is a `Result`, because the remote may remember the mail.
+A mail takes the idle connection used last (the others may then grow old and be closed); without one, a new
+connection is opened for it while there may be more; else it takes the second place on a busy one, where its
+commands travel with the body of the mail before; else it waits. Whatever becomes free is given to the mail
+that waited longest, from inside the connection's own reading, so that no task has to wake up for it.
+
+If a connection turns out to be closed before anything of a mail was answered, the mail goes over another one,
+and nobody hears of it: nothing of the mail was sent. Any other break is a `Result`, because the remote may
+remember the mail. A connection counts until its socket is closed, so that the remote never sees more of them
+than `max_connections`; only a probe has one beside them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict, deque
 
-import msgspec
-
-from pgmail.domain.reply import Envelope, Result
+from pgmail.domain.reply import Envelope, Phase, Result
 from pgmail.transport.base import OnDot, closed_error
+from pgmail.transport.careful import carry
+from pgmail.transport.commands import Capabilities
 from pgmail.transport.opening import open_session, tls_context
 from pgmail.transport.relay_config import RelayConfig
 from pgmail.transport.session import Session
+from pgmail.transport.transaction import Transaction
 
-
-class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What the remote said it takes. `size`: octets of the biggest mail, None without a limit."""
-
-    eightbit: bool
-    smtputf8: bool
-    pipelining: bool
-    size: int | None = None
+MOST_TRIES = 3
+"""So many connections may break before anything of a mail was answered; the last break is its result."""
 
 
 class SmtpRelay:
@@ -37,10 +38,16 @@ class SmtpRelay:
         self.name = config.shown
         self.config = config
         self._context = tls_context(config)
-        self._permits = asyncio.Semaphore(config.max_connections)
+        self._most = config.max_connections
+        self._open = 0  # connections with a socket, those being opened or closed too
         self._idle: list[tuple[float, Session]] = []  # (idle since, session); used last at the end
+        # Busy, with a second place. The one that was freed first is about to write first.
+        self._half: OrderedDict[Session, None] = OrderedDict()
+        self._again: deque[Transaction] = deque()  # want a connection of which they are the first mail
+        self._waiting: deque[Transaction] = deque()
+        self._openings: dict[asyncio.Task[Session | Result], None] = {}
+        self._farewells: set[asyncio.Task[object]] = set()  # connections that are being closed
         self._capabilities: Capabilities | None = None
-        self._farewells: set[asyncio.Task[None]] = set()
         self._reaper: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -49,38 +56,61 @@ class SmtpRelay:
         """Make a relay from a URL as `RelayConfig.from_url` reads it."""
         return cls(RelayConfig.from_url(url))
 
+    # --- what it offers ---
+
     def capabilities(self) -> Capabilities | None:
         """Return what the remote offered last, or None before the first connection."""
         return self._capabilities
+
+    @property
+    def pipeline_depth(self) -> int:
+        """How many mails one connection takes at a time, by what the remote offered last; 1 before that."""
+        known = self._capabilities
+        return 2 if known is not None and (known.pipelining or known.chunking) else 1
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open, being opened or being closed."""
+        return self._open
 
     @property
     def idle_connections(self) -> int:
         """How many connections are open and carry nothing."""
         return len(self._idle)
 
+    def set_max_connections(self, n: int) -> None:
+        """Change how many connections there may be, from now on. At 0 nobody sends and `deliver` waits.
+
+        Idle connections above `n` are closed with QUIT, busy ones after the mails they have. Raises ValueError.
+        """
+        if n < 0:
+            raise ValueError(f"n: must be at least 0, not {n}")
+        self._most = n
+        while self._idle and self._too_many:
+            self._leave(self._idle.pop(0)[1])
+        self._fill()
+
     async def deliver(self, envelope: Envelope, on_dot: OnDot | None = None) -> Result:
         """Hand one envelope to the relay. See `Transport`.
 
-        Waits for a connection if all are in use. Raises RuntimeError after `close`.
+        Waits for a place on a connection if all are taken. Raises RuntimeError after `close`.
         """
         if self._closed:
             raise closed_error(self.name)
-        async with self._permits:
-            session = self._take()
-            if session is not None:
-                try:
-                    result = await session.deliver(envelope, on_dot)
-                finally:
-                    self._give_back(session)
-                if not session.stale:
-                    return result
-            opened = await self._open()
-            if isinstance(opened, Result):
-                return opened
-            try:
-                return await opened.deliver(envelope, on_dot)
-            finally:
-                self._give_back(opened)
+        mail = Transaction(envelope, on_dot, asyncio.get_running_loop())
+        session = None if self._waiting or self._again else self._place()
+        if session is not None:
+            self._hand(mail, session)
+        else:
+            self._waiting.append(mail)
+            self._fill()
+        try:
+            if mail.ready is not None and await mail.ready and mail.session is not None:
+                await carry(mail.session, mail)
+            return await mail.done
+        except BaseException:
+            self._abandon(mail)
+            raise
 
     async def probe(self) -> Result:
         """Connect, greet, secure, authenticate and quit, on a connection of its own.
@@ -90,11 +120,17 @@ class SmtpRelay:
         if self._closed:
             raise closed_error(self.name)
         started = time.monotonic()
-        opened = await self._open()
-        if isinstance(opened, Result):
-            return opened
-        phase, reply = opened.welcome
-        await opened.quit()
+        self._open += 1
+        try:
+            opened = await open_session(self.config, self._context)
+            if isinstance(opened, Result):
+                return opened
+            self._capabilities = opened.extensions.capabilities()
+            phase, reply = opened.welcome
+            await opened.quit()
+        finally:
+            self._open -= 1
+            self._fill()
         return Result(
             phase=phase,
             reply=reply,
@@ -104,46 +140,183 @@ class SmtpRelay:
         )
 
     async def close(self) -> None:
-        """Quit all idle connections, each in a few seconds at most. Mails on their way end by themselves."""
+        """Quit all idle connections, each in a few seconds at most. Mails on their way end by themselves.
+
+        So do mails that wait for a place; if there may be no connection at all, they come to a result that
+        says so.
+        """
         self._closed = True
         if self._reaper is not None:
             self._reaper.cancel()
             self._reaper = None
         while self._idle:
-            self._farewell(self._idle.pop()[1])
+            self._leave(self._idle.pop()[1])
+        if self._most == 0:
+            for mail in [*self._again, *self._waiting]:
+                mail.settle(Result(phase=Phase.CONNECT, error="closed while no connection was allowed"))
+            self._again.clear()
+            self._waiting.clear()
+        self._trim()
         while self._farewells:
-            await asyncio.gather(*self._farewells)
+            await asyncio.gather(*self._farewells, return_exceptions=True)
 
-    async def _open(self) -> Session | Result:
-        opened = await open_session(self.config, self._context)
-        if isinstance(opened, Session):
-            offered = opened.extensions
-            self._capabilities = Capabilities(
-                eightbit=offered.eightbit,
-                smtputf8=offered.smtputf8,
-                pipelining=offered.pipelining,
-                size=offered.size,
-            )
-        return opened
+    # --- places for mails ---
 
-    def _take(self) -> Session | None:
+    def _place(self) -> Session | None:
+        """Find the session for a mail that comes while none waits."""
+        session = self._idle_one()
+        if session is None and self._open >= self._most:
+            session = self._busy_one()
+        return session
+
+    def _idle_one(self) -> Session | None:
         while self._idle:
             since, session = self._idle.pop()
             if session.usable and time.monotonic() - since < self.config.idle_seconds:
                 return session
-            self._farewell(session)
+            self._leave(session)
         return None
 
-    def _give_back(self, session: Session) -> None:
-        if not session.usable or self._closed or session.mails >= self.config.max_mails_per_connection:
-            self._farewell(session)
-            return
-        self._idle.append((time.monotonic(), session))
-        if self._reaper is None:
-            self._reap_in(self.config.idle_seconds)
+    def _busy_one(self) -> Session | None:
+        while self._half:
+            session = self._half.popitem(last=False)[0]
+            if session.has_place:
+                return session
+        return None
 
-    def _farewell(self, session: Session) -> None:
-        task = asyncio.get_running_loop().create_task(session.quit())
+    def _fill(self) -> None:
+        """Find places for the mails that wait, and open connections for those that find none."""
+        again, waiting = self._again, self._waiting
+        # Where one connection was found closed other idle ones may be, too: stale mails prefer a new one.
+        while again and self._open >= self._most and (session := self._idle_one()) is not None:
+            self._hand(again.popleft(), session)
+        while waiting and not again and (session := self._idle_one()) is not None:
+            self._hand(waiting.popleft(), session)
+        while len(again) + len(waiting) > len(self._openings) and self._open < self._most:
+            self._open += 1
+            task = asyncio.get_running_loop().create_task(open_session(self.config, self._context))
+            self._openings[task] = None
+            task.add_done_callback(self._opened)
+        while len(waiting) > len(self._openings) and not again and (session := self._busy_one()) is not None:
+            self._hand(waiting.popleft(), session)
+
+    def _hand(self, mail: Transaction, session: Session) -> None:
+        session.take(mail)
+        self._shelve(session)
+
+    @property
+    def _too_many(self) -> bool:
+        return self._open - len(self._farewells) > self._most
+
+    def _next(self, session: Session) -> Transaction | None:
+        """Return the mail that is to take a session's free place."""
+        if self._too_many or session.mails >= self.config.max_mails_per_connection:
+            return None
+        if not session.carried:
+            if self._again:
+                return self._again.popleft()
+            return self._waiting.popleft() if self._waiting else None
+        # A second place is for mails that no connection is being opened for. Those that went stale wait for
+        # a first one, which there will never be if busy connections are kept busy.
+        if self._again or len(self._waiting) <= len(self._openings):
+            return None
+        return self._waiting.popleft()
+
+    def _shelve(self, session: Session) -> None:
+        """Put a session where mails look for it, or say farewell."""
+        self._half.pop(session, None)
+        if not session.usable:
+            return
+        spent = self._too_many or session.mails >= self.config.max_mails_per_connection
+        if session.carried:
+            if not spent and session.has_place:
+                self._half[session] = None
+        elif spent or self._closed:
+            self._leave(session)
+        else:
+            self._idle.append((time.monotonic(), session))
+            if self._reaper is None:
+                self._reap_in(self.config.idle_seconds)
+
+    def _abandon(self, mail: Transaction) -> None:
+        mail.done.cancel()
+        if mail.session is not None:
+            mail.session.abandon(mail)
+            return
+        for queue in (self._again, self._waiting):
+            if mail in queue:
+                queue.remove(mail)
+        self._trim()
+
+    # --- what sessions report (`session.Owner`) ---
+
+    def freed(self, session: Session) -> None:
+        """Give a session's free places to mails that wait."""
+        while (self._waiting or self._again) and session.has_place:
+            mail = self._next(session)
+            if mail is None:
+                break
+            session.take(mail)
+        self._shelve(session)
+
+    def stale(self, mail: Transaction, result: Result) -> None:
+        """Send a mail of which nothing was said over another connection, before all that wait."""
+        if mail.done.done():
+            return
+        mail.tries += mail.written
+        if mail.tries >= MOST_TRIES:
+            mail.settle(result)
+            return
+        mail.session = None
+        self._again.append(mail)
+        self._fill()
+
+    def gone(self, session: Session) -> None:
+        """Forget a session whose socket is closed; its place is free for a new one."""
+        self._open -= 1
+        self._half.pop(session, None)
+        self._idle = [entry for entry in self._idle if entry[1] is not session]
+        self._fill()
+
+    # --- opening and closing ---
+
+    def _opened(self, task: asyncio.Task[Session | Result]) -> None:
+        """Use a new connection. If there is none, the mail that waited longest comes to the same result."""
+        self._openings.pop(task, None)
+        waits = self._again or self._waiting
+        if task.cancelled():
+            self._open -= 1
+        elif (fault := task.exception()) is not None:
+            self._open -= 1
+            if waits:
+                waits.popleft().fail(fault)
+        elif isinstance(opened := task.result(), Result):
+            self._open -= 1
+            if waits:
+                waits.popleft().settle(opened)
+        else:
+            self._capabilities = opened.extensions.capabilities()
+            opened.owner = self
+            self._open -= opened.closed
+            if opened.usable:
+                self.freed(opened)
+            elif waits:  # it was lost just now, and maybe would be each time
+                waits.popleft().settle(
+                    Result(phase=Phase.MAIL, error="lost after the login", remote_host=opened.remote_host)
+                )
+        self._fill()
+
+    def _trim(self) -> None:
+        """Stop opening connections that nobody waits for any more."""
+        surplus = len(self._openings) - len(self._again) - len(self._waiting)
+        for task in list(self._openings)[::-1][: max(0, surplus)]:
+            del self._openings[task]
+            self._farewells.add(task)
+            task.add_done_callback(self._farewells.discard)
+            task.cancel()
+
+    def _leave(self, session: Session) -> None:
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(session.quit())
         self._farewells.add(task)
         task.add_done_callback(self._farewells.discard)
 
@@ -156,6 +329,6 @@ class SmtpRelay:
         limit = self.config.idle_seconds
         now = time.monotonic()
         while self._idle and (now - self._idle[0][0] >= limit or not self._idle[0][1].usable):
-            self._farewell(self._idle.pop(0)[1])
+            self._leave(self._idle.pop(0)[1])
         if self._idle:
             self._reap_in(max(0.01, self._idle[0][0] + limit - now))

@@ -14,6 +14,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
+from pgmail.domain.reply import Phase
+
 Tls = Literal["none", "opportunistic", "starttls", "implicit"]
 
 _TLS: dict[str, Tls] = {
@@ -42,6 +44,16 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
         """Return all of them times `factor`."""
         return Timeouts(**{name: getattr(self, name) * factor for name in self.__struct_fields__})
 
+    def by_phase(self) -> dict[Phase, float]:
+        """Return those for the replies to a mail, and for its blocks."""
+        return {
+            Phase.MAIL: self.mail,
+            Phase.RCPT: self.rcpt,
+            Phase.DATA: self.data,
+            Phase.BODY: self.block,
+            Phase.DOT: self.dot,
+        }
+
 
 class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One relay. `password` is None without authentication; `host` may be a name or an address."""
@@ -58,6 +70,8 @@ class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_mails_per_connection: int = 1000
     idle_seconds: float = 30.0  # below the shortest idle limit met in the wild
     timeout_scale: float = 1.0
+    pipelining: bool = True  # False: not used though the relay offers it (RFC 2920)
+    chunking: bool = True  # the same for RFC 3030
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -66,7 +80,8 @@ class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
         Schemes: `smtp`, `smtps` (TLS from the first octet). Options, each at most once: `tls` (none,
         opportunistic, starttls, implicit; defaults to opportunistic, or implicit with smtps), `verify`
         (defaults to true with starttls and implicit), `ca`, `helo`, `max_connections`,
-        `max_mails_per_connection`, `idle_seconds`, `timeout_scale`. The port defaults to 25, to 587 with
+        `max_mails_per_connection`, `idle_seconds`, `timeout_scale`, `pipelining` and `chunking` (true or
+        false; false for a relay that offers what it does badly). The port defaults to 25, to 587 with
         `tls=starttls` and to 465 with implicit TLS. User and password are percent-encoded (RFC 3986).
         Raises ValueError.
         """
@@ -96,6 +111,8 @@ class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
             verify=_verify(tls, options.pop("verify", None)),
             ca=_ca(tls, options.pop("ca", None)),
             helo=_helo(options.pop("helo", None)),
+            pipelining=_flag("pipelining", options.pop("pipelining", "true")),
+            chunking=_flag("chunking", options.pop("chunking", "true")),
             **_numbers(options),
         )
 
@@ -131,7 +148,7 @@ _NUMBERS: dict[str, Callable[[str], float]] = {
     "idle_seconds": float,
     "timeout_scale": float,
 }
-_OPTIONS = {"tls", "verify", "ca", "helo", *_NUMBERS}
+_OPTIONS = {"tls", "verify", "ca", "helo", "pipelining", "chunking", *_NUMBERS}
 
 
 def _options(query: str) -> dict[str, str]:
@@ -158,10 +175,15 @@ def _tls(scheme: str, text: str | None) -> Tls:
 def _verify(tls: Tls, text: str | None) -> bool:
     if text is None:
         return tls in ("starttls", "implicit")
-    if text not in ("true", "false"):
-        raise ValueError(f"verify: must be true or false, not {text!r}")
-    if text == "true" and tls in ("none", "opportunistic"):
+    verify = _flag("verify", text)
+    if verify and tls in ("none", "opportunistic"):
         raise ValueError(f"verify: tls={tls} never verifies; use tls=starttls")
+    return verify
+
+
+def _flag(name: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(f"{name}: must be true or false, not {text!r}")
     return text == "true"
 
 

@@ -7,6 +7,7 @@ connection cannot be trusted, because a reply may belong to an earlier command.
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import NamedTuple
 
@@ -65,6 +66,33 @@ def shown(octets: bytes, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def lost(exc: Exception) -> str:
+    """Say how a connection ended, by the error that asyncio names."""
+    if isinstance(exc, (ConnectionResetError, BrokenPipeError)) or (
+        isinstance(exc, OSError) and exc.errno == errno.ECONNABORTED
+    ):
+        return "the remote reset the connection"
+    return f"the connection was lost: {exc}"
+
+
+_ONE_LINE = re.compile(rb"([2-5][0-9]{2}) ([^\r\n]*)")
+_MOST_KNOWN = 256
+_known: dict[bytes, RawReply] = {}  # to be read and filled by all connections: remotes repeat themselves
+
+
+def _one_line(line: bytes) -> RawReply | None:
+    """Read a reply of one line, as most are; None if it is anything else."""
+    found = _ONE_LINE.fullmatch(line)
+    if found is None or len(line) > MAX_REPLY_BYTES:
+        return None
+    reply = RawReply(int(found[1]), found[2])
+    if len(line) <= 100:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()  # full of queue ids, each of which comes once
+        _known[line] = reply
+    return reply
+
+
 class ReplyParser:
     """Cuts a stream of octets into replies."""
 
@@ -88,6 +116,15 @@ class ReplyParser:
         replies: list[RawReply] = []
         if self.fault is not None:
             return replies
+        if octets[-2:] == b"\r\n" and not self._rest and not self._lines:
+            for line in octets[:-2].split(b"\r\n"):
+                reply = _known.get(line) or _one_line(line)
+                if reply is None:
+                    break
+                replies.append(reply)
+            else:
+                return replies
+            replies = []
         octets = self._rest + octets if self._rest else octets
         start = 0
         while (end := octets.find(b"\n", start)) >= 0:

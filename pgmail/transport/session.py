@@ -1,45 +1,44 @@
-"""One logged-in SMTP connection that carries mail after mail, with PIPELINING where offered (RFC 2920).
+"""One logged-in SMTP connection that carries mail after mail, with PIPELINING (RFC 2920) or CHUNKING (RFC 3030).
 
 aiosmtplib waits for each reply before it writes on; this takes the connection over once aiosmtplib has logged
-in, and spends two round trips a mail in place of four. Its one important property is to know how far a mail
-got when the connection breaks: `Phase.DOT` from the moment the end of data was given to the socket buffer,
-whether or not it left the machine, since nobody can tell.
+in. It is a state machine that runs where octets arrive, so that no task wakes up between two steps of a mail.
+With PIPELINING a second mail stands in line: its MAIL, RCPT and DATA are written together with the end of data
+of the first, and a busy connection costs one write and one read a mail. With CHUNKING all of a mail is one
+write, and nothing follows it before its reply: a second BDAT behind one whose recipient is refused would meet
+a remote in the middle of the first one's transaction.
+
+Its one important property is to know how far each mail got when the connection breaks: in doubt from the
+moment the end of data was given to the socket, whether or not it left the machine, since nobody can tell.
 
 What can go wrong besides refusals: a reply may come unasked (the connection is given up, for replies would be
 paired with the wrong command), come early (before the end of data: the mail is refused, nothing is in doubt)
-or never (each wait has a limit). A connection that breaks before the first command of a mail was answered is
-`stale`: the remote closed it while it was idle, and the mail may go over another one.
+or never (each wait has a limit). A mail of which nothing was answered when the connection ended goes back to
+the owner, who tries another one: the remote closed this one while it was idle, or because of the mail before.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import math
-import time
 from collections import deque
 from contextlib import suppress
 
-from pgmail.domain.reply import Envelope, Phase, Reply, Result
-from pgmail.transport.base import OnDot
-from pgmail.transport.commands import Extensions, commands, refused_here, stuffed
+from pgmail.domain.reply import Phase, Reply, Result
+from pgmail.transport.commands import Extensions, refused_here
 from pgmail.transport.relay_config import Timeouts
-from pgmail.transport.replies import RawReply, ReplyParser, shown
+from pgmail.transport.replies import RawReply, ReplyParser, lost, shown
+from pgmail.transport.transaction import BLOCK_BYTES, Owner, Step, Transaction
+from pgmail.transport.watch import Watch
 
-BLOCK_BYTES = 65_536
-"""Bigger mails are written in blocks of this size, each with its own time limit (RFC 5321, 4.5.3.2.5)."""
+_BODY = Phase.BODY  # read often, and slow to get at on Python 3.11, as are those of Step
+_WAIT, _SPEAK, _DONE = Step.WAIT, Step.SPEAK, Step.DONE
 
-
-class _Broken(Exception):  # noqa: N818 - the state of the connection
-    """The connection cannot be used on; `gone` tells that the remote ended it (not a timeout or nonsense)."""
-
-    def __init__(self, text: str, *, gone: bool = False) -> None:
-        super().__init__(text)
-        self.gone = gone
+TRUSTED_SECONDS = 1.0
+"""So long after its last reply a connection is taken for alive. On one that was idle for longer, a mail by BDAT
+is written in two steps: if the remote has closed it meanwhile, it is not in doubt and nobody hears of it."""
 
 
 class Session(asyncio.Protocol):
-    """A connection after EHLO, TLS and AUTH. One mail at a time; made by `opening.open_session`."""
+    """A connection after EHLO, TLS and AUTH; made by `opening.open_session`. Set `owner` before the first mail."""
 
     def __init__(
         self,
@@ -52,81 +51,98 @@ class Session(asyncio.Protocol):
         tls: str | None = None,
     ) -> None:
         self.extensions = extensions
+        self._grouped = extensions.pipelining and not extensions.chunking  # commands follow an end of data
+        self.pipeline_depth = 2 if extensions.pipelining or extensions.chunking else 1
+        """How many mails it takes at a time: one on its way and one that is ready to follow."""
         self.welcome = welcome  # the last step of the login and its reply
         self.remote_host = remote_host
         self.tls = tls
-        self.mails = 0  # transactions begun
-        self.stale = False  # the last mail broke before any of it was answered
+        self.mails = 0  # transactions taken
+        self.owner: Owner | None = None
         self._timeouts = timeouts
+        self._limits = timeouts.by_phase()
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._parser = ReplyParser()
-        self._replies: deque[RawReply] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._closed: asyncio.Future[None] = self._loop.create_future()
-        self._fault: _Broken | None = None
-        self._phase = Phase.MAIL
-        self._busy = False
-        self._quitting = False
-        self._skip = 0  # replies on their way that nobody waits for: to RSET and to a lone dot
+        self._line: deque[Transaction] = deque()  # the first one is answered; at most `pipeline_depth`
+        self._out: list[bytes] = []  # to be written next
+        self._skip = 0  # replies on their way that belong to no mail: to RSET and to a lone dot
+        self._heard = self._loop.time()
+        self._watch = Watch(self._loop, self._expired)
+        self._reading = False  # inside data_received, which writes at its end
+        self._later = False  # a write is due when the tasks that were just woken have run
         self._full = False  # the write buffer is above its limit
-        self._limit = 0.0  # seconds that the present wait may last
-        self._deadline = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
+        self._stir: asyncio.Future[None] | None = None  # of `change`
+        self._fault: str | None = None
+        self._retiring = False  # takes no more mail, as after a fault
+        self._quitting = False
+        self._closed: asyncio.Future[None] = self._loop.create_future()
         # Resume only when all of it left the process: then the end of data follows at once and a break
         # before it is known to be one.
         transport.set_write_buffer_limits(high=BLOCK_BYTES, low=0)
         transport.set_protocol(self)
 
-    # --- what the relay uses ---
+    # --- what the owner uses ---
 
     @property
     def usable(self) -> bool:
         """Tell whether another mail may be tried on this connection."""
-        return self._fault is None and not self._quitting and not self._transport.is_closing()
+        return not self._retiring and not self._transport.is_closing()
 
-    async def deliver(self, envelope: Envelope, on_dot: OnDot | None = None) -> Result:
-        """Carry one mail. Never raises for what the remote does; look at `usable` and `stale` afterwards."""
-        started = time.monotonic()
-        self._busy = True
-        self._phase = Phase.MAIL
-        self.stale = False
+    @property
+    def closed(self) -> bool:
+        """Tell whether the socket is closed."""
+        return self._closed.done()
+
+    @property
+    def carried(self) -> int:
+        """How many mails are in line."""
+        return len(self._line)
+
+    @property
+    def has_place(self) -> bool:
+        """Tell whether `take` may be called. Nothing queues up behind a body that its own task writes."""
+        line = self._line
+        if self._retiring or len(line) >= self.pipeline_depth:
+            return False
+        return not line or line[-1].dotted or not line[-1].careful
+
+    def take(self, mail: Transaction) -> None:
+        """Carry a mail; there must be a place. Its `done` is set, or the owner's `stale` called, in any case.
+
+        A careful mail's task waits for its `ready` and, if that is true, calls `careful.carry`.
+        """
         self.mails += 1
-        reply: Reply | None = None
-        error: str | None = None
-        try:
-            reply = await self._transact(envelope, on_dot)
-            if self._replies:
-                self._give_up("an unasked reply")
-            elif reply.code == 421:
-                # RFC 5321, section 3.8: the remote is closing the channel.
-                self._give_up("the remote said 421")
-                self.stale = self._phase is Phase.MAIL
-        except _Broken as broken:
-            error = str(broken)
-            self.stale = broken.gone and self._phase is Phase.MAIL
-            self._give_up(error)
-        except BaseException:
-            # Cancelled, or on_dot raised: the transaction is half done. Without its end of data the
-            # remote must throw it away when the connection goes (RFC 5321, section 4.1.1.4).
-            self._give_up("the mail was abandoned")
-            raise
-        finally:
-            self._busy = False
-        return Result(
-            phase=self._phase,
-            reply=reply,
-            error=error,
-            remote_host=self.remote_host,
-            tls=self.tls,
-            ms=round((time.monotonic() - started) * 1000),
-        )
+        mail.begin(self, self.mails)
+        refusal = refused_here(mail.envelope, self.extensions)
+        if refusal is not None:
+            mail.settle(Result(phase=Phase.MAIL, reply=refusal, remote_host=self.remote_host, tls=self.tls))
+            return
+        self._line.append(mail)
+        if not (self._reading or self._later):
+            self._push(restart=False)
+
+    def abandon(self, mail: Transaction) -> None:
+        """Let go of a mail that nobody waits for any more. What of it was said makes the connection useless.
+
+        Without its end of data the remote must throw it away when the connection goes (RFC 5321, section
+        4.1.1.4). If another mail's end of data is unanswered, that answer is waited for first.
+        """
+        if mail not in self._line:
+            return
+        if not mail.written:
+            self._line.remove(mail)
+            self._push(restart=False)
+            self._freed()
+        elif mail is self._line[0]:
+            self._fail("the mail was abandoned")
+        else:
+            self._retiring = True
 
     async def quit(self) -> None:
         """Say QUIT, wait a little for the answer, close. Returns when the socket is closed."""
         if self.usable:
-            self._quitting = True
+            self._quitting = self._retiring = True
             self._transport.write(b"QUIT\r\n")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._timeouts.quit):
@@ -134,178 +150,186 @@ class Session(asyncio.Protocol):
         self._transport.abort()
         await asyncio.shield(self._closed)
 
-    # --- one transaction (RFC 5321, section 3.3) ---
+    # --- what `careful.carry` uses, for the first mail in line ---
 
-    async def _transact(self, envelope: Envelope, on_dot: OnDot | None) -> Reply:
-        while self._skip:
-            await self._wait(self._timeouts.command)
-        refusal = refused_here(envelope, self.extensions)
-        if refusal is not None:
-            return refusal
-        mail, rcpt = commands(envelope, self.extensions)
-        limits = self._timeouts
-        pipelining = self.extensions.pipelining
-        if pipelining:
-            self._write(b"%b%bDATA\r\n" % (mail, rcpt))
-        refused: RawReply | None = None
-        data: RawReply | None = None
-        for phase, command, limit in (
-            (Phase.MAIL, mail, limits.mail),
-            (Phase.RCPT, rcpt, limits.rcpt),
-            (Phase.DATA, b"DATA\r\n", limits.data),
-        ):
-            if refused is None:
-                self._phase = phase
-            try:
-                if not pipelining:
-                    self._write(command)
-                answer = await self._next(limit)
-            except _Broken as broken:
-                if refused is None:
-                    raise
-                # The refusal is known; that the remote hung up after it changes nothing for this mail.
-                self._give_up(str(broken))
-                return refused.parsed()
-            if phase is Phase.DATA:
-                data = answer
-            if refused is None and not (answer.code == 354 if phase is Phase.DATA else answer.code < 300):
-                if answer.code < 400:
-                    raise _Broken(f"unexpected reply to {phase.upper()}: {answer.code} {shown(answer.text)}")
-                refused = answer
-                if not pipelining:
-                    break
-            if answer.code == 421:
-                break
-        if refused is not None:
-            if refused.code != 421:
-                self._reset(data is not None and data.code == 354)
-            return refused.parsed()
-        return await self._send_data(envelope.body, on_dot)
-
-    def _reset(self, started: bool) -> None:
-        """Bring the remote back to the start; the answers are swallowed when they come.
-
-        `started`: it awaits a message nobody has (MAIL or RCPT refused, DATA not), which RFC 2920, section
-        3.1, ends with a lone dot. No recipient was accepted, so that this sends nothing.
-        """
-        if self.usable:
-            self._skip += 2 if started else 1
-            self._write(b".\r\nRSET\r\n" if started else b"RSET\r\n")
-
-    async def _send_data(self, body: bytes, on_dot: OnDot | None) -> Reply:
-        self._phase = Phase.BODY
-        body, end = stuffed(body)
-        if on_dot is None and len(body) <= BLOCK_BYTES:
-            early = self._replies
-            if not early:
-                self._write(body + end)
-        else:
-            early = await self._send_blocks(body, on_dot)
-            if not early:
-                self._write(end)
-        if early:
-            raw = early.popleft()
-            if raw.code < 400:
-                raise _Broken(f"reply before the end of data: {raw.code} {shown(raw.text)}")
-            # What follows would still be read as message text: this connection is of no more use.
-            self._give_up("refused before the end of data")
-            return raw.parsed()
-        self._phase = Phase.DOT
-        raw = await self._next(self._timeouts.dot)
-        if 300 <= raw.code < 400:
-            raise _Broken(f"unexpected reply to the end of data: {raw.code} {shown(raw.text)}")
-        return raw.parsed()
-
-    async def _send_blocks(self, body: bytes, on_dot: OnDot | None) -> deque[RawReply]:
-        """Write the message without its end, as fast as the remote reads. Returns replies come early."""
-        view = memoryview(body)
-        for start in range(0, len(body), BLOCK_BYTES):
-            if self._replies:
-                return self._replies
-            self._write(view[start : start + BLOCK_BYTES])
-            while self._full and not self._replies:
-                await self._wait(self._timeouts.block)
-        if on_dot is not None:
-            await on_dot()
-        return self._replies
-
-    # --- reading, writing, waiting ---
-
-    def _write(self, octets: bytes | memoryview) -> None:
-        if not self.usable:
-            raise self._fault or _Broken("the connection is closed", gone=True)
+    def write(self, octets: bytes | memoryview) -> None:
+        """Write a part of the body, which has its own time limit."""
         self._transport.write(octets)
+        self._time()
 
-    async def _next(self, seconds: float) -> RawReply:
-        while not self._replies:
-            await self._wait(seconds)
-        return self._replies.popleft()
+    @property
+    def congested(self) -> bool:
+        """Tell whether the network is slower than we are."""
+        return self._full
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait until anything changes. Raises `_Broken` when the connection is lost or time is up."""
-        if self._fault is not None:
-            raise self._fault
-        self._waiter = self._loop.create_future()
-        self._arm(seconds)
+    async def change(self) -> None:
+        """Wait until a reply came, all that was written was taken, or the connection is lost."""
+        self._stir = self._loop.create_future()
         try:
-            await self._waiter
+            await self._stir
         finally:
-            self._waiter = None
-            self._deadline = math.inf
-        if self._fault is not None and not self._replies:
-            raise self._fault
+            self._stir = None
+
+    def end(self, mail: Transaction, octets: bytes) -> None:
+        """Write the end of data, and with it the commands of the mail behind."""
+        mail.end = octets
+        self._push()
+        self._freed()
+
+    # --- writing ---
+
+    def _push(self, *, restart: bool = True) -> None:
+        """Write all that may be written now, at once.
+
+        `restart`: something else may be waited for first than before, with a time limit of its own.
+        """
+        self._later = False
+        line, out = self._line, self._out
+        now = self._loop.time()
+        if line:
+            if self._transport.is_closing():
+                self._fail("the connection is closed", gone=True)
+                return
+            head = line[0]
+            if head.written:
+                if not head.owed:
+                    head.go_on(self.extensions, out)
+            # A BDAT behind a RSET that fails could go out in the name of the mail before.
+            elif not self._skip or self._grouped:
+                head.open(self.extensions, out, now, trusted=now - self._heard < TRUSTED_SECONDS)
+            if head.dotted and self._grouped and len(line) > 1:
+                line[1].open(self.extensions, out, now, trusted=True)
+        if out:
+            octets = b"".join(out)
+            out.clear()
+            self._transport.write(octets)
+        if restart or not self._watch.waiting:
+            self._time()
+
+    # --- waiting ---
+
+    def _time(self) -> None:
+        """Start the time limit of whatever is waited for first."""
+        line = self._line
+        if self._skip:
+            limit = self._timeouts.command
+        elif line and (line[0].owed or (self._full and line[0].phase is _BODY)):
+            limit = self._limits[line[0].phase]
+        else:
+            self._watch.rest()
+            return
+        self._watch.wait(limit, self._loop.time())
+
+    def _expired(self, seconds: float) -> None:
+        what = "the network took no data" if self._full else "no reply"
+        self._fail(f"{what} for {seconds:g} s")
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._stir is not None and not self._stir.done():
+            self._stir.set_result(None)
 
-    def _arm(self, seconds: float) -> None:
-        # One timer outlives many waits and looks at the deadline when it fires: arming a timer for each
-        # reply would cost more than parsing it.
-        self._limit = seconds
-        self._deadline = self._loop.time() + seconds
-        if self._timer is None or self._timer_at > self._deadline:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = self._deadline
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+    # --- what a reply leads to ---
 
-    def _on_timer(self) -> None:
-        self._timer = None
-        left = self._deadline - self._loop.time()
-        if left > 0.001:
-            if self._deadline < math.inf:
-                self._timer_at = self._deadline
-                self._timer = self._loop.call_at(self._deadline, self._on_timer)
+    def _follow(self, mail: Transaction, step: Step) -> None:
+        """Do what the first mail in line asks for; what is to be written is, by `_push`, a little later."""
+        if step is _SPEAK:
+            if mail.ready is not None and mail.phase is _BODY and not mail.ready.done():
+                mail.ready.set_result(True)
             return
-        what = "the network took no data" if self._full else "no reply"
-        self._fault = self._fault or _Broken(f"{what} for {self._limit:g} s")
+        if step is not _DONE:
+            if step is Step.DROP:
+                said = mail.reply.code if mail.reply is not None else 0
+                self._fail(f"the remote said {said}, which ends the connection")
+                return
+            if step is Step.NONSENSE:
+                self._fail(mail.nonsense)
+                return
+            lone = step is Step.LONE_DOT
+            self._out.append(b".\r\nRSET\r\n" if lone else b"RSET\r\n")
+            self._skip += 2 if lone else 1
+        line = self._line
+        line.popleft()
+        mail.settle(mail.result(None, self._loop.time()))
+        if line and line[0].done.done() and line[0].written:
+            self._fail("the mail was abandoned")
+        else:
+            self._freed()
+
+    def _aside(self, raw: RawReply) -> None:
+        """Take a reply that belongs to no mail."""
+        if self._quitting:
+            self._transport.close()
+        elif not self._skip:
+            self._fail(f"the remote said {raw.code}, unasked", gone=True)
+        else:
+            self._skip -= 1
+            if raw.code == 421 or (self._skip == 0 and raw.code >= 300):
+                self._fail("the connection could not be reset", gone=True)
+
+    def _fail(self, why: str, *, gone: bool = False) -> None:
+        """Give the connection up. `gone`: the remote ended it (no timeout, no nonsense), maybe while it was idle."""
+        if self._fault is None:
+            self._fault = why
+        self._retiring = True
+        self._transport.abort()
+        self._watch.rest()
+        mails = list(self._line)
+        self._line.clear()
+        self._out.clear()
+        now = self._loop.time()
+        for place, mail in enumerate(mails):
+            result = mail.result(self._fault, now)
+            if self.owner is not None and (place or mail.may_go_elsewhere(gone=gone)):
+                self.owner.stale(mail, result)
+            else:
+                mail.settle(result)
         self._wake()
 
-    def _give_up(self, why: str) -> None:
-        self._fault = self._fault or _Broken(why)
-        self._transport.abort()
+    def _freed(self) -> None:
+        if self.owner is not None and self._fault is None:
+            self.owner.freed(self)
 
     # --- called by the event loop ---
 
     def data_received(self, data: bytes) -> None:
         """Take octets of the remote: replies awaited, replies to skip, or a farewell."""
+        line, chunking = self._line, self.extensions.chunking
+        self._heard = self._loop.time()
+        self._reading = True
+        before = self.mails
+        ended = False
         for raw in self._parser.feed(data):
-            if self._quitting:
-                self._transport.close()
-            elif self._skip:
-                self._skip -= 1
-                if raw.code == 421 or (self._skip == 0 and raw.code >= 300):
-                    self._fault = self._fault or _Broken("the connection could not be reset", gone=True)
-                    self._transport.abort()
-            elif self._busy:
-                self._replies.append(raw)
+            if not line or self._skip:
+                self._aside(raw)
             else:
-                self._fault = self._fault or _Broken(f"the remote said {raw.code}, unasked", gone=True)
-                self._transport.abort()
+                mail = line[0]
+                if mail.owed:
+                    step = mail.answered(raw, chunking=chunking)
+                elif mail.written and mail.phase is _BODY:
+                    step = mail.early(raw)
+                else:
+                    self._aside(raw)
+                    break
+                if step is _WAIT or (step is _SPEAK and mail.ready is None):
+                    continue
+                self._follow(mail, step)
+                ended = ended or step is _DONE
+            if self._fault is not None:
+                break
+        self._reading = False
         if self._parser.fault is not None:
-            self._give_up(self._parser.fault)
+            self._fail(self._parser.fault)
+        elif ended and not chunking and len(line) == 1 and before == self.mails:
+            # Whoever got the result may have another mail: its commands can travel with this one's body.
+            self._later = True
+            self._loop.call_soon(self._push_later)
+        elif self._fault is None:
+            self._push()
         self._wake()
+
+    def _push_later(self) -> None:
+        if self._later:
+            self._push()
 
     def pause_writing(self) -> None:
         """Note that the network is slower than we are."""
@@ -314,25 +338,17 @@ class Session(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Note that all was taken."""
         self._full = False
+        self._time()
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note the end of the connection and why."""
-        if self._fault is None:
-            text = "the remote closed the connection" if exc is None else _lost(exc)
-            if self._parser.partial:
-                text += f" in the middle of a reply: {shown(self._parser.partial)!r}"
-            self._fault = _Broken(text, gone=True)
-        if self._timer is not None:
-            self._timer.cancel()
+        text = "the remote closed the connection" if exc is None else lost(exc)
+        if self._parser.partial:
+            text += f" in the middle of a reply: {shown(self._parser.partial)!r}"
+        self._fail(text, gone=True)
+        self._watch.cancel()
         if not self._closed.done():
             self._closed.set_result(None)
-        self._wake()
-
-
-def _lost(exc: Exception) -> str:
-    if isinstance(exc, (ConnectionResetError, BrokenPipeError)) or (
-        isinstance(exc, OSError) and exc.errno == errno.ECONNABORTED
-    ):
-        return "the remote reset the connection"
-    return f"the connection was lost: {exc}"
+        if self.owner is not None:
+            self.owner.gone(self)

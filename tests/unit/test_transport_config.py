@@ -17,6 +17,7 @@ def test_all_parts_of_a_url_are_read():
     config = RelayConfig.from_url(
         "smtp://us%40er:p%3Ass@mx.example:2587?tls=starttls&verify=false&ca=/ca.pem&helo=me.example"
         "&max_connections=3&max_mails_per_connection=7&idle_seconds=1.5&timeout_scale=0.5"
+        "&pipelining=false&chunking=false"
     )
     assert config == RelayConfig(
         host="mx.example",
@@ -31,6 +32,8 @@ def test_all_parts_of_a_url_are_read():
         max_mails_per_connection=7,
         idle_seconds=1.5,
         timeout_scale=0.5,
+        pipelining=False,
+        chunking=False,
     )
 
 
@@ -73,6 +76,8 @@ def test_defaults_follow_the_kind_of_tls(url, tls, verify, port):
         ("smtp://h?max_connections=0", "max_connections"),
         ("smtp://h?max_connections=1.5", "max_connections"),
         ("smtp://h?idle_seconds=nan", "idle_seconds"),
+        ("smtp://h?pipelining=no", "pipelining"),
+        ("smtp://h?chunking=", "chunking"),
         ("smtp://h?colour=red", "colour"),
         ("smtp://h?tls=none&tls=none", "tls"),
     ],

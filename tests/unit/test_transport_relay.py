@@ -523,7 +523,7 @@ async def test_one_timer_serves_all_waits_of_a_session(sink, open_relay):
 
     async def on_dot():
         session = next(s for s in seen)
-        session._on_timer()  # as if a timer set for an earlier wait fired now
+        session._watch.check()  # as if a timer set for an earlier wait fired now
         assert session.usable
 
     await relay.deliver(an_envelope())
