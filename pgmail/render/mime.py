@@ -21,11 +21,17 @@ from hashlib import blake2s
 
 import msgspec
 
-from pgmail.domain.mail import Mail, Mailbox, Part
+from pgmail.domain.mail import Mail, Part
 from pgmail.render import headers
 from pgmail.render.encodings import BASE64, EIGHT_BIT, SEVEN_BIT, Encoded, encode_text, is_seven_bit
 
 _shared_attachments = Encoded()
+_AS_IS = frozenset({SEVEN_BIT, EIGHT_BIT})
+_MULTIPART = {
+    "alternative": b"alternative",
+    "mixed": b"mixed",
+    "related": b'related; type="text/html"',  # RFC 2387 asks for the type of its root
+}
 _UNDISCLOSED = b"To: undisclosed-recipients:;\r\n"  # RFC 5322, appendix A.1.3
 
 
@@ -38,12 +44,12 @@ class Wire(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Entity(msgspec.Struct, frozen=True, gc=False):
-    """A MIME entity: its own header fields, its body, and the octets that a boundary must not occur in."""
+    """A MIME entity: its own header fields, and its body in pieces, joined once when all are there."""
 
     head: bytes
-    body: bytes
-    raw: tuple[bytes, ...] = ()
+    body: tuple[bytes, ...]
     eightbit: bool = False
+    bare: bool = False  # it travels as it is: a boundary must not occur in it
 
 
 def assemble(mail: Mail, *, eightbit: bool = False) -> Wire:
@@ -52,25 +58,17 @@ def assemble(mail: Mail, *, eightbit: bool = False) -> Wire:
     Pure and deterministic. Raises nothing for a `Mail` that obeys the law of an email; neither `text` nor
     `html` gives an empty text.
     """
-    inline = [part for part in mail.parts if part.content_id is not None and mail.html is not None]
-    attached = [part for part in mail.parts if part.content_id is None or mail.html is None]
-    leaves: list[_Entity] = []
-    if mail.text is not None or mail.html is None:
-        leaves.append(_text("plain", mail.text or "", eightbit=eightbit))
-    html = None if mail.html is None else _text("html", mail.html, eightbit=eightbit)
-    files = [_file(part) for part in inline], [_file(part) for part in attached]
+    if mail.html is None:
+        root = _text("plain", mail.text or "", eightbit=eightbit)
+        if mail.parts:
+            files = [_file(part) for part in mail.parts]
+            root = _multipart("mixed", _stem(mail.message_id, [root, *files]) + b"M", [root, *files])
+    else:
+        root = _text("html", mail.html, eightbit=eightbit)
+        if mail.text is not None or mail.parts:
+            root = _with_html(mail, root, eightbit=eightbit)
 
-    stem = ""
-    if len(leaves) + (html is not None) + len(mail.parts) > 1:
-        raw = [octets for entity in (*leaves, html, *files[0], *files[1]) if entity for octets in entity.raw]
-        stem = _stem(mail.message_id, raw)
-    if html is not None:
-        leaves.append(_multipart("related", stem + "R", [html, *files[0]]) if inline else html)
-    root = leaves[0] if len(leaves) == 1 else _multipart("alternative", stem + "A", leaves)
-    if attached:
-        root = _multipart("mixed", stem + "M", [root, *files[1]])
-
-    fields = [headers.date(mail.date.replace(microsecond=0)), headers.origin("From", (mail.sender,))]
+    fields = [headers.date(mail.date), headers.origin("From", (mail.sender,))]
     if mail.to:
         fields.append(headers.mailboxes("To", mail.to))
     elif not mail.cc:
@@ -82,50 +80,66 @@ def assemble(mail: Mail, *, eightbit: bool = False) -> Wire:
     fields.append(headers.unstructured("Subject", mail.subject, cut=True))
     fields.append(f"Message-ID: <{headers.clean(mail.message_id)}>\r\nMIME-Version: 1.0\r\n".encode())
     fields.append(root.head)
-    fields += [headers.unstructured(name, value) for name, value in mail.headers]
-    fields += (b"\r\n", root.body)
-    return Wire(
-        body=b"".join(fields),
-        smtputf8=_non_ascii_local((mail.sender, *mail.to, *mail.cc, *mail.reply_to)),
-        eightbit=root.eightbit,
-    )
+    for name, value in mail.headers:
+        fields.append(headers.unstructured(name, value))
+    fields.append(b"\r\n")
+    fields += root.body
+    return Wire(b"".join(fields), _non_ascii_local(mail), root.eightbit)
 
 
-def _non_ascii_local(boxes: tuple[Mailbox, ...]) -> bool:
-    return any(
-        not box.address.isascii() and not headers.header_address(box.address).isascii() for box in boxes
-    )
+def _with_html(mail: Mail, html: _Entity, *, eightbit: bool) -> _Entity:
+    """What holds the HTML together with the text, the inline parts and the attachments that there are."""
+    text = None if mail.text is None else _text("plain", mail.text, eightbit=eightbit)
+    inline = [_file(part) for part in mail.parts if part.content_id is not None]
+    attached = [_file(part) for part in mail.parts if part.content_id is None]
+    leaves = [html, *inline, *attached]
+    stem = _stem(mail.message_id, leaves if text is None else [text, *leaves])
+    root = _multipart("related", stem + b"R", [html, *inline]) if inline else html
+    if text is not None:
+        root = _multipart("alternative", stem + b"A", [text, root])
+    return _multipart("mixed", stem + b"M", [root, *attached]) if attached else root
 
 
-def _stem(message_id: str, raw: list[bytes]) -> str:
-    """A boundary's constant part, from the Message-ID, that occurs in none of `raw`."""
+def _non_ascii_local(mail: Mail) -> bool:
+    for box in (mail.sender, *mail.to, *mail.cc, *mail.reply_to):
+        if not box.address.isascii() and not headers.header_address(box.address).isascii():
+            return True
+    return False
+
+
+def _stem(message_id: str, leaves: list[_Entity]) -> bytes:
+    """A boundary's constant part, from the Message-ID, that occurs in no leaf that travels as it is."""
+    bare = [octets for leaf in leaves if leaf.bare for octets in leaf.body]
     turn = 0
     while True:
-        digest = blake2s(f"{message_id} {turn}".encode("utf-8", "replace"), digest_size=12).hexdigest()
-        stem = f"=_{digest}"
-        needle = stem.encode()
-        if not any(needle in octets for octets in raw):
+        seed = f"{message_id} {turn}".encode("utf-8", "replace")
+        stem = b"=_" + blake2s(seed, digest_size=12).hexdigest().encode()
+        for octets in bare:
+            if stem in octets:
+                break
+        else:
             return stem
         turn += 1
 
 
-def _multipart(subtype: str, boundary: str, entities: list[_Entity]) -> _Entity:
-    # RFC 2387 asks for the root's type; stating it costs nothing.
-    kind = '; type="text/html"' if subtype == "related" else ""
-    head = f'Content-Type: multipart/{subtype}{kind};\r\n boundary="{boundary}"\r\n'.encode()
-    line = f"--{boundary}\r\n".encode()
+def _multipart(subtype: str, boundary: bytes, entities: list[_Entity]) -> _Entity:
     pieces: list[bytes] = []
+    line = b"--%b\r\n" % boundary
+    eightbit = False
     for entity in entities:
+        pieces += (line, entity.head, b"\r\n", *entity.body)
         # The CRLF before a boundary belongs to the boundary (RFC 2046, section 5.1.1).
-        pieces += (line, entity.head, b"\r\n", entity.body, b"\r\n")
-    pieces.append(f"--{boundary}--\r\n".encode())
-    return _Entity(head, b"".join(pieces), eightbit=any(entity.eightbit for entity in entities))
+        line = b"\r\n--%b\r\n" % boundary
+        eightbit = eightbit or entity.eightbit
+    pieces.append(b"\r\n--%b--\r\n" % boundary)
+    head = b'Content-Type: multipart/%b;\r\n boundary="%b"\r\n' % (_MULTIPART[subtype], boundary)
+    return _Entity(head, tuple(pieces), eightbit)
 
 
 def _text(subtype: str, text: str, *, eightbit: bool) -> _Entity:
     encoding, body = encode_text(text, eightbit=eightbit)
-    raw = (body,) if encoding in (SEVEN_BIT, EIGHT_BIT) else ()
-    return _Entity(_text_head(subtype, encoding), body, raw, encoding == EIGHT_BIT)
+    as_is = encoding in _AS_IS
+    return _Entity(_text_head(subtype, encoding), (body,), encoding == EIGHT_BIT, as_is)
 
 
 @lru_cache(maxsize=16)
@@ -140,11 +154,11 @@ def _file(part: Part) -> _Entity:
     family = kind.partition("/")[0].lower()
     if family == "message" and is_seven_bit(part.body):
         # RFC 2046, section 5.2.1: a message part may not be encoded.
-        return _Entity(_file_head(kind, SEVEN_BIT, part.filename, part.content_id), part.body, (part.body,))
+        return _Entity(_file_head(kind, SEVEN_BIT, part.filename, part.content_id), (part.body,), bare=True)
     if family in ("message", "multipart"):
         kind = "application/octet-stream"
     head = _file_head(kind, BASE64, part.filename, part.content_id)
-    return _Entity(head, _shared_attachments.get(part.body))
+    return _Entity(head, (_shared_attachments.get(part.body),))
 
 
 @lru_cache(maxsize=512)

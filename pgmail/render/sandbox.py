@@ -19,6 +19,7 @@ from jinja2 import StrictUndefined, Template, TemplateNotFound, Undefined
 from jinja2.environment import TemplateModule
 from jinja2.exceptions import SecurityError
 from jinja2.lexer import Token, TokenStream
+from jinja2.nodes import EvalContext
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro, TemplateReference
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace, missing
@@ -39,8 +40,10 @@ from pgmail.render.bounds import (
     weigh,
 )
 from pgmail.render.codegen import GuardedCode
+from pgmail.render.context import PageContext
 from pgmail.render.filters import FILTERS, TESTS
 from pgmail.render.methods import Allowed, kept
+from pgmail.render.output import printed_html, printed_text, put
 from pgmail.render.words import words
 
 MAX_TOKENS = 15_000
@@ -107,7 +110,7 @@ def _dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return made
 
 
-_GLOBALS: dict[str, Any] = {
+GLOBALS: dict[str, Any] = {
     "range": Allowed(_range),
     "dict": Allowed(_dict),
     "namespace": Allowed(_Namespace),
@@ -147,6 +150,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     code_generator_class = GuardedCode
     template_class = _Template
+    context_class = PageContext
     intercepted_binops: ClassVar[frozenset[str]] = frozenset(_OPERATORS)  # type: ignore[misc]
     concat = staticmethod(joined)
 
@@ -160,7 +164,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
         self.filters = dict(FILTERS)
         self.tests = dict(TESTS)
-        self.globals = dict(_GLOBALS)
+        self.globals = GLOBALS
+        self.names_of_globals = set(GLOBALS)
+        self.settings = EvalContext(self)
+        self.printed = printed_html if html else printed_text
         self.pages: dict[str, Template] = {}
 
     # -- compiling
@@ -292,20 +299,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return Markup(joined([escape(piece) for piece in texts]))  # noqa: S704 - each piece was escaped
         return joined(texts)
 
-    @staticmethod
-    def printed_text(value: Any) -> str:
-        """`{{ value }}` in subject and text."""
-        text = value if type(value) is str else str(text_of(value))
-        charge(len(text))
-        return text
-
-    @staticmethod
-    def printed_html(value: Any) -> Any:
-        """`{{ value }}` in html."""
-        if type(value) is not Markup:
-            value = escape(value if hasattr(value, "__html__") else text_of(value))
-        charge(len(value))
-        return value
+    put = staticmethod(put)
 
     # -- calculating and calling
 

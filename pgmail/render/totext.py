@@ -14,32 +14,32 @@ they hide is shown.
 from __future__ import annotations
 
 import re
-from html import unescape
 
-from pgmail.render.words import words
+from pgmail.render import textpage
+from pgmail.render.textpage import Page, Step, unescaped
 
 _TAG_START = re.compile(r"</?[a-zA-Z]")
 _STOPS = re.compile("[>\"']")
 # Nearly every tag, in one step. Possessive, and ending at the next "<" or ">" at the latest: no way back to explore.
-_TAG = re.compile(r"""<(/?)([a-zA-Z][^\s/<>"']*+)((?:[^<>"']++|"[^"<>]*+"|'[^'<>]*+')*+)>""")
+_NAME = r"""[a-zA-Z][^\s/<>"']*+"""
+_INSIDE = r"""(?:[^<>"']++|"[^"<>]*+"|'[^'<>]*+')*+"""
+_TAG = re.compile(f"<(/?)({_NAME})({_INSIDE})>")
+_TAGS = re.compile(f"(</?{_NAME}{_INSIDE}>)")
 _ODD_TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*+)()")
 # A quoted value need not be closed: that way a match never has to go back over what it has read.
 _ATTRIBUTE = re.compile(r"""([^\s"'>/=]+)\s*(?:=\s*(?:"([^"]*)"?|'([^']*)'?|([^\s>"']+)))?""")
-_SPACES = re.compile(r"[ \t\r\n\f\v]+")
 
 _DROPPED = frozenset(
     {"script", "style", "title", "template", "noscript", "svg", "object", "iframe", "select"}
 )
 _END_OF_DROPPED = {name: re.compile(rf"</{name}\b", re.IGNORECASE) for name in _DROPPED}
 _END_OF_HEAD = re.compile(r"</head\b|<body\b", re.IGNORECASE)
-_PARAGRAPHS = words("p h1 h2 h3 h4 h5 h6 ul ol dl table pre blockquote figure fieldset form address")
-_LINES = words(
-    """div tr li dt dd section article header footer main nav aside center caption figcaption thead tbody
-    tfoot hr option legend body html"""
-)
-_WITH_ATTRIBUTES = frozenset({"a", "img", "ol"})
-_MAX_DEPTH = 10  # of lists and quotes: deeper ones are drawn at this depth
+# The look ahead at one letter halves the time: most tags are none of these.
+_NOT_USUAL = re.compile(rf"<(?=[!?hinost])(?:[!?]|(?:head|{'|'.join(sorted(_DROPPED))})\b)", re.IGNORECASE)
 _MAX_ATTRIBUTES = 16_384  # characters of one tag that are read for attributes
+_WINDOW = 8_192  # characters that are split at once
+_MAX_MISSES = 30  # how often the fast way may bring less than an eighth of that before it is left for good
+_MAX_TAG, _MAX_STEPS = 200, 4_096  # characters of a tag whose step is kept, and how many are
 
 
 def text_from_html(html: str) -> str:
@@ -47,41 +47,128 @@ def text_from_html(html: str) -> str:
 
     Takes any string, never raises, in time proportional to its length.
     """
-    page = _Page()
-    _scan(html, page)
+    page = Page()
+    scan = Scan(html, page)
+    scan.fast()
+    scan.rest()
     return page.text()
 
 
-def _scan(html: str, page: _Page) -> None:
-    at, end = 0, len(html)
-    last_close = html.rfind(">")
-    careful = True  # whether ">" inside quotes is still told from the end of a tag
-    while at < end:
+class Scan:
+    """A way through one HTML: how far it has got, and what was found out about the rest of it.
+
+    Two ways give the same text. `fast` splits what it can into tags and words in one call of `re`; `step` is
+    the rule, one tag or one odd "<" at a time.
+    """
+
+    __slots__ = ("_careful", "_html", "_last_close", "_page", "at")
+
+    def __init__(self, html: str, page: Page) -> None:
+        self._html = html
+        self._page = page
+        self.at = 0
+        self._last_close = html.rfind(">")
+        self._careful = True  # whether ">" inside quotes is still told from the end of a tag
+
+    def fast(self) -> None:
+        """Go on in large steps as long as that pays: measured, a quarter to a third of the time of `step`."""
+        html, size = self._html, self._last_close + 1  # what follows the last ">" is read in one piece
+        stop = misses = 0
+        while self.at < size and misses < _MAX_MISSES:
+            before = self.at
+            if stop <= before < size:
+                found = _NOT_USUAL.search(html, before, size)
+                stop = size + 1 if found is None else found.start()
+            end = min(stop, size, before + _WINDOW)
+            self._usual(end, whole=end == stop)
+            if self.at < size:
+                self.step()
+            misses += self.at - before < _WINDOW // 8
+
+    def _usual(self, end: int, *, whole: bool) -> None:
+        """Take tags and words up to `end`, or up to the words before the first "<" that starts no usual tag.
+
+        `whole`: the words before `end` end there. Else they are left, as they must be read in one piece.
+        """
+        page, html = self._page, self._html[self.at : end]
+        pieces = _TAGS.split(html)  # words, tag, words, tag ... words
+        if html.count("<") != len(pieces) // 2:  # a tag has one each; more of them stand in words
+            odd = next(at for at, words in enumerate(pieces[::2]) if "<" in words)
+            del pieces[2 * odd + 1 :]
+            whole = False
+        words = page.words
+        if not whole:
+            end = self.at + sum(map(len, pieces)) - len(pieces[-1])
+            pieces[-1] = ""
+        if pieces[0]:
+            words(pieces[0])
+        for tag, after in zip(pieces[1::2], pieces[2::2], strict=True):
+            (_steps.get(tag) or _learned(tag))(page)
+            if after:
+                words(after)
+        self.at = end
+
+    def rest(self) -> None:
+        """Go on to the end, step by step."""
+        while self.at < len(self._html):
+            self.step()
+
+    def step(self) -> tuple[int, re.Match[str] | None] | None:
+        """Take the words up to the next "<", and the tag or whatever starts there.
+
+        Return where that started, with its match if it is a usual tag; None if it is no tag at all.
+        """
+        html, page, at = self._html, self._page, self.at
         start = html.find("<", at)
-        if start < 0 or start > last_close:
+        if start < 0 or start > self._last_close:
             page.words(html[at:])
-            return
+            self.at = len(html)
+            return None
         if start > at:
             page.words(html[at:start])
         tag = _TAG.match(html, start)
         if tag is not None:
-            at = _tag(html, tag, page)
+            self.at = self._tag(tag)
         elif html.startswith("<!--", start):
             close = html.find("-->", start + 4)
-            at = end if close < 0 else close + 3
+            self.at = len(html) if close < 0 else close + 3
         elif html.startswith(("<!", "<?"), start):
-            at = html.find(">", start) + 1
+            self.at = html.find(">", start) + 1
         elif not _TAG_START.match(html, start):
             page.words("<")
-            at = start + 1
+            self.at = start + 1
+            return None
         else:
-            close = _tag_end(html, start) if careful else -1
+            close = _tag_end(html, start) if self._careful else -1
             if close < 0:
                 # Quotes do not pair up from here on. Looking for pairs again at each tag would be quadratic.
-                careful = False
+                self._careful = False
                 close = html.find(">", start)
             found = _ODD_TAG.match(html, start, close)
-            at = close + 1 if found is None else _tag(html, found, page, close)
+            self.at = close + 1 if found is None else self._tag(found, close)
+        return start, tag
+
+    def _tag(self, tag: re.Match[str], close: int = -1) -> int:
+        """Act on one tag and return where to go on. `close` is its ">", if the match does not end there."""
+        html, page = self._html, self._page
+        slash, name, rest = tag.groups()
+        name = name.lower()
+        after = tag.end()
+        if close >= 0:
+            rest, after = html[after:close], close + 1
+        if not slash:
+            ends = _END_OF_DROPPED.get(name)
+            if ends is not None and not rest.endswith("/"):
+                over = ends.search(html, after)
+                return len(html) if over is None else over.start()
+            if name == "head" and not page.headless:
+                over = _END_OF_HEAD.search(html, after)
+                page.headless = (
+                    over is None
+                )  # nothing ends a head from here on; looking again would be quadratic
+                return after if over is None else over.start()
+        _step(slash, name, rest)(page)
+        return after
 
 
 def _tag_end(html: str, start: int) -> int:
@@ -99,196 +186,36 @@ def _tag_end(html: str, start: int) -> int:
     return -1
 
 
-def _tag(html: str, tag: re.Match[str], page: _Page, close: int = -1) -> int:
-    """Act on one tag and return where to go on. `close` is its ">", if the match does not end there."""
-    slash, name, rest = tag.groups()
-    name = name.lower()
-    after = tag.end()
-    if close >= 0:
-        rest, after = html[after:close], close + 1
+_steps: dict[str, Step] = {}  # what tags do: templates repeat theirs in each mail, and in one mail
+
+
+def _learned(tag: str) -> Step:
+    found = _TAG.fullmatch(tag)
+    if found is None:  # cannot be: it was split off by the same expression
+        return textpage.end("")
+    slash, name, rest = found.groups()
+    step = _step(slash, name.lower(), rest)
+    if len(tag) <= _MAX_TAG and not (name in "aA" and not slash):  # links differ from mail to mail
+        if len(_steps) >= _MAX_STEPS:
+            _steps.clear()
+        _steps[tag] = step
+    return step
+
+
+def _step(slash: str, name: str, rest: str) -> Step:
     if slash:
-        page.close(name)
-        return after
-    ends = _END_OF_DROPPED.get(name)
-    if ends is not None and not rest.endswith("/"):
-        over = ends.search(html, after)
-        return len(html) if over is None else over.start()
-    if name == "head" and not page.headless:
-        over = _END_OF_HEAD.search(html, after)
-        page.headless = over is None  # nothing ends a head from here on; looking again would be quadratic
-        return after if over is None else over.start()
-    page.open(name, _attributes(rest) if name in _WITH_ATTRIBUTES else {})
-    return after
+        return textpage.end(name)
+    return textpage.start(name, _attributes(rest) if name in textpage.WITH_ATTRIBUTES else {})
 
 
 def _attributes(text: str) -> dict[str, str]:
     made: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE.findall(text[:_MAX_ATTRIBUTES]):
-        made.setdefault(name.lower(), _unescape(double or single or bare))
+        made.setdefault(name.lower(), unescaped(double or single or bare))
     return made
 
 
-def _unescape(text: str) -> str:
-    if "&" not in text:
-        return text
-    try:
-        return unescape(text)
-    except ValueError:  # a reference with thousands of digits
-        return text
-
-
-class _Page:
-    """The text so far: finished lines, the line being written, and what it stands in."""
-
-    def __init__(self) -> None:
-        self.headless = False
-        self._done: list[str] = []
-        self._line: list[str] = []
-        self._space = False  # white space was seen and not yet written
-        self._blank = 0  # line ends owed before the next words: 2 leave a blank line
-        self._pre = 0
-        self._quotes = 0
-        self._lists: list[int | None] = []  # next number, or None for bullets
-        self._mark = ""  # a bullet that waits for its words
-        self._link: str | None = None
-        self._link_text: list[str] = []
-        self._cells = 0
-
-    def text(self) -> str:
-        """Return everything, with links closed."""
-        self._end_link()
-        self._flush()
-        return "\n".join(self._done).strip("\n")
-
-    def words(self, raw: str) -> None:
-        """Text between tags."""
-        text = _unescape(raw)
-        if self._pre:
-            first, *rest = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-            self._write(first)
-            for line in rest:
-                self._flush(keep_blank=True)
-                self._write(line)
-            return
-        if text[:1].isspace() and text[:1] != "\xa0":
-            self._space = True
-        ends_in_space = text[-1:].isspace() and text[-1:] != "\xa0"
-        text = _SPACES.sub(" ", text).strip(" ")
-        if text:
-            self._write(text)
-            self._space = ends_in_space
-
-    def _write(self, text: str) -> None:
-        if not text:
-            return
-        if not self._line:
-            if self._blank and self._done:
-                self._done += [""] * (self._blank - 1)
-            self._blank = 0
-            self._line.append("> " * min(self._quotes, _MAX_DEPTH) + self._indent())
-        elif self._space and not self._pre:
-            self._line.append(" ")
-            if self._link is not None and self._link_text:
-                self._link_text.append(" ")
-        self._space = False
-        self._line.append(text)
-        if self._link is not None:
-            self._link_text.append(text)
-
-    def _indent(self) -> str:
-        depth = min(len(self._lists), _MAX_DEPTH)
-        mark, self._mark = self._mark, ""
-        if mark:
-            return "  " * (depth - 1) + mark
-        return "  " * depth
-
-    def _flush(self, *, keep_blank: bool = False) -> None:
-        if self._line:
-            self._done.append("".join(self._line).rstrip(" \t"))
-            self._line = []
-        elif keep_blank and self._done:
-            self._done.append("")
-        self._space = False
-
-    def _break(self, line_ends: int) -> None:
-        self._flush()
-        self._blank = max(self._blank, line_ends)
-
-    def open(self, name: str, attributes: dict[str, str]) -> None:
-        """A start tag."""
-        if name == "br":
-            if self._line:
-                self._flush()
-            elif self._done:
-                self._blank = 2
-        elif name == "a":
-            self._end_link()
-            href = _SPACES.sub("", attributes.get("href", ""))
-            if href and not href.startswith("#") and not href.lower().startswith(("javascript:", "data:")):
-                self._link, self._link_text = href, []
-        elif name == "img":
-            alt = _SPACES.sub(" ", attributes.get("alt", "")).strip()
-            if alt:
-                self._write(alt)
-        elif name in ("td", "th"):
-            if self._line and self._cells:
-                self._line.append("  ")
-                self._space = False
-            self._cells += 1
-        elif name == "hr":
-            self._break(1)
-            self._write("-" * 20)
-            self._break(1)
-        elif name in _PARAGRAPHS or name in _LINES:
-            nested = name in ("ul", "ol") and self._lists
-            self._break(2 if name in _PARAGRAPHS and not nested else 1)
-            self._enter(name, attributes)
-
-    def _enter(self, name: str, attributes: dict[str, str]) -> None:
-        if name == "tr":
-            self._cells = 0
-        elif name == "pre":
-            self._pre += 1
-        elif name == "blockquote":
-            self._quotes += 1
-        elif name == "ul":
-            self._lists.append(None)
-        elif name == "ol":
-            start = attributes.get("start", "1")
-            self._lists.append(int(start) if start.isascii() and start.isdigit() and len(start) < 6 else 1)
-        elif name == "li":
-            number = self._lists[-1] if self._lists else None
-            self._mark = "- " if number is None else f"{number}. "
-            if number is not None:
-                self._lists[-1] = number + 1
-
-    def close(self, name: str) -> None:
-        """An end tag. One that nothing opened does no harm."""
-        if name == "a":
-            self._end_link()
-        elif name in _PARAGRAPHS or name in _LINES:
-            if name in ("ul", "ol"):
-                if self._lists:
-                    self._lists.pop()
-                self._mark = ""
-            self._break(2 if name in _PARAGRAPHS and not (name in ("ul", "ol") and self._lists) else 1)
-            if name == "pre":
-                self._pre = max(self._pre - 1, 0)
-            elif name == "blockquote":
-                self._quotes = max(self._quotes - 1, 0)
-
-    def _end_link(self) -> None:
-        link, text = self._link, "".join(self._link_text).strip()
-        self._link = None
-        if link is None:
-            return
-        shown = text.rstrip("/").lower()
-        bare = link.rstrip("/").lower()
-        for prefix in ("mailto:", "tel:", "https://", "http://"):
-            if shown == bare.removeprefix(prefix) or shown == bare:
-                return
-        space = self._space
-        if self._line and text:
-            self._space = True
-        self._write(f"<{link}>")
-        self._space = space
+def quoted_values(text: str) -> list[tuple[int, int]]:
+    """Return where the quoted values in the attributes of a tag start and end."""
+    found = _ATTRIBUTE.finditer(text[:_MAX_ATTRIBUTES])
+    return [match.span(group) for match in found for group in (2, 3) if match[group] is not None]

@@ -148,6 +148,9 @@ HOSTILE = [
     "{{ ('a' * 99999)|trim('b' * 99999) }}",
     "{{ range(0, 2305843009213693951 * 90000, 2305843009213693951)|unique }}",
     BIG + "{{ s }}{{ s }}",
+    "{% set s = '&<&<&<&<&<' * 400000 %}" + "{{ s }}" * 150,
+    BIG + "{% for i in range(99999) %}<{{ s }}>{{ s }}{% endfor %}",
+    BIG + "{% macro m() %}" + "{{ s }}" * 150 + "{% endmacro %}{{ m() }}",
     BIG + "{{ s.split('a')|length }}",
     BIG + "{{ s|list }}",
     BIG + "{{ s.splitlines() }}",
@@ -197,6 +200,26 @@ def test_memory_stays_within_a_multiple_of_the_output_allowed(source) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    assert peak < 100_000_000
+
+
+@pytest.mark.parametrize("value", ["s", "[s]", "s|safe", "s|upper", "s|tojson"])
+@pytest.mark.parametrize("part", ["subject", "text", "html"])
+@pytest.mark.parametrize("character", ["a", "&"])
+def test_one_output_of_many_long_values_does_not_fill_the_memory(part, value, character) -> None:
+    source = Source(
+        **{part: f"{{% set x = {value} %}}{{{{ 0 }}}}" + "{{ x }} " * 150 + f"{{{{ {value} }}}}" * 150}
+    )
+    compiled = compile_bundle(Bundle(source))
+    long = character * 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(TemplateFault) as caught:
+            compiled.render({"s": long}, seconds=5)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert caught.value.kind == "too_big"
     assert peak < 100_000_000
 
 

@@ -6,9 +6,14 @@ from __future__ import annotations
 import threading
 
 import pytest
+from jinja2 import Environment
+from jinja2.runtime import Context
+from markupsafe import Markup
 
 from pgmail.errors import TemplateFault
 from pgmail.render.cache import TemplateCache
+from pgmail.render.context import PageContext
+from pgmail.render.sandbox import Sandbox
 from pgmail.render.templates import (
     Bundle,
     Compiled,
@@ -369,3 +374,42 @@ def test_threads_share_a_compiled_template() -> None:
     for thread in threads:
         thread.join()
     assert results == {number: {str(number) * 50} for number in range(4)}
+
+
+def test_each_output_of_a_long_page_knows_its_line() -> None:
+    source = "".join(f"{number} {{{{ v{number} }}}}\n" for number in range(700))
+    values = {f"v{number}": number for number in range(700)}
+    for missing in (0, 1, 99, 100, 350, 699):
+        found = fault(Source(html=source), variables={k: v for k, v in values.items() if k != f"v{missing}"})
+        assert (found.kind, found.line) == ("missing_variable", missing + 1)
+    assert html(source, values) == "".join(f"{number} {number}\n" for number in range(700))
+
+
+def test_a_name_printed_many_times_is_what_it_is_where_it_stands() -> None:
+    source = (
+        "{{ x }}{{ x }}{% set x = 'b<' %}{{ x }}-{{ x }}{% for x in [1, 2] %}{{ x }}{{ x }}{% endfor %}{{ x }}{{ x }}"
+        "{% macro m(x) %}{{ x }}{{ x }}{% endmacro %}{{ m('c') }}{{ m(x) }}{% with x = 'd' %}{{ x }}{{ x }}{% endwith %}"
+    )
+    assert html(source, {"x": "a&"}) == "a&amp;a&amp;b&lt;-b&lt;1122b&lt;b&lt;ccb&lt;b&lt;dd"
+
+
+@pytest.mark.parametrize(
+    "value", ["", "a", "&", '<a href="x">\'', 3, -1, 2.5, True, None, [1, "<"], {"a": "'"}, Markup("<b>")]
+)
+def test_what_is_printed_is_what_jinja_prints(value) -> None:
+    for autoescape in (False, True):
+        part = "html" if autoescape else "text"
+        expected = Environment(autoescape=autoescape).from_string("[{{ x }}]").render(x=value)
+        rendered = compile_bundle(Bundle(Source(**{part: "[{{ x }}]"}))).render({"x": value})
+        assert getattr(rendered, part) == expected
+
+
+def test_a_context_of_ours_has_all_that_a_context_of_jinja_has() -> None:
+    sandbox = Sandbox(html=True, keep_trailing_newline=True)
+    given = (sandbox, {"x": 1}, "name", {"b": lambda _: iter(())}, sandbox.globals)
+    ours, theirs = PageContext(*given), Context(*given)
+    assert set(vars(ours)) == set(vars(theirs))
+    for name, value in vars(theirs).items():
+        if name != "eval_ctx":
+            assert getattr(ours, name) == value
+    assert vars(ours.eval_ctx) == vars(theirs.eval_ctx)

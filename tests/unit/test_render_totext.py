@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgmail.render.totext import text_from_html
+from pgmail.render.textpage import Page
+from pgmail.render.totext import Scan, text_from_html
 
 
 @pytest.mark.parametrize(
@@ -118,3 +119,31 @@ _pieces = st.lists(st.sampled_from([*_BITS, " ", "\n"]) | st.text(max_size=5), m
 @given(_pieces)
 def test_nothing_makes_it_raise(pieces) -> None:
     assert isinstance(text_from_html("".join(pieces)), str)
+
+
+def step_by_step(html: str) -> str:
+    page = Page()
+    Scan(html, page).rest()
+    return page.text()
+
+
+@settings(max_examples=150, deadline=None)
+@given(_pieces, st.integers(1, 12))
+def test_the_fast_way_gives_what_the_slow_way_gives(pieces, times) -> None:
+    html = "".join(pieces) * times
+    assert text_from_html(html) == step_by_step(html)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "<p class='x'>some words &amp; more <b>bold</b></p>\n",
+        "words that no tag interrupts &nbsp; ",
+        "<style>p > a { }</style><p>x</p>",
+        "<!-- a > b --><td>x</td> < y ",
+        "<p title='unpaired>x</p>",
+    ],
+)
+def test_the_fast_way_gives_the_same_beyond_one_window(piece) -> None:
+    html = piece * 1_000
+    assert text_from_html(html) == step_by_step(html)
