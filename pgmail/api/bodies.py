@@ -26,16 +26,21 @@ LARGE = 65_536  # octets; what takes longer than this to read is not done on the
 _PATH = re.compile(r" - at `(?:key in )?\$(.*)`$")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.+?)`")
-_SPACED_COLON = re.compile(rb"[ \t\r\n]:")
+_SPACED_COLONS = (b" :", b"\n:", b"\r:", b"\t:")
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Body(NamedTuple):
-    """A body that was read; `size` is in octets, as received."""
+    """A body that was read; `size` is in octets, as received.
+
+    `plain` tells that it was written without escapes of Unicode: no string in it can hold U+0000 or half of a
+    surrogate pair, which raw UTF-8 in JSON cannot say.
+    """
 
     value: Any
     size: int
+    plain: bool = False
 
 
 async def read_json(request: Request[Any, Any, Any], *, empty: Any = ...) -> Body:
@@ -44,11 +49,16 @@ async def read_json(request: Request[Any, Any, Any], *, empty: Any = ...) -> Bod
     Raises Refused: `unsupported_media_type` (415), `invalid_body` (400 when it is not JSON, else 422), and
     what the framework raises for one that is too large (413).
     """
-    _check_type(request)
+    check_type(request.headers.get("content-type", ""), request.headers.get("content-encoding", "identity"))
     raw = await request.body()
     if not raw and empty is not ...:
         return Body(empty, 0)
-    return Body(await aside(len(raw), decode, raw), len(raw))
+    return await aside(len(raw), read, raw)
+
+
+def read(raw: bytes) -> Body:
+    """Read the octets of a body. Raises Refused `invalid_body`."""
+    return Body(decode(raw), len(raw), plain=b"\\u" not in raw)
 
 
 async def aside(size: int, work: Callable[..., R], *args: Any) -> R:
@@ -64,7 +74,9 @@ def decode(raw: bytes) -> Any:
         raise Refused("invalid_body", "", "the body is nested too deeply") from None
     except ValueError:
         return _decode_slowly(raw)
-    if _SPACED_COLON.search(raw) or raw.count(b'":') != _keys_in(value):
+    # A key given twice is one that the octets have and the value has not. A string may look like a key, and a
+    # key may be written so that it is not found; then the slower parser counts.
+    if raw.count(b'":') != _keys_in(value) or any(colon in raw for colon in _SPACED_COLONS):
         return _decode_slowly(raw)
     return value
 
@@ -82,12 +94,12 @@ def read_struct(value: object, kind: type[T]) -> T:
         _refuse(str(error))
 
 
-def _check_type(request: Request[Any, Any, Any]) -> None:
-    """JSON, by whatever name, or no name at all; not compressed."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def check_type(kind: str, encoding: str) -> None:
+    """Refuse (415) what its headers say is not JSON, by whatever name or none at all, or is compressed."""
+    kind = kind.partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise Refused("unsupported_media_type", "", f"send application/json, not {kind[:80]}", 415)
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if encoding != "identity":
         raise Refused("unsupported_media_type", "", "compressed bodies are not read", 415)
 
 

@@ -14,8 +14,8 @@ import msgspec
 from litestar import Request, get, patch, post
 
 from pgmail.api import params, shapes
-from pgmail.api.bodies import aside, read_json, read_struct
-from pgmail.api.intake import ready_batch, ready_email
+from pgmail.api.bodies import Body, aside, read_json, read_struct
+from pgmail.api.intake import ReadyBatch, explain, ready_batch
 from pgmail.api.openapi import operation
 from pgmail.api.params import caller_of, database_of, path_id
 from pgmail.domain import address as addresses
@@ -50,9 +50,7 @@ async def send_email(request: AnyRequest) -> dict[str, str]:
     """Enqueue one email."""
     body = await read_json(request)
     key = request.headers.get("idempotency-key")
-    ready = await aside(body.size, ready_email, body.value, key, datetime.now(UTC))
-    found = await store.send(database_of(request), caller_of(request), ready.json, keyed=ready.keyed)
-    return {"id": str(found)}
+    return {"id": await request.app.state.enqueue(caller_of(request), body, key)}
 
 
 @post("/emails/batch", status_code=200, operation_class=operation("Batch", headers=_KEY | _MODE))
@@ -61,16 +59,22 @@ async def send_batch(request: AnyRequest) -> dict[str, Any]:
     mode = request.headers.get("x-batch-validation", "strict").lower()
     if mode not in {"strict", "permissive"}:
         raise Refused("invalid_parameter", "/x-batch-validation", "must be strict or permissive")
+    strict, now = mode == "strict", datetime.now(UTC)
     body = await read_json(request)
     key = request.headers.get("idempotency-key")
-    strict = mode == "strict"
-    ready = await aside(body.size, _batch, body.value, key, strict)
-    rows = await store.send_many(
-        database_of(request), caller_of(request), ready.json, strict=strict, key=key, keyed=ready.keyed
-    )
-    answer: dict[str, Any] = {"data": [{"id": str(row.id)} for row in rows if row.id is not None]}
+    ready = await aside(body.size, _ready, body, key, now, strict)
+    try:
+        rows = await store.send_many(
+            database_of(request), caller_of(request), ready.json, strict=strict, key=key, keyed=ready.keyed
+        )
+    except Refused:
+        # Words that say more, should the law here have found it too.
+        await aside(body.size, _ready, body._replace(plain=False), key, now, strict)
+        raise
+    answer: dict[str, Any] = {"data": [{"id": row.id} for row in rows if row.id is not None]}
     if not strict:
-        answer["errors"] = [_refusal(row, ready.faults.get(row.position)) for row in rows if row.id is None]
+        bad = [row for row in rows if row.id is None]
+        answer["errors"] = await aside(body.size, _refusals, bad, ready.faults, body, key, now)
     return answer
 
 
@@ -131,14 +135,23 @@ async def list_events(request: AnyRequest) -> dict[str, Any]:
     return shapes.listed([shapes.event(row) for row in rows])
 
 
-def _batch(body: Any, key: str | None, strict: bool) -> Any:
-    return ready_batch(body, key, datetime.now(UTC), strict=strict)
+def _ready(body: Body, key: str | None, now: datetime, strict: bool) -> ReadyBatch:
+    return ready_batch(body.value, key, now, strict=strict, plain=body.plain)
 
 
-def _refusal(row: Any, early: Refused | None) -> dict[str, Any]:
-    """Say what was wrong with one item, as found here or by SQL."""
-    fault = early or Refused(row.code, row.field, row.message)
-    return {"index": row.position, "message": str(fault), "code": fault.code, "field": fault.field}
+def _refusals(
+    rows: list[Any], early: dict[int, Refused], body: Body, key: str | None, now: datetime
+) -> list[dict[str, Any]]:
+    """Say what was wrong with each of these items, as found here or by SQL."""
+    answer = []
+    for row in rows:
+        fault = early.get(row.position) or explain(
+            Refused(row.code, row.field, row.message), body.value[row.position], key, now
+        )
+        answer.append(
+            {"index": row.position, "message": str(fault), "code": fault.code, "field": fault.field}
+        )
+    return answer
 
 
 def _changed(id: UUID, answer: dict[str, Any], key: str) -> dict[str, Any]:

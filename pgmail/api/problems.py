@@ -21,6 +21,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from pgmail.errors import DatabaseAway, Refused, SchemaMismatch
+from pgmail.store.emails import InDoubt
 
 log = structlog.get_logger()
 
@@ -45,6 +46,8 @@ _NAMES_BY_STATUS = {
     500: "application_error",
     503: "service_unavailable",
 }
+# What SQL refuses with another status than 422, for answers that tell code, field and message only.
+_STATUSES = {"idempotency_conflict": 409, "limit_reached": 429, "too_large": 413}
 # What the framework refuses by itself, in pgmail's words.
 _CODES = {
     400: "invalid_request",
@@ -58,6 +61,11 @@ _MESSAGES = {
     405: "this route does not know that method",
     413: "the body of the request is larger than PGMAIL_MAX_BODY_BYTES",
 }
+_AWAY = "the database cannot be reached; nothing was stored, ask again"
+_DOUBT = (
+    "the connection to the database broke under the request; what it asked for may have been stored: "
+    "with an Idempotency-Key ask again with the same, without one look before you do"
+)
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,8 +93,7 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
         headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         return _problem(error.code, error.field, error.message, error.status), _wait(error.status) | headers
     if isinstance(error, DatabaseAway):
-        away = "the database cannot be reached; nothing was stored, ask again"
-        return _problem("database_away", "", away, 503), _wait(503)
+        return _problem("database_away", "", _DOUBT if isinstance(error, InDoubt) else _AWAY, 503), _wait(503)
     if isinstance(error, SchemaMismatch):
         return _problem(
             "schema_mismatch", "", "the database and this program do not fit together", 503
@@ -102,17 +109,22 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
     return msgspec.structs.replace(problem, instance=instance), {}
 
 
-def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
-    """Answer a request with the problem of an error (an exception handler)."""
+def status_of(code: str) -> int:
+    """Return the status that goes with the code of an email's fault."""
+    return _STATUSES.get(code, 422)
+
+
+def problem_for(error: Exception, method: str, path: str) -> tuple[Problem, dict[str, str]]:
+    """Return what an error is to a client, as `problem_of`, and log it if it is a fault of ours."""
     problem, headers = problem_of(error)
     if problem.status == 500:
-        log.error(
-            "request failed",
-            instance=problem.instance,
-            method=request.method,
-            path=request.scope["path"],
-            exc_info=error,
-        )
+        log.error("request failed", instance=problem.instance, method=method, path=path, exc_info=error)
+    return problem, headers
+
+
+def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    """Answer a request with the problem of an error (an exception handler)."""
+    problem, headers = problem_for(error, request.method, request.scope["path"])
     return Response(
         problem,
         status_code=problem.status,

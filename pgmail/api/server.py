@@ -44,27 +44,43 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
     stop = stop or asyncio.Event()
     listener = listen(settings)
     host, port = listener.getsockname()[:2]
-    database = Database(
-        settings.database("api"), name="pgmail-api", low=1, high=settings.api_pool_size, check=True
-    )
+    database, sends = pools(settings)
     config = uvicorn.Config(
-        create_app(settings, database),
+        create_app(settings, database, sends=sends),
         http="httptools",
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks where a client is
         timeout_graceful_shutdown=max(1, math.ceil(settings.drain_seconds)),
     )
     server = _Server(config, lambda: _started(host, port, ready))
     await database.open()
+    if sends is not database:
+        await sends.open()
     try:
         with _told(stop):
             await _serve(server, listener, stop)
     finally:
+        await sends.close()
         await database.close()
         listener.close()
+
+
+def pools(settings: Settings) -> tuple[Database, Database]:
+    """Return the pool that everything shares, and that of single emails sent together; unopened.
+
+    A quarter of the connections is for the latter, which waits for none of the others and tries none before
+    use (see `coalesce`); of a single connection there are no parts.
+    """
+    dsn, size = settings.database("api"), settings.api_pool_size
+    part = size // 4 or (size > 1)
+    database = Database(dsn, name="pgmail-api", low=1, high=size - part, check=True)
+    if not part:
+        return database, database
+    return database, Database(dsn, name="pgmail-api-send", low=1, high=part)
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -1,26 +1,31 @@
 """Email in the database as the HTTP API needs it: enqueue, look up, list, change.
 
-`send` and `send_many` are one statement and one transaction each; everything else runs on a connection lent
-by `tenant.acting_as`. Rows come back by attribute, named as in sql/queries/emails.sql.
+`send`, `send_many` and `send_group` are one statement and one transaction each; everything else runs on a
+connection lent by `tenant.acting_as`. Rows come back by attribute, named as in sql/queries/emails.sql.
 
 What can go wrong besides what the law refuses: another transaction holds the same idempotency key and does
 not finish in three seconds (`idempotency_in_flight`, 409), and a lock that is not to be had for another
-reason, which is as good as a database away.
+reason, which is as good as a database away. A connection that breaks under a statement leaves open whether
+the statement was committed; see `send_group` for what is done about that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import select
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+import psycopg
 from psycopg import AsyncConnection, errors
 from psycopg.rows import namedtuple_row
+from psycopg_pool import PoolClosed, PoolTimeout
 
 from pgmail.domain.states import IN_QUEUE, State
-from pgmail.errors import DatabaseAway, Refused
+from pgmail.errors import DatabaseAway, PgmailError, Refused
 from pgmail.sqlfiles import queries
 from pgmail.store.database import Database, fetch_many, fetch_one
 from pgmail.store.faults import Busy
@@ -28,6 +33,8 @@ from pgmail.store.keys import Caller
 
 Connection = AsyncConnection[Any]
 MAX_ACTS = 1_000  # dead letters that one call retries or discards
+LOCK_MS = 3_000  # longest wait for a lock: the patience of one who asked for this one email
+_DEAD_IN_A_ROW = 20  # connections found dead before the database is taken to be away
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -92,17 +99,40 @@ class DeadFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     died_before: datetime | None = None
 
 
+class Stored(NamedTuple):
+    """What became of one email of a group: its id, or the code, field and message of its fault."""
+
+    id: str | None
+    code: str | None
+    field: str | None
+    message: str | None
+
+
+class InDoubt(DatabaseAway):
+    """The connection broke under a statement: what it was to store may be stored, with the answer lost."""
+
+
+class GroupUndone(PgmailError):  # noqa: N818 - it is a state of affairs
+    """The server rolled a group back for a reason that need not concern every email in it.
+
+    `locked` tells that a lock was not to be had in time; otherwise it was a deadlock, a conflict of snapshots,
+    or something that nobody foresaw in one of the bodies. Nothing was stored: each may be sent by itself.
+    """
+
+    def __init__(self, reason: str, *, locked: bool) -> None:
+        super().__init__(reason)
+        self.locked = locked
+
+
 async def send(database: Database, caller: Caller, email: str, *, keyed: bool) -> UUID:
     """Enqueue one email (JSON, as `domain.email.prepare` leaves it) and return its id.
 
-    `keyed` says that it has an idempotency key. Raises Refused and DatabaseAway.
+    `keyed` says that it has an idempotency key. Raises Refused, DatabaseAway and InDoubt.
     """
     try:
         row: Any = await database.one(queries("emails")["send"], {**caller.settings(), "email": email})
-    except Busy as error:
-        if isinstance(error.__cause__, errors.LockNotAvailable):
-            raise _locked(keyed=keyed) from error
-        raise
+    except DatabaseAway as error:
+        raise _judged(error, keyed=keyed) from error.__cause__
     return UUID(str(row.id))
 
 
@@ -112,15 +142,45 @@ async def send_many(
     """Enqueue a batch (a JSON array) and return `position id code field message` for each, in order.
 
     Strict: the first fault refuses all, its field led by the position. `key` is the whole batch's; `keyed`
-    says that this or any email has one. Raises Refused and DatabaseAway.
+    says that this or any email has one. Raises Refused, DatabaseAway and InDoubt.
     """
     values = {**caller.settings(), "emails": emails, "strict": strict, "key": key}
     try:
         return await database.many(queries("emails")["send_many"], values)
-    except Busy as error:
-        if isinstance(error.__cause__, errors.LockNotAvailable):
-            raise _locked(keyed=keyed) from error
-        raise
+    except DatabaseAway as error:
+        raise _judged(error, keyed=keyed) from error.__cause__
+
+
+async def send_group(
+    database: Database, caller: Caller, emails: Sequence[str], *, lock_ms: int, repeatable: bool
+) -> list[Stored]:
+    """Enqueue emails of several requests (each JSON, as for `send`) in one transaction; answers in order.
+
+    A bad email is refused by itself. `lock_ms` is how long to wait for a lock. `repeatable` says that every
+    email has an idempotency key. Raises GroupUndone, DatabaseAway, InDoubt, and Refused for what refuses all.
+
+    Never silently twice: `database` lends connections untried, and one that the server closed while nobody
+    used it is told by its socket, before anything is sent on it, and replaced. Once the statement was handed
+    to a connection that then breaks, it may have been committed with only the answer lost. It is sent a second
+    time, once, only if `repeatable`, since SQL then knows what it has. Otherwise that is InDoubt, and whoever
+    sent the email decides.
+    """
+    values = {**caller.settings(), "emails": f"[{','.join(emails)}]", "lock_timeout": f"{lock_ms}ms"}
+    while True:
+        try:
+            async with _living(database) as connection:
+                cursor = await connection.execute(queries("emails")["send_group"].text.encode(), values)
+                return [Stored(*row) for row in await cursor.fetchall()]
+        except DatabaseAway as error:
+            if (locked := _said_no(error)) is not None:
+                raise GroupUndone(str(error), locked=locked) from error
+            if not repeatable or not _lost(error):
+                raise _judged(error, keyed=False) from error.__cause__
+        except psycopg.Error as error:
+            if error.sqlstate is None:  # not the server's words: who knows how far it came
+                raise
+            raise GroupUndone(str(error), locked=False) from error
+        repeatable = False
 
 
 async def recipients(connection: Connection, id: UUID) -> list[Any]:
@@ -220,8 +280,62 @@ async def discard(connection: Connection, ids: Sequence[UUID], why: str | None) 
     return int(row.done)
 
 
-def _locked(*, keyed: bool) -> Refused | DatabaseAway:
-    if keyed:
-        because = "another request with this key is under way; ask again with the same key"
-        return Refused("idempotency_in_flight", "/idempotency_key", because, 409)
-    return DatabaseAway("a lock was not to be had within three seconds")
+@asynccontextmanager
+async def _living(database: Database) -> AsyncIterator[Connection]:
+    """Lend a connection that is not known to be dead. Costs no round trip as long as all is well.
+
+    Nobody listens here, so a server has nothing to say between two statements but that it ends (or that a
+    parameter changed). A connection with something to read is tried first.
+    """
+    for _ in range(_DEAD_IN_A_ROW):
+        async with database.connection() as connection:
+            if not _spoke(connection) or await _answers(connection):
+                yield connection
+                return
+    raise DatabaseAway("connections are closed as soon as they are made")
+
+
+def _spoke(connection: Connection) -> bool:
+    look = select.poll()
+    look.register(connection.fileno(), select.POLLIN)
+    return bool(look.poll(0))
+
+
+async def _answers(connection: Connection) -> bool:
+    try:
+        await connection.execute(b"")
+    except psycopg.OperationalError:
+        await connection.close()  # the pool makes a new one in its place
+        return False
+    return True
+
+
+def is_away(error: Exception) -> bool:
+    """Tell whether the database is away for everyone, not only for the transaction that it just undid."""
+    return isinstance(error, DatabaseAway) and _said_no(error) is None
+
+
+def _said_no(error: DatabaseAway) -> bool | None:
+    """Whether the server is there and only undid this transaction (None: it did not); True if for a lock."""
+    cause = error.__cause__
+    if isinstance(error, Busy):
+        return isinstance(cause, errors.LockNotAvailable)
+    return False if isinstance(cause, errors.SerializationFailure | errors.DeadlockDetected) else None
+
+
+def _lost(error: DatabaseAway) -> bool:
+    """Whether a connection broke under a statement; for want of a connection no statement began."""
+    cause = error.__cause__
+    if isinstance(cause, PoolTimeout | PoolClosed) or not isinstance(cause, psycopg.OperationalError):
+        return False
+    return cause.sqlstate is None or isinstance(cause, errors.AdminShutdown)
+
+
+def _judged(error: DatabaseAway, *, keyed: bool) -> Refused | DatabaseAway:
+    """Return what a statement that stores email came to when it got no answer."""
+    if isinstance(error, Busy) and isinstance(error.__cause__, errors.LockNotAvailable):
+        if keyed:
+            because = "another request with this key is under way; ask again with the same key"
+            return Refused("idempotency_in_flight", "/idempotency_key", because, 409)
+        return DatabaseAway("a lock was not to be had within three seconds")
+    return InDoubt(str(error)) if _lost(error) else error

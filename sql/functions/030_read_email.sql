@@ -1,18 +1,6 @@
 -- One email as handed over, read and judged: the law of ops/docs/email.md in its order. Raises nothing: the first
--- fault stands in the result, so that a batch can tell each item its own.
-
-do $do$ begin
-  if to_regtype('pgmail.email') is null then
-    create type pgmail.email as (
-      fault_code text, fault_field text, fault_message text, fault_status integer,
-      sender text, stream text, priority smallint, mode text, max_queued bigint,
-      roles text[], addresses text[], rcpts text[], names text[], domains text[], variables jsonb[],
-      template text, template_version integer, content jsonb, attachments jsonb, tags jsonb, metadata jsonb,
-      due_at timestamptz, expires_at timestamptz, on_limit text,
-      idempotency_key text, body_hash bytea, size_bytes integer
-    );
-  end if;
-end $do$;
+-- fault stands in the result, so that a batch can tell each item its own. A statement costs microseconds here and there
+-- are a hundred: the plain email is read by one (032_read_plain.sql), in the same way.
 
 create or replace function pgmail.faulty(p_code text, p_field text, p_message text, p_status integer default 422)
 returns pgmail.email
@@ -46,10 +34,22 @@ exception when others then
 end
 $$;
 
+-- An object without its keys that are null, which are as if absent.
+create or replace function pgmail.without_nulls(p_body jsonb) returns jsonb
+language plpgsql immutable
+as $$
+begin
+  if p_body @? 'strict $.* ? (@ == null)' then
+    return (select coalesce(jsonb_object_agg(x.key, x.value), '{}') from jsonb_each(p_body) x where x.value <> 'null');
+  end if;
+  return p_body;
+end
+$$;
+
 -- What makes two emails of one key the same. Times are often computed anew for a retry (now() + 1 hour).
 create or replace function pgmail.body_hash(p_body jsonb) returns bytea
-language sql immutable parallel safe
-as $$ select sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')) $$;
+language plpgsql immutable parallel safe
+as $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')); end $$;
 
 -- Whether this very email was taken in under its key: a repetition is answered with the first id, even when its times
 -- have passed since.
@@ -67,7 +67,7 @@ declare
   e pgmail.email; b jsonb := p_body; v jsonb; item jsonb; a pgmail.address; f text; i integer; n integer;
   field text; role_ text; vars jsonb; missing text; now_ timestamptz := pgmail.now();
   shown jsonb; from_ jsonb; reply_to jsonb; to_ jsonb := '[]'; cc_ jsonb := '[]'; single boolean; most integer;
-  s pgmail.stream; t pgmail.template; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0;
+  s pgmail.stream; t pgmail.template; people pgmail.person[] := '{}'; addresses text[] := '{}'; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0; content jsonb;
 begin
   -- 0: the body
   if b is null or jsonb_typeof(b) <> 'object' then
@@ -82,9 +82,7 @@ begin
                            'on_limit','idempotency_key']);
     return pgmail.faulty('unknown_key', '/' || pgmail.pointer(k), format('no such key: %s', left(k, 80)));
   end if;
-  if b @? 'strict $.* ? (@ == null)' then
-    select coalesce(jsonb_object_agg(x.key, x.value), '{}') into b from jsonb_each(b) x where x.value <> 'null';
-  end if;
+  b := pgmail.without_nulls(b);
 
   -- 1: from
   v := b->'from';
@@ -105,7 +103,6 @@ begin
   if v is null or v = '""' or v = '[]' then
     return pgmail.faulty('missing_field', '/to', 'at least one recipient is required');
   end if;
-  e.roles := '{}'; e.addresses := '{}'; e.rcpts := '{}'; e.names := '{}'; e.domains := '{}'; e.variables := '{}';
   field := null;   -- of the first thing that mode forbids; told after the addresses were judged
   foreach role_ in array array['to', 'cc', 'bcc'] loop
     v := b->role_;
@@ -139,17 +136,15 @@ begin
       end if;
       if a.fault is not null then return pgmail.faulty('invalid_address', f, a.fault); end if;
       if role_ <> 'to' and e.mode = 'personal' then field := coalesce(field, '/' || role_); end if;
-      continue when a.address = any (e.addresses);
-      e.roles := e.roles || role_; e.addresses := e.addresses || a.address;
-      e.rcpts := e.rcpts || case when a.rcpt <> a.address then a.rcpt end;
-      e.names := e.names || a.name; e.domains := e.domains || a.domain;
-      e.variables := array_append(e.variables, vars);
+      continue when a.address = any (addresses);
+      addresses := array_append(addresses, a.address);
+      people := array_append(people, (role_, a.address, nullif(a.rcpt, a.address), a.name, a.domain, vars)::pgmail.person);
       if role_ <> 'bcc' and e.mode = 'envelope' then
         shown := jsonb_build_object('address', a.rcpt);
         if a.name is not null then shown := shown || jsonb_build_object('name', a.name); end if;
         if role_ = 'to' then to_ := to_ || shown; else cc_ := cc_ || shown; end if;
       end if;
-      if cardinality(e.addresses) > most then
+      if cardinality(addresses) > most then
         return pgmail.faulty('too_many_recipients', '/to', format('more than %s recipients', most));
       end if;
     end loop;
@@ -228,16 +223,14 @@ begin
   if coalesce(jsonb_typeof(v->'variables'), 'null') not in ('object', 'null') then
     return pgmail.faulty('invalid_variables', '/template/variables', 'must be an object');
   end if;
-  for i in 1 .. cardinality(e.variables) loop
-    if jsonb_typeof(e.variables[i]) <> 'object' then
-      select ord - 1 into n from jsonb_array_elements(case when jsonb_typeof(b->'to') = 'array' then b->'to' else jsonb_build_array(b->'to') end)
-        with ordinality u(x, ord)
-       where jsonb_typeof(x) = 'object' and coalesce(jsonb_typeof(x->'variables'), 'null') not in ('object', 'null')
-       order by ord limit 1;
-      return pgmail.faulty('invalid_variables',
-        case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, 'must be an object');
-    end if;
-  end loop;
+  if exists (select from unnest(people) p where jsonb_typeof(p.variables) <> 'object') then
+    select ord - 1 into n from jsonb_array_elements(case when jsonb_typeof(b->'to') = 'array' then b->'to' else jsonb_build_array(b->'to') end)
+      with ordinality u(x, ord)
+     where jsonb_typeof(x) = 'object' and coalesce(jsonb_typeof(x->'variables'), 'null') not in ('object', 'null')
+     order by ord limit 1;
+    return pgmail.faulty('invalid_variables',
+      case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, 'must be an object');
+  end if;
   if v is not null and v->'variables' <> 'null' then
     vars := (v->'variables') || coalesce(b->'variables', '{}');
   else
@@ -247,7 +240,7 @@ begin
     vars := coalesce(vars, '{}');
     if t.required <> '{}' then
       select min(r collate "C") into missing from unnest(t.required) r
-       where not vars ? r and exists (select 1 from unnest(e.variables) x where x is null or not x ? r);
+       where not vars ? r and exists (select from unnest(people) p where p.variables is null or not p.variables ? r);
       if missing is not null then
         return pgmail.faulty('missing_variable', '/variables', format('the template needs %L', missing));
       end if;
@@ -323,19 +316,23 @@ begin
   end if;
   e.size_bytes := bytes;
 
-  e.content := coalesce(e.content, '{}') || jsonb_build_object('from', from_);
+  content := jsonb_build_object('from', from_);
+  if e.headers is not null then content := content || jsonb_build_object('headers', e.headers); end if;
   if e.mode = 'envelope' then
-    e.content := e.content || jsonb_build_object('to', to_);
-    if cc_ <> '[]' then e.content := e.content || jsonb_build_object('cc', cc_); end if;
+    content := content || jsonb_build_object('to', to_);
+    if cc_ <> '[]' then content := content || jsonb_build_object('cc', cc_); end if;
   end if;
-  if reply_to is not null and reply_to <> '[]' then e.content := e.content || jsonb_build_object('reply_to', reply_to); end if;
-  if sub is not null then e.content := e.content || jsonb_build_object('subject', sub); end if;
-  if txt is not null then e.content := e.content || jsonb_build_object('text', txt); end if;
-  if htm is not null then e.content := e.content || jsonb_build_object('html', htm); end if;
-  if e.attachments is not null then e.content := e.content || jsonb_build_object('attachments', jsonb_array_length(e.attachments)); end if;
+  if reply_to is not null and reply_to <> '[]' then content := content || jsonb_build_object('reply_to', reply_to); end if;
+  if sub is not null then content := content || jsonb_build_object('subject', sub); end if;
+  if txt is not null then content := content || jsonb_build_object('text', txt); end if;
+  if htm is not null then content := content || jsonb_build_object('html', htm); end if;
+  if e.attachments is not null then content := content || jsonb_build_object('attachments', jsonb_array_length(e.attachments)); end if;
   -- One recipient's own variables make templates of the texts for all of them.
-  if vars is null and exists (select 1 from unnest(e.variables) x where x is not null) then vars := '{}'; end if;
-  if vars is not null then e.content := e.content || jsonb_build_object('variables', vars); end if;
+  if vars is null and exists (select from unnest(people) p where p.variables is not null) then vars := '{}'; end if;
+  if vars is not null then content := content || jsonb_build_object('variables', vars); end if;
+  e.content := convert_to(content::text, 'UTF8');
+  e.headers := null;
+  e.people := people;
   return e;
 end
 $$;

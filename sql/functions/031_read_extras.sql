@@ -1,5 +1,5 @@
 -- The rarer parts of an email: headers, attachments, tags, metadata. Called by read_email with what it knows so far;
--- puts headers into content, checked attachments and tags beside it, and the attachments' octets into size_bytes.
+-- puts them into the record, checked, and the attachments' octets into size_bytes.
 create or replace function pgmail.read_extras(p_tenant integer, b jsonb, e pgmail.email) returns pgmail.email
 language plpgsql stable
 as $$
@@ -26,7 +26,7 @@ begin
       if length(r.value #>> '{}') > 2000 then return pgmail.faulty('invalid_header', f, 'longer than 2,000 characters'); end if;
       if pgmail.has_control(r.value #>> '{}') then return pgmail.faulty('invalid_header', f, 'has a control character'); end if;
     end loop;
-    if v <> '{}' then e.content := coalesce(e.content, '{}') || jsonb_build_object('headers', v); end if;
+    if v <> '{}' then e.headers := v; end if;
   end if;
 
   v := b->'attachments';

@@ -5,16 +5,70 @@ create or replace function pgmail.send(email jsonb) returns uuid
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
-  t integer := pgmail.need_tenant();
-  e pgmail.email := pgmail.read_email(t, email);
-  done record;
+  t integer; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
+  gone boolean; message_ uuid; recipient_ uuid; held uuid; done record;
 begin
-  if e.fault_code is null then
-    done := pgmail.store_emails(t, array[e]);
-    if done.ids[1] is not null then return done.ids[1]; end if;
-    e := done.faults[1];
+  -- as current_tenant says, without its price
+  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end
+    into t from pgmail.database_role r where r.role_name = session_user;
+  if t is null then t := pgmail.need_tenant(); end if;
+
+  e := pgmail.read_plain(t, email);
+  if e.sender is null then
+    e := pgmail.read_email(t, email);
+    if e.fault_code is not null then perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status); end if;
   end if;
-  perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
+
+  -- One recipient and nothing beside the texts, as most mail is: what store_emails does, in as few statements as it takes.
+  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null then
+    p := e.people[1];
+    select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
+        exists (select from pgmail.suppression y where y.tenant_id = t and y.address = p.address and y.stream in ('', e.stream)
+                and (y.expires_at is null or y.expires_at > now_)),
+        e.due_at is null and exists (select from pgmail.worker w where w.asleep)
+      into site_, lane_, active_, gone, asleep_
+      from (select site, pgmail.lane_id(t, e.stream, e.priority, site) as lane
+            from (select coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) as site offset 0) x offset 0) y;
+    if not gone then
+      message_ := pgmail.uuid7(); recipient_ := pgmail.uuid7();
+      if e.idempotency_key is not null then
+        held := pgmail.take_key(t, e.idempotency_key, e.body_hash, message_);
+        if held is null then
+          e := pgmail.key_conflict();
+          perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
+        elsif held <> message_ then
+          return held;
+        end if;
+      end if;
+      if not active_ then
+        insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+        values (t, lane_, e.stream, e.priority, site_, coalesce(e.due_at, now_));
+      end if;
+      with recipients as (
+        insert into pgmail.recipient (tenant_id, id, message_id, position, role, address, rcpt, name, site, variables)
+        values (t, recipient_, message_, 1, p.role, p.address, p.rcpt, p.name, site_, convert_to(p.variables::text, 'UTF8'))
+      ), queued as (
+        insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, expires_at)
+        values (t, recipient_, message_, lane_, coalesce(e.due_at, now_), e.due_at is not null,
+          case when e.due_at is not null then 'scheduled' end, e.expires_at)
+      ), counted as (
+        insert into pgmail.tally (tenant_id, stream, kind, n, at) values (t, e.stream, 'enqueued', 1, now_)
+      )
+      insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content)
+      values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content);
+      if asleep_ then perform pgmail.wake(); end if;
+      return message_;
+    end if;
+  end if;
+
+  done := pgmail.store_emails(t, array[e]);
+  if done.ids[1] is null then
+    e := done.faults[1];
+    perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
+  end if;
+  return done.ids[1];
 end
 $$;
 
@@ -37,6 +91,20 @@ as $$
     'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata))
 $$;
 
+-- Refuses a batch for the first fault in it, if there is one.
+create or replace function pgmail.refuse_first(p_faults pgmail.email[]) returns void
+language plpgsql
+as $$
+declare r record;
+begin
+  select x.* into r from (select generate_subscripts(p_faults, 1) - 1 as i, unnest(p_faults) as e) x
+   where (x.e).fault_code is not null order by x.i limit 1;
+  if found then
+    perform pgmail.refuse((r.e).fault_code, '/' || r.i || (r.e).fault_field, (r.e).fault_message, (r.e).fault_status);
+  end if;
+end
+$$;
+
 -- Many at once. strict: the first fault refuses them all (its field led by the item's position, /2/to/0); otherwise
 -- good ones are stored and each bad one has its code, field and message. position counts from 0, as a JSON pointer.
 -- idempotency_key holds for the whole array: sent again with the same body it answers the same ids. Keys of batches are
@@ -47,8 +115,8 @@ language plpgsql volatile security definer set search_path = pgmail, pg_temp set
 as $$
 #variable_conflict use_column
 declare
-  t integer := pgmail.need_tenant(); emails pgmail.email[]; good pgmail.email[]; places integer[]; done record;
-  e pgmail.email; i integer; hash_ bytea; key_ text := ' ' || idempotency_key; held_hash bytea; held_ids uuid[]; codes pgmail.email[]; all_ids uuid[];
+  t integer := pgmail.need_tenant(); emails pgmail.email[]; done record;
+  hash_ bytea; key_ text := ' ' || idempotency_key; held_hash bytea; held_ids uuid[];
 begin
   if items is null or jsonb_typeof(items) <> 'array' then
     perform pgmail.refuse('invalid_body', '', 'a batch is a JSON array of emails');
@@ -77,50 +145,24 @@ begin
     end if;
   end if;
 
-  select array_agg(pgmail.read_email(t, x) order by o) into emails from jsonb_array_elements(items) with ordinality u(x, o);
-  if emails is null then return; end if;
-  codes := emails;
+  emails := array(select pgmail.read_any(t, x) from jsonb_array_elements(items) x);
+  if emails = '{}' then return; end if;
   if held_ids is not null then
     -- A replay: the ids of the first time, and the same faults. What was right then may lie in the past by now.
-    for i in 1 .. cardinality(emails) loop
-      if held_ids[i] is not null then
-        codes[i] := null;
-      elsif (codes[i]).fault_code is null then
-        codes[i] := pgmail.faulty('idempotency_conflict', '/idempotency_key', 'was refused when this batch was sent first; use a new key', 409);
-      end if;
-    end loop;
-    return query select (g - 1)::integer, held_ids[g], (codes[g]).fault_code, (codes[g]).fault_field, (codes[g]).fault_message
-      from generate_series(1, cardinality(codes)) g;
+    return query select g - 1, held_ids[g], (f).fault_code, (f).fault_field, (f).fault_message
+      from (select g, case when held_ids[g] is not null then null when (e).fault_code is not null then e
+              else pgmail.faulty('idempotency_conflict', '/idempotency_key', 'was refused when this batch was sent first; use a new key', 409)
+              end as f
+            from (select generate_subscripts(emails, 1) as g, unnest(emails) as e) x offset 0) y;
     return;
   end if;
-  if strict then
-    for i in 1 .. cardinality(emails) loop
-      e := emails[i];
-      if e.fault_code is not null then
-        perform pgmail.refuse(e.fault_code, '/' || (i - 1) || e.fault_field, e.fault_message, e.fault_status);
-      end if;
-    end loop;
-  end if;
-  select array_agg(emails[g] order by g), array_agg(g order by g) into good, places
-    from generate_series(1, cardinality(emails)) g where (emails[g]).fault_code is null;
-  all_ids := array_fill(null::uuid, array[cardinality(emails)]);
-  if good is not null then
-    done := pgmail.store_emails(t, good);
-    for i in 1 .. cardinality(good) loop
-      all_ids[places[i]] := done.ids[i];
-      if done.ids[i] is null then
-        e := done.faults[i];
-        if strict then
-          perform pgmail.refuse(e.fault_code, '/' || (places[i] - 1) || e.fault_field, e.fault_message, e.fault_status);
-        end if;
-        codes[places[i]] := e;
-      end if;
-    end loop;
-  end if;
+  if strict then perform pgmail.refuse_first(emails); end if;
+  done := pgmail.store_emails(t, emails);
+  if strict then perform pgmail.refuse_first(done.faults); end if;
   if idempotency_key is not null then
-    update pgmail.idempotency d set ids = all_ids where d.tenant_id = t and d.key = key_;
+    update pgmail.idempotency d set ids = done.ids where d.tenant_id = t and d.key = key_;
   end if;
-  return query select (g - 1)::integer, all_ids[g], (codes[g]).fault_code, (codes[g]).fault_field, (codes[g]).fault_message
-    from generate_series(1, cardinality(codes)) g;
+  return query select g - 1, x.id, (f).fault_code, (f).fault_field, (f).fault_message
+    from (select generate_subscripts(done.ids, 1) as g, unnest(done.ids) as id, unnest(done.faults) as f) x;
 end
 $$;

@@ -1,5 +1,5 @@
--- What the HTTP API asks about email. `send` and `send_many` are whole transactions of one statement: the tenant is
--- set in a materialized part that runs before the function can be called, which saves BEGIN and COMMIT.
+-- What the HTTP API asks about email. `send`, `send_many` and `send_group` are whole transactions of one statement: the
+-- tenant is set in a materialized part that runs before the function can be called, which saves BEGIN and COMMIT.
 
 -- name: send :one
 -- Enqueue one email for a tenant. Waits three seconds at most for another request with the same idempotency key.
@@ -15,9 +15,20 @@ with caller as materialized (
   select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
          set_config('lock_timeout', '3s', true)
 )
-select (x.sent).position, (x.sent).id, (x.sent).code, (x.sent).field, (x.sent).message
+select (x.sent).position, (x.sent).id::text, (x.sent).code, (x.sent).field, (x.sent).message
 from (select pgmail.send_many(%(emails)s::jsonb, %(strict)s, %(key)s) as sent from caller offset 0) x
 order by 1;
+
+-- name: send_group :many
+-- Enqueue emails of several requests of one tenant, each for itself, in their order. The caller says how long to wait
+-- for a lock: shortly, where many wait for a key that another transaction holds.
+with caller as materialized (
+  select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
+         set_config('lock_timeout', %(lock_timeout)s, true)
+)
+select (x.sent).id::text, (x.sent).code, (x.sent).field, (x.sent).message
+from (select pgmail.send_many(%(emails)s::jsonb, false) as sent from caller offset 0) x
+order by (x.sent).position;
 
 -- name: recipients :many
 -- Where each recipient of an email stands, or the one recipient; refused as not_found for an unknown id.
@@ -149,7 +160,7 @@ select pgmail.reschedule(%(id)s, %(at)s) as answer;
 
 -- name: queue :many
 -- How much waits, by stream, priority and site, and since when. For people who look, not for a hot path: it counts. A
--- lane that no worker has folded yet is named by one of its emails.
+-- lane that no worker has folded yet is named by one of its emails. `waits_for` says what stops a lane's due mail now.
 with depth as materialized (
   select q.lane, count(*) as depth,
     count(*) filter (where s.state = 'queued') as queued,
@@ -162,21 +173,32 @@ with depth as materialized (
     lateral (select pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) as state) s
   where q.tenant_id = (select pgmail.current_tenant())
   group by q.lane
+), named as materialized (
+  select coalesce(l.stream, f.stream) as stream, coalesce(l.priority, f.priority) as priority, coalesce(l.site, f.site) as site, d.*
+  from depth d
+  left join pgmail.lane l on l.tenant_id = (select pgmail.current_tenant()) and l.id = d.lane
+  left join lateral (
+    select m.stream, m.priority, r.site
+    from pgmail.queue q
+    join pgmail.message m on m.tenant_id = q.tenant_id and m.id = q.message_id
+    join pgmail.recipient r on r.tenant_id = q.tenant_id and r.id = q.id
+    where l.id is null and q.tenant_id = (select pgmail.current_tenant()) and q.lane = d.lane
+    limit 1
+  ) f on true
+), special as materialized (   -- sites that something is said of; all others are stopped by the same, whichever they are
+  select name as site from pgmail.limits where scope = 'site'
+  union select case scope when 'site' then name else split_part(name, '/', 3) end from pgmail.pause where scope <> 'stream'
+), stops as materialized (
+  select x.stream, x.priority, x.site, s.words
+  from (select distinct n.stream, n.priority, y.site from named n left join special y on y.site = n.site where n.queued > 0) x
+  cross join lateral pgmail.stopped_by(x.stream, x.priority, x.site) s
 )
-select coalesce(l.stream, f.stream) as stream,
-  case coalesce(l.priority, f.priority) when 1 then 'high' when 2 then 'normal' else 'low' end as priority,
-  coalesce(l.site, f.site) as site, d.depth, d.queued, d.scheduled, d.deferred, d.held, d.sending, d.oldest_due_at
-from depth d
-left join pgmail.lane l on l.tenant_id = (select pgmail.current_tenant()) and l.id = d.lane
-left join lateral (
-  select m.stream, m.priority, r.site
-  from pgmail.queue q
-  join pgmail.message m on m.tenant_id = q.tenant_id and m.id = q.message_id
-  join pgmail.recipient r on r.tenant_id = q.tenant_id and r.id = q.id
-  where l.id is null and q.tenant_id = (select pgmail.current_tenant()) and q.lane = d.lane
-  limit 1
-) f on true
-order by 1, coalesce(l.priority, f.priority), d.depth desc, 3;
+select n.stream, case n.priority when 1 then 'high' when 2 then 'normal' else 'low' end as priority, n.site, n.depth, n.queued,
+  n.scheduled, n.deferred, n.held, n.sending, n.oldest_due_at, case when n.queued > 0 then s.words end as waits_for
+from named n
+left join special y on y.site = n.site
+left join stops s on s.stream = n.stream and s.priority = n.priority and coalesce(s.site, '') = coalesce(y.site, '')
+order by 1, n.priority, n.depth desc, 3;
 
 -- name: dead_letters :many
 -- A page of dead letters, the newest email first.

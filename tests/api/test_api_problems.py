@@ -1,13 +1,19 @@
 """Errors over HTTP: problem details for everyone, Resend's keys for its SDKs, nothing of our insides."""
 
 import asyncio
+import re
 
+import httpx
 import pytest
 from litestar import get
 
+from pgmail import sqlfiles
 from pgmail.api import problems
+from pgmail.api.app import create_app
+from pgmail.config import Settings
 from pgmail.errors import DatabaseAway
 from pgmail.store.database import Database
+from pgmail.store.emails import InDoubt
 from tests.api.conftest import EMAIL, client, waits_for_a_lock
 
 
@@ -119,9 +125,30 @@ def test_every_status_has_a_problem_of_its_own():
 
 
 async def test_a_pool_that_is_never_opened_is_no_500(db, key):
-    database = Database(db.dsn_for("api"), name="closed")
-    async with client(db.dsn_for("api"), key) as api:
-        api.app.state.database = database
-        answer = await api.post("/emails", json=EMAIL)
-        assert answer.status_code in {500, 503}
-        assert "pool" not in answer.text
+    app = create_app(Settings(), Database(db.dsn_for("api"), name="closed"))
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://x.test", headers=headers) as api:
+        for answer in [await api.post("/emails", json=EMAIL), await api.get("/queue")]:
+            assert answer.status_code == 503
+            assert "pool" not in answer.text
+
+
+def test_what_may_have_been_stored_is_not_said_to_be_nothing():
+    problem, _ = problems.problem_of(InDoubt("server closed the connection unexpectedly"))
+    assert (problem.status, problem.code) == (503, "database_away")
+    assert "may have been stored" in problem.detail
+
+
+def test_each_code_has_the_status_that_sql_gives_it():
+    told = {}
+    for statement in "".join(file.read_text() for file in sqlfiles.functions()).split(";\n"):
+        code, status = (
+            re.search(r"pgmail\.faulty\('(\w+)'", statement),
+            re.search(r", (4\d\d)\)(?: \$\$)?\s*$", statement),
+        )
+        if code and status:
+            told[code[1]] = int(status[1])
+    assert {"idempotency_conflict", "limit_reached", "too_large"} <= told.keys()
+    assert {code: problems.status_of(code) for code in told} == told
+    assert problems.status_of("invalid_address") == 422

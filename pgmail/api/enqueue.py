@@ -1,0 +1,136 @@
+"""`POST /emails`, the one route that is worth doing without the framework.
+
+`Enqueue` is what the route does; `bare` is the route itself, from the octets of a request to the octets of
+its answer. It keeps the rules of the others: a key first, then the body by its type and size, and every error
+as a problem. The framework has the same route (`emails.send_email`) for the document at /schema, and for
+paths that only look alike.
+
+What can go wrong: the two could answer differently. Both do nothing but read a request and call `Enqueue`;
+the tests of bodies, keys and problems go through this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
+from litestar.types import HTTPScope, Receive, Send
+
+from pgmail.api.bodies import Body, aside, check_type, read
+from pgmail.api.coalesce import Coalescer
+from pgmail.api.intake import explain, ready_email
+from pgmail.api.keyring import Keyring
+from pgmail.api.problems import media_type, problem_for
+from pgmail.errors import Refused
+from pgmail.store import emails as store
+from pgmail.store.database import Database
+from pgmail.store.keys import Caller
+
+LARGE = 65_536  # octets; a larger email goes by itself, so that nobody waits for it
+
+Header = tuple[bytes, bytes]
+
+_JSON: Header = (b"content-type", b"application/json")
+_READ = frozenset(
+    {
+        *(b"authorization", b"content-type", b"content-length", b"content-encoding"),
+        *(b"idempotency-key", b"accept"),
+    }
+)
+
+
+class _Gone(Exception):  # noqa: N818 - it is no error
+    """The client hung up before its body was read."""
+
+
+class Enqueue:
+    """Takes one email in: ready for SQL, then together with others, or alone if it is large."""
+
+    def __init__(self, database: Database, coalescer: Coalescer) -> None:
+        self._database = database
+        self._coalescer = coalescer
+
+    async def __call__(self, caller: Caller, body: Body, key: str | None) -> str:
+        """Enqueue the email in a body and return its id; `key` is the header's idempotency key.
+
+        Raises Refused and DatabaseAway.
+        """
+        now = datetime.now(UTC)
+        ready = await aside(body.size, _ready, body, key, now)
+        try:
+            if len(ready.json) <= LARGE:
+                return await self._coalescer.send(caller, ready.json, ready.key)
+            found = await store.send(self._database, caller, ready.json, keyed=ready.key is not None)
+            return str(found)
+        except Refused as fault:
+            raise (await aside(body.size, explain, fault, body.value, key, now)) from None
+
+
+def _ready(body: Body, key: str | None, now: datetime) -> Any:
+    return ready_email(body.value, key, now, plain=body.plain)
+
+
+class Bare:
+    """The route as an ASGI application. `limit` is the largest body, in octets."""
+
+    def __init__(self, keyring: Keyring, enqueue: Enqueue, limit: int) -> None:
+        self._keyring = keyring
+        self._enqueue = enqueue
+        self._limit = limit
+
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        given = _headers(scope["headers"])
+        status, headers = 200, [_JSON]
+        try:
+            body = await self._answer(given, receive)
+        except _Gone:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
+            status, headers, body = _problem(error, scope["path"], given.get(b"accept", ""))
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _answer(self, headers: dict[bytes, str], receive: Receive) -> bytes:
+        caller = await self._keyring.caller(headers.get(b"authorization"))
+        check_type(headers.get(b"content-type", ""), headers.get(b"content-encoding", "identity"))
+        raw = await self._body(headers.get(b"content-length", ""), receive)
+        body = await aside(len(raw), read, raw)
+        found = await self._enqueue(caller, body, headers.get(b"idempotency-key"))
+        return b'{"id":"%s"}' % found.encode()
+
+    async def _body(self, announced: str, receive: Receive) -> bytes:
+        if announced.isdigit() and int(announced) > self._limit:
+            raise RequestEntityTooLarge
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message: Any = await receive()
+            if message["type"] != "http.request":
+                raise _Gone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._limit:
+                raise RequestEntityTooLarge
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, str]:
+    """Return those headers that this route reads; of one given twice the first."""
+    found: dict[bytes, str] = {}
+    for name, value in raw:
+        if name in _READ and name not in found:
+            found[name] = value.decode("latin-1")
+    return found
+
+
+def _problem(error: Exception, path: str, accept: str) -> tuple[int, list[Header], bytes]:
+    problem, more = problem_for(error, "POST", path)
+    headers = [(b"content-type", media_type(accept).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in more.items()]
+    return problem.status, headers, msgspec.json.encode(problem)

@@ -1,0 +1,38 @@
+-- What the readers make of an email, and what is stored: one record an email, with its recipients inside.
+
+do $do$ begin
+  -- An older shape goes, with the functions that speak of it; the files that follow make them again.
+  if exists (select 1 from pg_attribute where attrelid = to_regclass('pgmail.email') and attname = 'roles' and not attisdropped) then
+    drop type pgmail.email cascade;
+  end if;
+  if to_regtype('pgmail.person') is null then
+    create type pgmail.person as (
+      role      text,
+      address   text,   -- lower-case: what is compared
+      rcpt      text,   -- what is sent to, where that differs from address
+      name      text,
+      domain    text,
+      variables jsonb
+    );
+  end if;
+  if to_regtype('pgmail.options') is null then
+    create type pgmail.options as (
+      mode text, stream text, priority smallint, template text, template_version integer,
+      missing text[],    -- what the template needs and each recipient has to give
+      variables jsonb,   -- shared by all
+      metadata jsonb, on_limit text, idempotency_key text, body_hash bytea,
+      texts jsonb        -- subject, text and html, as far as given
+    );
+  end if;
+  if to_regtype('pgmail.email') is null then
+    create type pgmail.email as (
+      fault_code text, fault_field text, fault_message text, fault_status integer,
+      sender text, stream text, priority smallint, mode text, max_queued bigint, people pgmail.person[],
+      template text, template_version integer,
+      content bytea,     -- JSON in UTF-8: from, to, cc, reply_to, subject, text, html, headers, variables, and how many attachments
+      headers jsonb, attachments jsonb, tags jsonb, metadata jsonb,
+      due_at timestamptz, expires_at timestamptz, on_limit text,
+      idempotency_key text, body_hash bytea, size_bytes integer
+    );
+  end if;
+end $do$;
