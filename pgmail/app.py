@@ -89,17 +89,26 @@ def transports(settings: Settings) -> dict[str, Transport]:
     from pgmail.transport.relay import SmtpRelay  # noqa: PLC0415
     from pgmail.transport.relay_config import RelayConfig  # noqa: PLC0415
 
-    try:
-        config = RelayConfig.from_url(settings.relay_url)
-    except ValueError as error:
-        raise SettingsError([f"PGMAIL_RELAY_URL: {error}"]) from None
-    changes: dict[str, object] = {"timeout_scale": config.timeout_scale * settings.smtp_timeout_scale}
-    if config.helo is None:
-        changes["helo"] = settings.helo
-    if "max_connections=" not in settings.relay_url:
-        # Else the emails that a worker may send at a time would wait for each other's connections.
-        changes["max_connections"] = settings.worker_concurrency
-    return {"default": SmtpRelay(msgspec.structs.replace(config, **changes))}
+    made: dict[str, Transport] = {}
+    faults: list[str] = []
+    for name, url in settings.relays.items():
+        try:
+            config = RelayConfig.from_url(url)
+        except ValueError as error:
+            faults.append(
+                f"PGMAIL_RELAY_URL: {error}" if name == "default" else f"PGMAIL_RELAY_URLS: {name}: {error}"
+            )
+            continue
+        changes: dict[str, object] = {"timeout_scale": config.timeout_scale * settings.smtp_timeout_scale}
+        if config.helo is None:
+            changes["helo"] = settings.helo
+        if "max_connections=" not in url:
+            # Else the emails that a worker may send at a time would wait for each other's connections.
+            changes["max_connections"] = settings.worker_concurrency
+        made[name] = SmtpRelay(msgspec.structs.replace(config, **changes))
+    if faults:
+        raise SettingsError(faults)
+    return made
 
 
 def _make_leader(settings: Settings) -> MakeLeader:

@@ -33,7 +33,7 @@ from pgmail.config_rows import (
     read_text,
     rows_of,
 )
-from pgmail.config_text import database_fault, mask_url, relay_fault
+from pgmail.config_text import database_fault, mask_url, relay_fault, relay_pairs, relays_fault
 from pgmail.errors import SettingsError
 
 __all__ = ["Described", "Row", "Setting", "Settings", "allowed", "describe", "judge", "load", "rows"]
@@ -84,6 +84,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     relay_url: Annotated[
         str, Row("SMTP relay that takes the mail: smtp:// or smtps://.", secret=True, fault=relay_fault)
     ] = "smtp://127.0.0.1:25"
+    relay_urls: Annotated[
+        str,
+        Row(
+            "More relays that streams may name: name=url pairs, separated by blanks.",
+            secret=True,
+            fault=relays_fault,
+            empty="none",
+        ),
+    ] = ""
     helo_name: Annotated[
         str, Row("Name that workers greet with (EHLO).", fault=_host_fault, empty="the host's full name")
     ] = ""
@@ -156,6 +165,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 [f"PGMAIL_DATABASE_URL{also} is not set; it looks like postgresql://user@host/mail"]
             )
         return url
+
+    @property
+    def relays(self) -> dict[str, str]:
+        """The URL of each relay by its name; `default` is `relay_url`."""
+        return {"default": self.relay_url} | relay_pairs(self.relay_urls)
 
     @property
     def helo(self) -> str:

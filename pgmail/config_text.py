@@ -1,7 +1,8 @@
 """Connection strings in settings: what is wrong with one, and how it may be shown.
 
 A database is named by a URL or by libpq's `key=value` words, both with any number of hosts; a relay by an
-`smtp://` or `smtps://` URL. Only the form is judged here: the driver and the relay read them for themselves.
+`smtp://` or `smtps://` URL, several by `name=url` pairs. Only the form is judged here: the driver and the relay
+read them for themselves.
 
 What can go wrong: a password in a log. Masking therefore also works on strings that are malformed, and rather
 hides too much; no fault names the string itself.
@@ -16,6 +17,7 @@ _USERINFO = re.compile(r"(://[^:/@?\s]*):\S*@")
 _SECRET_WORD = re.compile(r"(?i)\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'?|[^\s&]+)")
 # libpq's own grammar: words separated by space, a value with spaces in single quotes, backslash escapes.
 _WORD = re.compile(r"\s*([a-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)(?=\s|$)\s*")
+_RELAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:\[\]@\s]*)(?::(\d*))?")
 
 
@@ -56,6 +58,35 @@ def relay_fault(text: str) -> str | None:
         return "has a port outside 1 to 65535"
     if url.path not in {"", "/"} or url.fragment:
         return "has something after the host that is not an option (?tls=starttls)"
+    return None
+
+
+def relay_pairs(text: str) -> dict[str, str]:
+    """Return the relays of `name=url name=url`, by name. ValueError says what is wrong, without the URL."""
+    found: dict[str, str] = {}
+    for part in text.split():
+        name, separator, url = part.partition("=")
+        if not separator or not _RELAY_NAME.fullmatch(name):
+            raise ValueError(
+                "must be name=url pairs separated by blanks, as in ses=smtps://user:password@host; "
+                "a name is 1 to 63 of A-Z a-z 0-9 _ . -, led by a letter or digit"
+            )
+        if name == "default":
+            raise ValueError("default is the name of PGMAIL_RELAY_URL")
+        if name in found:
+            raise ValueError(f"{name} comes twice")
+        if fault := relay_fault(url):
+            raise ValueError(f"{name} {fault}")
+        found[name] = url
+    return found
+
+
+def relays_fault(text: str) -> str | None:
+    """Return why `text` cannot name relays, or None if it can."""
+    try:
+        relay_pairs(text)
+    except ValueError as error:
+        return str(error)
     return None
 
 

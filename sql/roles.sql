@@ -52,19 +52,26 @@ grant execute on function
   pgmail.create_key(text, text, bytea), pgmail.revoke_key(uuid, text), pgmail.list_keys(),
   pgmail.save_template(text, text, text, text, text[], jsonb, boolean), pgmail.publish_template(text, integer, text[], jsonb),
   pgmail.save_asset(text, text, text, bytea), pgmail.suppress(text, text, text, text, timestamptz),
-  pgmail.unsuppress(text, text, text), pgmail.save_stream(text, jsonb)
+  pgmail.unsuppress(text, text, text), pgmail.save_stream(text, jsonb),
+  pgmail.pause_mail(text, text, text, timestamptz, boolean), pgmail.resume_mail(text, text, text, boolean)
   to {prefix}api, {prefix}admin;
+grant execute on function pgmail.stopped_by(text, integer, text), pgmail.lane_name(text, integer, text)
+  to {prefix}api, {prefix}reader, {prefix}admin;
 revoke execute on function pgmail.create_key(text, text, bytea) from {prefix}api;   -- the first key comes from the command line
 grant execute on function pgmail.check_key_v1(bytea) to {prefix}api;
 grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(text), pgmail.recount(),
-  pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state()
+  pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state(),
+  pgmail.set_limit(text, text, integer, real, integer, real, text), pgmail.remove_limit(text, text), pgmail.set_tenant(text, real)
   to {prefix}admin;
 
 -- worker, and what leading takes
 grant execute on function
   pgmail.claim_v1(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[]),
   pgmail.release_v1(integer, bigint, uuid[], integer[], text), pgmail.settle_v1(integer, bigint, jsonb),
-  pgmail.relay_state_v1(text, text, text, double precision), pgmail.idle_lanes_v1(integer, bigint[])
+  pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
+  pgmail.relay_state_v1(text, text, text, double precision), pgmail.idle_lanes_v1(integer, bigint[]),
+  pgmail.take_tokens_v1(bigint, text[], text[], integer[]),
+  pgmail.share_permits_v1(bigint, text[], text[], integer[], integer[]), pgmail.register_relays_v1(text[])
   to {prefix}worker;
 grant execute on function
   pgmail.worker_start_v1(text, integer, text, integer), pgmail.worker_beat_v1(bigint, text, boolean), pgmail.worker_stop_v1(bigint),
@@ -76,6 +83,9 @@ grant select on pgmail.message, pgmail.attachment, pgmail.recipient, pgmail.temp
   pgmail.suppression, pgmail.lane, pgmail.tenant, pgmail.queue to {prefix}worker;
 grant select on pgmail.relay, pgmail.worker, pgmail.leader, pgmail.schema_version, pgmail.site_domain
   to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
+
+grant select on pgmail.limits, pgmail.pause to {prefix}api, {prefix}worker, {prefix}reader, {prefix}admin;
+grant select on pgmail.bucket, pgmail.permit to {prefix}admin;
 
 grant select on pgmail.message, pgmail.attachment, pgmail.tag, pgmail.recipient, pgmail.queue, pgmail.lane, pgmail.event,
   pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total, pgmail.tenant, pgmail.stream, pgmail.template,
@@ -97,9 +107,16 @@ begin
     end loop;
     if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain') then
       execute format('create policy {prefix}fleet on %s for select to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin using (true)', t.name);
+    elsif t.relname in ('bucket', 'permit') then
+      execute format('create policy {prefix}every on %s for select to {prefix}admin using (true)', t.name);
+    elsif t.relname = 'limits' then
+      -- What holds for a tenant: the limits of relays and sites, and its own. pgmail.tenant shows a tenant itself only.
+      execute format('create policy {prefix}tenant on %s for select to {prefix}api, {prefix}reader using (scope <> ''tenant'' or name in (select x.name from pgmail.tenant x))', t.name);
+      execute format('create policy {prefix}every on %s for select to {prefix}worker, {prefix}admin using (true)', t.name);
     elsif t.by_tenant or t.relname = 'tenant' then
-      execute format('create policy {prefix}tenant on %s for select to {prefix}api, {prefix}reader using (%I = (select pgmail.current_tenant()))',
-        t.name, case when t.by_tenant then 'tenant_id' else 'id' end);
+      execute format('create policy {prefix}tenant on %s for select to {prefix}api, {prefix}reader using (%s)', t.name,
+        case t.relname when 'pause' then 'tenant_id is null or tenant_id' when 'tenant' then 'id' else 'tenant_id' end
+        || ' = (select pgmail.current_tenant())');
       execute format('create policy {prefix}every on %s for select to {prefix}worker, {prefix}maintain, {prefix}admin using (true)', t.name);
     end if;
   end loop;

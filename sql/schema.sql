@@ -11,6 +11,15 @@ CREATE TYPE pgmail.address AS (
 	fault text
 );
 
+CREATE TYPE pgmail.person AS (
+	role text,
+	address text,
+	rcpt text,
+	name text,
+	domain text,
+	variables jsonb
+);
+
 CREATE TYPE pgmail.email AS (
 	fault_code text,
 	fault_field text,
@@ -21,15 +30,11 @@ CREATE TYPE pgmail.email AS (
 	priority smallint,
 	mode text,
 	max_queued bigint,
-	roles text[],
-	addresses text[],
-	rcpts text[],
-	names text[],
-	domains text[],
-	variables jsonb[],
+	people pgmail.person[],
 	template text,
 	template_version integer,
-	content jsonb,
+	content bytea,
+	headers jsonb,
 	attachments jsonb,
 	tags jsonb,
 	metadata jsonb,
@@ -39,6 +44,21 @@ CREATE TYPE pgmail.email AS (
 	idempotency_key text,
 	body_hash bytea,
 	size_bytes integer
+);
+
+CREATE TYPE pgmail.options AS (
+	mode text,
+	stream text,
+	priority smallint,
+	template text,
+	template_version integer,
+	missing text[],
+	variables jsonb,
+	metadata jsonb,
+	on_limit text,
+	idempotency_key text,
+	body_hash bytea,
+	texts jsonb
 );
 
 CREATE FUNCTION pgmail.actor() RETURNS text
@@ -52,8 +72,8 @@ CREATE FUNCTION pgmail.actor() RETURNS text
 $$;
 
 CREATE FUNCTION pgmail.body_hash(p_body jsonb) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$ select sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')) $$;
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')); end $$;
 
 CREATE FUNCTION pgmail.cancel(id uuid, reason text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -378,9 +398,24 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.is_plain(p_address text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+  select octet_length(p_address) <= 64 and p_address collate "C" ~
+    '^[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+)*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?$'
+$_$;
+
+CREATE FUNCTION pgmail.key_conflict() RETURNS pgmail.email
+    LANGUAGE sql IMMUTABLE
+    AS $$ select pgmail.faulty('idempotency_conflict', '/idempotency_key', 'this key was used with another email in the last 24 hours', 409) $$;
+
 CREATE FUNCTION pgmail.lane_id(p_tenant integer, p_stream text, p_priority integer, p_site text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select hashtextextended(p_tenant || '/' || p_stream || '/' || p_priority || '/' || p_site, 0) $$;
+
+CREATE FUNCTION pgmail.lane_name(p_stream text, p_priority integer, p_site text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select p_stream || '/' || case p_priority when 1 then 'high' when 2 then 'normal' else 'low' end || '/' || p_site $$;
 
 CREATE FUNCTION pgmail.lead_v1(p_epoch bigint, p_seconds double precision) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -392,6 +427,63 @@ begin
   return found;
 end
 $$;
+
+CREATE FUNCTION pgmail.now() RETURNS timestamp with time zone
+    LANGUAGE sql STABLE PARALLEL SAFE
+    BEGIN ATOMIC
+ SELECT statement_timestamp() AS statement_timestamp;
+END;
+
+CREATE TABLE pgmail.limits (
+    scope text NOT NULL,
+    name text NOT NULL,
+    messages integer,
+    per_seconds real DEFAULT 1 NOT NULL,
+    connections integer,
+    ramp_seconds real DEFAULT 30 NOT NULL,
+    note text,
+    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    changed_by text DEFAULT SESSION_USER NOT NULL,
+    shipped boolean DEFAULT false NOT NULL,
+    CONSTRAINT limits_check CHECK (((messages IS NOT NULL) OR (connections IS NOT NULL))),
+    CONSTRAINT limits_check1 CHECK (((scope <> 'tenant'::text) OR (connections IS NULL))),
+    CONSTRAINT limits_connections_check CHECK ((connections > 0)),
+    CONSTRAINT limits_messages_check CHECK ((messages > 0)),
+    CONSTRAINT limits_name_check CHECK ((name <> ''::text)),
+    CONSTRAINT limits_per_seconds_check CHECK (((per_seconds > (0)::double precision) AND (per_seconds <= (86400)::double precision))),
+    CONSTRAINT limits_ramp_seconds_check CHECK (((ramp_seconds >= (0)::double precision) AND (ramp_seconds <= (604800)::double precision))),
+    CONSTRAINT limits_scope_check CHECK ((scope = ANY (ARRAY['relay'::text, 'site'::text, 'tenant'::text])))
+);
+
+CREATE FUNCTION pgmail.limit_gap(p_limit pgmail.limits, p_up_since timestamp with time zone, p_now timestamp with time zone) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select p_limit.per_seconds::double precision / p_limit.messages * 1.01
+    / case when p_limit.scope = 'relay' and p_limit.ramp_seconds > 0
+           then least(1, greatest(0.1, coalesce(extract(epoch from p_now - p_up_since), 0)::double precision / p_limit.ramp_seconds))
+           else 1 end
+$$;
+
+CREATE FUNCTION pgmail.limit_name(p_scope text, p_name text) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+begin
+  if p_scope = 'site' then return pgmail.site_name(p_name, '/name'); end if;
+  if p_scope = 'relay' then
+    if coalesce(p_name, '') !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+      perform pgmail.refuse('invalid_name', '/name', 'a relay is named by 1 to 63 of A-Z a-z 0-9 _ . -, led by a letter or digit');
+    end if;
+  elsif p_scope = 'tenant' then
+    if not exists (select from pgmail.tenant t where t.name = p_name) then
+      perform pgmail.refuse('unknown_tenant', '/name', format('no tenant is named %L', left(p_name, 63)), 404);
+    end if;
+  else
+    perform pgmail.refuse('invalid_scope', '/scope', 'must be relay, site or tenant');
+  end if;
+  return p_name;
+end
+$_$;
 
 CREATE FUNCTION pgmail.list_keys() RETURNS TABLE(id uuid, name text, hint text, created_at timestamp with time zone, created_by text, revoked_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -462,12 +554,6 @@ begin
   return t;
 end
 $$;
-
-CREATE FUNCTION pgmail.now() RETURNS timestamp with time zone
-    LANGUAGE sql STABLE PARALLEL SAFE
-    BEGIN ATOMIC
- SELECT statement_timestamp() AS statement_timestamp;
-END;
 
 CREATE FUNCTION pgmail.orphans_v1() RETURNS SETOF bigint
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -555,6 +641,29 @@ CREATE FUNCTION pgmail.partitioned_tables() RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select array['message', 'attachment', 'tag', 'recipient', 'event', 'outcome'] $$;
 
+CREATE FUNCTION pgmail.pause_mail(p_scope text, p_name text, p_reason text, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_fleet boolean DEFAULT false) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := case when not p_fleet then pgmail.need_tenant() end; named text;
+begin
+  if p_fleet and exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
+    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
+  end if;
+  named := pgmail.pause_target(t, p_scope, p_name);
+  if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  if p_until <= pgmail.now() then perform pgmail.refuse('time_in_past', '/until', 'it has passed'); end if;
+  delete from pgmail.pause p where p.until <= pgmail.now() and p.tenant_id is not distinct from t;
+  insert into pgmail.pause (tenant_id, scope, name, reason, until, paused_by)
+  values (t, p_scope, named, p_reason, nullif(p_until, 'infinity'), pgmail.actor())
+  on conflict (tenant_id, scope, name) do update set reason = excluded.reason, until = excluded.until,
+    paused_at = pgmail.now(), paused_by = excluded.paused_by;
+  perform pgmail.record_act(t, p_scope || '.pause', named, p_reason);
+  return named;
+end
+$$;
+
 CREATE FUNCTION pgmail.pause_relay(p_name text, p_reason text, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -568,6 +677,34 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.pause_target(p_tenant integer, p_scope text, p_name text) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare stream_ text; word text; site_ text;
+begin
+  if p_name is null or p_name = '' then
+    perform pgmail.refuse('missing_field', '/' || coalesce(p_scope, 'site'), 'is required');
+  elsif p_scope = 'site' then
+    return pgmail.site_name(p_name, '/site');
+  elsif p_scope = 'stream' then
+    stream_ := p_name;
+  elsif p_scope = 'lane' then
+    stream_ := split_part(p_name, '/', 1); word := split_part(p_name, '/', 2); site_ := split_part(p_name, '/', 3);
+    if word not in ('high', 'normal', 'low') or array_length(string_to_array(p_name, '/'), 1) <> 3 then
+      perform pgmail.refuse('invalid_lane', '/lane', 'must be stream/priority/site, as in transactional/high/gmail.com');
+    end if;
+    site_ := pgmail.site_name(site_, '/lane');
+  else
+    perform pgmail.refuse('invalid_scope', '/scope', 'must be site, stream or lane');
+  end if;
+  if not exists (select from pgmail.stream s where s.name = stream_ and (p_tenant is null or s.tenant_id = p_tenant)) then
+    perform pgmail.refuse('unknown_stream', '/' || p_scope, format('no stream is named %L', left(stream_, 63)));
+  end if;
+  return case p_scope when 'stream' then stream_ else concat_ws('/', stream_, word, site_) end;
+end
+$$;
+
 CREATE FUNCTION pgmail.phase_of(p_state text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -576,6 +713,121 @@ CREATE FUNCTION pgmail.phase_of(p_state text) RETURNS text
               when p_state = 'sent' then 'sent'
               when p_state in ('bounced', 'suppressed', 'expired', 'cancelled', 'dead') then 'failed'
               else 'unknown' end
+$$;
+
+CREATE FUNCTION pgmail.plain_mailbox(p_text text) RETURNS pgmail.person
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $_$
+declare p pgmail.person; given text := p_text;
+begin
+  if right(given, 1) = '>' then
+    p.name := btrim(split_part(given, '<', 1), ' ');
+    if octet_length(given) > 600 or split_part(given, '<', 3) <> ''
+       or p.name collate "C" !~ '^(?:"[^"\\<>\u0001-\u001f\u007f-\u009f\u2028\u2029]*"|[^"<>\u0001-\u001f\u007f-\u009f\u2028\u2029]*)$' then
+      return null;
+    end if;
+    p.name := nullif(btrim(p.name, '"'), '');
+    given := left(split_part(given, '<', 2), -1);
+  end if;
+  if not pgmail.is_plain(given) then return null; end if;
+  p.role := 'to';
+  p.address := lower(given collate "C");
+  p.domain := split_part(p.address, '@', 2);
+  if given <> p.address then p.rcpt := nullif(split_part(given, '@', 1) || '@' || p.domain, p.address); end if;
+  return p;
+end
+$_$;
+
+CREATE FUNCTION pgmail.plain_options(p_tenant integer, p_body jsonb) RETURNS pgmail.options
+    LANGUAGE plpgsql STABLE
+    AS $_$
+declare
+  o pgmail.options; b jsonb; t jsonb; shared jsonb; required text[];
+begin
+  -- A key that nobody knows is a fault though it be null; the others are as if absent then.
+  if p_body - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers','attachments',
+       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key'] <> '{}' then
+    return null;
+  end if;
+  b := pgmail.without_nulls(p_body); t := b->'template'; shared := b->'variables';
+  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata'];
+  if o.texts - array['subject', 'text', 'html'] <> '{}' then return null; end if;
+  if shared is not null and jsonb_typeof(shared) <> 'object' then return null; end if;
+  if t is not null then
+    shared := coalesce(shared, '{}');
+    if jsonb_typeof(t) = 'object' then
+      if t - array['id', 'variables'] <> '{}' or jsonb_typeof(t->'id') is distinct from 'string' then return null; end if;
+      if t->'variables' <> 'null' then
+        if jsonb_typeof(t->'variables') <> 'object' then return null; end if;
+        shared := (t->'variables') || shared;
+      end if;
+      t := t->'id';
+    end if;
+    if jsonb_typeof(t) <> 'string' then return null; end if;
+    select x.name, x.version, x.required into o.template, o.template_version, required from pgmail.template x
+     where x.tenant_id = p_tenant and x.name = t #>> '{}' and x.state = 'published' order by x.version desc limit 1;
+    if not found then return null; end if;
+    if not shared ?& required then o.missing := array(select r from unnest(required) r where not shared ? r); end if;
+  end if;
+  o.stream := coalesce(b->>'stream', 'transactional');
+  if jsonb_typeof(b->'stream') <> 'string' then return null; end if;
+  o.on_limit := coalesce(b->>'on_limit', 'delay');
+  if o.on_limit not in ('delay', 'hold', 'error') then return null; end if;
+  if b ? 'priority' then
+    o.priority := case b->>'priority' when 'high' then 1 when 'normal' then 2 when 'low' then 3 end;
+    if o.priority is null then return null; end if;
+  end if;
+  if b ? 'metadata' then
+    o.metadata := b->'metadata';
+    if jsonb_typeof(o.metadata) <> 'object' or octet_length(o.metadata::text) > 16384 then return null; end if;
+  end if;
+  if b ? 'idempotency_key' then
+    o.idempotency_key := b->>'idempotency_key';
+    if jsonb_typeof(b->'idempotency_key') <> 'string' or o.idempotency_key !~ '^[\x21-\x7e]([\x20-\x7e]{0,254}[\x21-\x7e])?$' then return null; end if;
+    o.body_hash := pgmail.body_hash(b);
+  end if;
+  o.mode := coalesce(b->>'mode', 'envelope');
+  if o.mode not in ('envelope', 'personal') then return null; end if;
+  -- One recipient's own variables make templates of the texts for all of them.
+  if shared is null and o.mode = 'personal' and p_body->'to' @? '$[*].variables ? (@ != null)' then shared := '{}'; end if;
+  o.variables := shared;
+  return o;
+end
+$_$;
+
+CREATE FUNCTION pgmail.plain_people(p_to jsonb, p_personal boolean, p_missing text[]) RETURNS pgmail.person[]
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare people pgmail.person[]; all_plain boolean;
+begin
+  with given as materialized (
+    select o, (p).address collate "C" as address, (p).rcpt, name, (p).domain, variables,
+      (p).address is not null and plain and coalesce(octet_length(name) <= 600, true)
+        and case when variables is null then p_missing = '{}'
+                 else p_personal and jsonb_typeof(variables) = 'object' and variables ?& p_missing end as plain
+    from (
+      select o, pgmail.plain_mailbox(x->>'address') as p, nullif(btrim(x->>'name', ' '), '') as name,
+        nullif(x->'variables', 'null') as variables,
+        right(x->>'address', 1) <> '>' and not coalesce(pgmail.has_control(x->>'name'), false)
+          and coalesce(jsonb_typeof(x->'name'), 'null') in ('string', 'null') and x - array['address', 'name', 'variables'] = '{}' as plain
+      from jsonb_array_elements(case jsonb_typeof(p_to) when 'array' then p_to else jsonb_build_array(p_to) end) with ordinality u(x, o)
+      where jsonb_typeof(x) = 'object'
+      union all
+      select o, p, (p).name, null, true
+      from (select o, pgmail.plain_mailbox(x #>> '{}') as p
+            from jsonb_array_elements(case jsonb_typeof(p_to) when 'array' then p_to else '[]' end) with ordinality u(x, o)
+            where jsonb_typeof(x) <> 'object' offset 0) s
+      offset 0) m
+  ), chosen as (
+    -- of equal addresses the first
+    select distinct on (address) * from given order by address, o
+  )
+  select (select bool_and(coalesce(g.plain, false)) from given g),
+    array_agg(('to', address, rcpt, name, domain, variables)::pgmail.person order by o)
+    into all_plain, people from chosen;
+  if all_plain and cardinality(people) <= (case when p_personal then 1000 else 50 end) then return people; end if;
+  return null;
+end
 $$;
 
 CREATE FUNCTION pgmail.pointer(p_name text) RETURNS text
@@ -659,6 +911,23 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.rate_words(p_messages integer, p_per_seconds real) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select p_messages || case p_per_seconds when 1 then ' a second' when 60 then ' a minute' when 3600 then ' an hour'
+    when 86400 then ' a day' else ' in ' || p_per_seconds || ' seconds' end
+$$;
+
+CREATE FUNCTION pgmail.read_any(p_tenant integer, p_body jsonb) RETURNS pgmail.email
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare e pgmail.email := pgmail.read_plain(p_tenant, p_body);
+begin
+  if e.sender is null then return pgmail.read_email(p_tenant, p_body); end if;
+  return e;
+end
+$$;
+
 CREATE FUNCTION pgmail.read_email(p_tenant integer, p_body jsonb) RETURNS pgmail.email
     LANGUAGE plpgsql STABLE
     AS $_$
@@ -666,7 +935,7 @@ declare
   e pgmail.email; b jsonb := p_body; v jsonb; item jsonb; a pgmail.address; f text; i integer; n integer;
   field text; role_ text; vars jsonb; missing text; now_ timestamptz := pgmail.now();
   shown jsonb; from_ jsonb; reply_to jsonb; to_ jsonb := '[]'; cc_ jsonb := '[]'; single boolean; most integer;
-  s pgmail.stream; t pgmail.template; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0;
+  s pgmail.stream; t pgmail.template; people pgmail.person[] := '{}'; addresses text[] := '{}'; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0; content jsonb;
 begin
   -- 0: the body
   if b is null or jsonb_typeof(b) <> 'object' then
@@ -681,9 +950,7 @@ begin
                            'on_limit','idempotency_key']);
     return pgmail.faulty('unknown_key', '/' || pgmail.pointer(k), format('no such key: %s', left(k, 80)));
   end if;
-  if b @? 'strict $.* ? (@ == null)' then
-    select coalesce(jsonb_object_agg(x.key, x.value), '{}') into b from jsonb_each(b) x where x.value <> 'null';
-  end if;
+  b := pgmail.without_nulls(b);
 
   -- 1: from
   v := b->'from';
@@ -704,7 +971,6 @@ begin
   if v is null or v = '""' or v = '[]' then
     return pgmail.faulty('missing_field', '/to', 'at least one recipient is required');
   end if;
-  e.roles := '{}'; e.addresses := '{}'; e.rcpts := '{}'; e.names := '{}'; e.domains := '{}'; e.variables := '{}';
   field := null;   -- of the first thing that mode forbids; told after the addresses were judged
   foreach role_ in array array['to', 'cc', 'bcc'] loop
     v := b->role_;
@@ -738,17 +1004,15 @@ begin
       end if;
       if a.fault is not null then return pgmail.faulty('invalid_address', f, a.fault); end if;
       if role_ <> 'to' and e.mode = 'personal' then field := coalesce(field, '/' || role_); end if;
-      continue when a.address = any (e.addresses);
-      e.roles := e.roles || role_; e.addresses := e.addresses || a.address;
-      e.rcpts := e.rcpts || case when a.rcpt <> a.address then a.rcpt end;
-      e.names := e.names || a.name; e.domains := e.domains || a.domain;
-      e.variables := array_append(e.variables, vars);
+      continue when a.address = any (addresses);
+      addresses := array_append(addresses, a.address);
+      people := array_append(people, (role_, a.address, nullif(a.rcpt, a.address), a.name, a.domain, vars)::pgmail.person);
       if role_ <> 'bcc' and e.mode = 'envelope' then
         shown := jsonb_build_object('address', a.rcpt);
         if a.name is not null then shown := shown || jsonb_build_object('name', a.name); end if;
         if role_ = 'to' then to_ := to_ || shown; else cc_ := cc_ || shown; end if;
       end if;
-      if cardinality(e.addresses) > most then
+      if cardinality(addresses) > most then
         return pgmail.faulty('too_many_recipients', '/to', format('more than %s recipients', most));
       end if;
     end loop;
@@ -827,16 +1091,14 @@ begin
   if coalesce(jsonb_typeof(v->'variables'), 'null') not in ('object', 'null') then
     return pgmail.faulty('invalid_variables', '/template/variables', 'must be an object');
   end if;
-  for i in 1 .. cardinality(e.variables) loop
-    if jsonb_typeof(e.variables[i]) <> 'object' then
-      select ord - 1 into n from jsonb_array_elements(case when jsonb_typeof(b->'to') = 'array' then b->'to' else jsonb_build_array(b->'to') end)
-        with ordinality u(x, ord)
-       where jsonb_typeof(x) = 'object' and coalesce(jsonb_typeof(x->'variables'), 'null') not in ('object', 'null')
-       order by ord limit 1;
-      return pgmail.faulty('invalid_variables',
-        case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, 'must be an object');
-    end if;
-  end loop;
+  if exists (select from unnest(people) p where jsonb_typeof(p.variables) <> 'object') then
+    select ord - 1 into n from jsonb_array_elements(case when jsonb_typeof(b->'to') = 'array' then b->'to' else jsonb_build_array(b->'to') end)
+      with ordinality u(x, ord)
+     where jsonb_typeof(x) = 'object' and coalesce(jsonb_typeof(x->'variables'), 'null') not in ('object', 'null')
+     order by ord limit 1;
+    return pgmail.faulty('invalid_variables',
+      case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, 'must be an object');
+  end if;
   if v is not null and v->'variables' <> 'null' then
     vars := (v->'variables') || coalesce(b->'variables', '{}');
   else
@@ -846,7 +1108,7 @@ begin
     vars := coalesce(vars, '{}');
     if t.required <> '{}' then
       select min(r collate "C") into missing from unnest(t.required) r
-       where not vars ? r and exists (select 1 from unnest(e.variables) x where x is null or not x ? r);
+       where not vars ? r and exists (select from unnest(people) p where p.variables is null or not p.variables ? r);
       if missing is not null then
         return pgmail.faulty('missing_variable', '/variables', format('the template needs %L', missing));
       end if;
@@ -922,19 +1184,23 @@ begin
   end if;
   e.size_bytes := bytes;
 
-  e.content := coalesce(e.content, '{}') || jsonb_build_object('from', from_);
+  content := jsonb_build_object('from', from_);
+  if e.headers is not null then content := content || jsonb_build_object('headers', e.headers); end if;
   if e.mode = 'envelope' then
-    e.content := e.content || jsonb_build_object('to', to_);
-    if cc_ <> '[]' then e.content := e.content || jsonb_build_object('cc', cc_); end if;
+    content := content || jsonb_build_object('to', to_);
+    if cc_ <> '[]' then content := content || jsonb_build_object('cc', cc_); end if;
   end if;
-  if reply_to is not null and reply_to <> '[]' then e.content := e.content || jsonb_build_object('reply_to', reply_to); end if;
-  if sub is not null then e.content := e.content || jsonb_build_object('subject', sub); end if;
-  if txt is not null then e.content := e.content || jsonb_build_object('text', txt); end if;
-  if htm is not null then e.content := e.content || jsonb_build_object('html', htm); end if;
-  if e.attachments is not null then e.content := e.content || jsonb_build_object('attachments', jsonb_array_length(e.attachments)); end if;
+  if reply_to is not null and reply_to <> '[]' then content := content || jsonb_build_object('reply_to', reply_to); end if;
+  if sub is not null then content := content || jsonb_build_object('subject', sub); end if;
+  if txt is not null then content := content || jsonb_build_object('text', txt); end if;
+  if htm is not null then content := content || jsonb_build_object('html', htm); end if;
+  if e.attachments is not null then content := content || jsonb_build_object('attachments', jsonb_array_length(e.attachments)); end if;
   -- One recipient's own variables make templates of the texts for all of them.
-  if vars is null and exists (select 1 from unnest(e.variables) x where x is not null) then vars := '{}'; end if;
-  if vars is not null then e.content := e.content || jsonb_build_object('variables', vars); end if;
+  if vars is null and exists (select from unnest(people) p where p.variables is not null) then vars := '{}'; end if;
+  if vars is not null then content := content || jsonb_build_object('variables', vars); end if;
+  e.content := convert_to(content::text, 'UTF8');
+  e.headers := null;
+  e.people := people;
   return e;
 end
 $_$;
@@ -965,7 +1231,7 @@ begin
       if length(r.value #>> '{}') > 2000 then return pgmail.faulty('invalid_header', f, 'longer than 2,000 characters'); end if;
       if pgmail.has_control(r.value #>> '{}') then return pgmail.faulty('invalid_header', f, 'has a control character'); end if;
     end loop;
-    if v <> '{}' then e.content := coalesce(e.content, '{}') || jsonb_build_object('headers', v); end if;
+    if v <> '{}' then e.headers := v; end if;
   end if;
 
   v := b->'attachments';
@@ -1069,6 +1335,101 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.read_plain(p_tenant integer, p_body jsonb) RETURNS pgmail.email
+    LANGUAGE plpgsql STABLE
+    AS $_$
+declare
+  e pgmail.email; o pgmail.options; p pgmail.person; texts jsonb; subject text; head text; bytes bigint;
+begin
+  if jsonb_typeof(p_body) is distinct from 'object' then return null; end if;
+
+  p := pgmail.plain_mailbox(p_body->>'from');
+  if p.address is null then return null; end if;
+  e.sender := p.address;
+  head := '{"from": ' || pgmail.shown(coalesce(p.rcpt, p.address), p.name);
+
+  e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay';
+  if p_body - array['from', 'to', 'subject', 'text', 'html'] = '{}' then
+    texts := jsonb_strip_nulls(p_body - array['from', 'to']);
+  else
+    o := pgmail.plain_options(p_tenant, p_body);
+    if o.mode is null then return null; end if;
+    e.stream := o.stream; e.priority := o.priority; e.mode := o.mode; e.template := o.template; e.template_version := o.template_version;
+    e.metadata := o.metadata; e.on_limit := o.on_limit; e.idempotency_key := o.idempotency_key; e.body_hash := o.body_hash;
+    texts := o.texts;
+  end if;
+
+  if jsonb_typeof(p_body->'to') = 'string' then
+    p := pgmail.plain_mailbox(p_body->>'to');
+    if p.address is null or o.missing is not null then return null; end if;
+    e.people := array[p];
+    if e.mode = 'envelope' then head := head || ', "to": [' || pgmail.shown(coalesce(p.rcpt, p.address), p.name) || ']'; end if;
+  else
+    e.people := pgmail.plain_people(p_body->'to', e.mode = 'personal', coalesce(o.missing, '{}'));
+    if e.people is null then return null; end if;
+    if e.mode = 'envelope' then head := head || ', "to": [' || pgmail.shown_people(e.people) || ']'; end if;
+  end if;
+
+  if texts @? 'strict $.* ? (@.type() != "string")' then return null; end if;
+  if e.template is null then
+    if not (texts ? 'subject' and texts ?| array['text', 'html']) then return null; end if;
+  elsif texts ?| array['text', 'html'] then
+    return null;
+  end if;
+  subject := texts->>'subject';
+  if length(subject) > 998 or pgmail.has_control(subject) then return null; end if;
+  bytes := coalesce(octet_length(subject), 0) + coalesce(octet_length(texts->>'text'), 0) + coalesce(octet_length(texts->>'html'), 0);
+  if bytes > 26214400 then return null; end if;
+  e.size_bytes := bytes;
+  if o.variables is not null then head := head || ', "variables": ' || o.variables::text; end if;
+  -- The texts' own JSON goes on after its opening brace.
+  if texts <> '{}' then head := head || ', '; end if;
+  e.content := convert_to(head, 'UTF8') || substring(convert_to(texts::text, 'UTF8') from 2);
+
+  select coalesce(e.priority, s.priority), s.max_queued into e.priority, e.max_queued
+    from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream;
+  if not found then return null; end if;
+  return e;
+end
+$_$;
+
+CREATE FUNCTION pgmail.read_relays(p_relay jsonb, OUT names text[], OUT weights real[]) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare x jsonb; i integer := 0; n integer; field text := '/relay'; weighted boolean;
+begin
+  if jsonb_typeof(p_relay) = 'string' then p_relay := jsonb_build_array(p_relay); else field := '/relay/0'; end if;
+  if jsonb_typeof(p_relay) is distinct from 'array' or jsonb_array_length(p_relay) not between 1 and 16 then
+    perform pgmail.refuse('invalid_relay', '/relay', 'must be the name of a relay, or 1 to 16 of them in an array');
+  end if;
+  n := jsonb_array_length(p_relay);
+  names := '{}'; weights := '{}';
+  for x in select * from jsonb_array_elements(p_relay) loop
+    if n > 1 or field <> '/relay' then field := '/relay/' || i; end if;
+    weighted := jsonb_typeof(x) = 'object';
+    if weighted is distinct from (jsonb_typeof(p_relay->0) = 'object') or not weighted and jsonb_typeof(x) <> 'string' then
+      perform pgmail.refuse('invalid_relay', field, 'must be the name of a relay, or all of them objects of name and weight');
+    elsif weighted and (jsonb_typeof(x->'name') is distinct from 'string' or jsonb_typeof(x->'weight') is distinct from 'number'
+                        or exists (select from jsonb_object_keys(x) y where y not in ('name', 'weight'))) then
+      perform pgmail.refuse('invalid_relay', field, 'must be an object of name and weight');
+    elsif weighted and not ((x->>'weight')::numeric >= 0.001 and (x->>'weight')::numeric <= 1000) then
+      perform pgmail.refuse('invalid_relay', field || '/weight', 'must be from 0.001 to 1000');
+    end if;
+    names := names || case when weighted then x->>'name' else x#>>'{}' end;
+    if weighted then weights := weights || (x->>'weight')::real; end if;
+    i := i + 1;
+    if names[i] = any (names[:i - 1]) then
+      perform pgmail.refuse('invalid_relay', field, format('relay %L comes twice', left(names[i], 63)));
+    elsif not exists (select from pgmail.relay r where r.name = names[i]) then
+      perform pgmail.refuse('unknown_relay', field, format(
+        'no relay is named %L; a worker that has it in PGMAIL_RELAY_URLS must have started once', left(names[i], 63)));
+    end if;
+  end loop;
+  if cardinality(weights) = 0 then weights := null; end if;
+end
+$$;
+
 CREATE FUNCTION pgmail.record_act(p_tenant integer, p_action text, p_object text, p_reason text) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1100,6 +1461,34 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.refuse_first(p_faults pgmail.email[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare r record;
+begin
+  select x.* into r from (select generate_subscripts(p_faults, 1) - 1 as i, unnest(p_faults) as e) x
+   where (x.e).fault_code is not null order by x.i limit 1;
+  if found then
+    perform pgmail.refuse((r.e).fault_code, '/' || r.i || (r.e).fault_field, (r.e).fault_message, (r.e).fault_status);
+  end if;
+end
+$$;
+
+CREATE FUNCTION pgmail.register_relays_v1(p_names text[]) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare n integer;
+begin
+  insert into pgmail.relay (name, changed_by)
+  select x, 'worker' from (select distinct unnest(p_names) as x) u
+  where not exists (select from pgmail.relay r where r.name = u.x) order by x
+  on conflict do nothing;
+  get diagnostics n = row_count;
+  return n;
+end
+$$;
+
 CREATE FUNCTION pgmail.relay_state_v1(p_name text, p_state text, p_reason text, p_seconds double precision DEFAULT NULL::double precision) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1107,7 +1496,8 @@ CREATE FUNCTION pgmail.relay_state_v1(p_name text, p_state text, p_reason text, 
   insert into pgmail.relay as r (name, state, reason, blocked_until, changed_at, changed_by)
   values (p_name, p_state, p_reason, pgmail.now() + p_seconds * interval '1 second', pgmail.now(), 'worker')
   on conflict (name) do update set state = excluded.state, reason = excluded.reason,
-    blocked_until = excluded.blocked_until, changed_at = excluded.changed_at, changed_by = excluded.changed_by
+    blocked_until = excluded.blocked_until, changed_at = excluded.changed_at, changed_by = excluded.changed_by,
+    up_since = case when excluded.state = 'up' and r.state <> 'up' and r.up_since is not null then pgmail.now() else r.up_since end
   where r.state <> 'paused' or r.changed_by = 'worker' or r.blocked_until <= pgmail.now()
 $$;
 
@@ -1139,6 +1529,19 @@ begin
                       and e.type = 'email.delayed' and e.detail = p_reason and e.at > pgmail.now() - interval '1 hour');
   end if;
   return query select unnest(done);
+end
+$$;
+
+CREATE FUNCTION pgmail.remove_limit(p_scope text, p_name text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare named text := pgmail.limit_name(p_scope, p_name);
+begin
+  delete from pgmail.limits l where l.scope = p_scope and l.name = named;
+  if not found then return false; end if;
+  perform pgmail.record_act(null, 'limit.remove', p_scope || ' ' || named, null);
+  return true;
 end
 $$;
 
@@ -1235,6 +1638,7 @@ CREATE FUNCTION pgmail.rescue_v1(p_epoch bigint) RETURNS integer
 declare freed jsonb; t record;
 begin
   delete from pgmail.worker w where w.epoch = p_epoch;
+  delete from pgmail.permit p where p.epoch = p_epoch;
   -- A sequential scan: rescues are rare, and an index on leased_by would cost every claim its HOT update.
   with mine as materialized (
     select q.tenant_id, q.id, s.on_doubt is not distinct from 'hold' as hold
@@ -1268,12 +1672,36 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.resume_mail(p_scope text, p_name text, p_reason text DEFAULT NULL::text, p_fleet boolean DEFAULT false) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := case when not p_fleet then pgmail.need_tenant() end; named text; other pgmail.pause;
+begin
+  if p_fleet and exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
+    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
+  end if;
+  -- A stream that has gone since is no reason to keep its pause.
+  named := case p_scope when 'stream' then p_name else pgmail.pause_target(t, p_scope, p_name) end;
+  delete from pgmail.pause p where p.tenant_id is not distinct from t and p.scope = p_scope and p.name = named;
+  if not found then
+    select * into other from pgmail.pause p where p.tenant_id is null and p.scope = p_scope and p.name = named;
+    perform pgmail.refuse('not_paused', '/' || p_scope, case when t is not null and other.name is not null
+      then format('%s %s is paused for the whole fleet, by %s: %s', p_scope, named, other.paused_by, other.reason)
+      else format('%s %s is not paused', p_scope, left(named, 300)) end, 404);
+  end if;
+  perform pgmail.record_act(t, p_scope || '.resume', named, p_reason);
+  return named;
+end
+$$;
+
 CREATE FUNCTION pgmail.resume_relay(p_name text, p_reason text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
 begin
-  update pgmail.relay set state = 'up', reason = null, blocked_until = null, changed_at = pgmail.now(), changed_by = pgmail.actor()
+  update pgmail.relay set state = 'up', reason = null, blocked_until = null, changed_at = pgmail.now(), changed_by = pgmail.actor(),
+    up_since = case when state <> 'up' and up_since is not null then pgmail.now() else up_since end
    where name = p_name;
   if not found then perform pgmail.refuse('unknown_relay', '/relay', format('no relay is named %L', p_name), 404); end if;
   perform pgmail.record_act(null, 'relay.resume', p_name, p_reason);
@@ -1366,7 +1794,7 @@ CREATE FUNCTION pgmail.save_stream(p_name text, p_settings jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $_$
-declare t integer := pgmail.need_tenant(); s pgmail.stream; k text;
+declare t integer := pgmail.need_tenant(); s pgmail.stream; k text; named text[]; weighed real[];
 begin
   if p_name !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of a-z 0-9 _ -, led by a letter or digit');
@@ -1378,14 +1806,19 @@ begin
    where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
      'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued']);
   if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
-  if p_settings ? 'relay' and not exists (select 1 from pgmail.relay r where r.name = p_settings->>'relay') then
-    perform pgmail.refuse('unknown_relay', '/relay', format('no relay is named %L', left(p_settings->>'relay', 63)));
+  if p_settings ? 'relay' then
+    select x.names, x.weights into named, weighed from pgmail.read_relays(p_settings->'relay') x;
   end if;
   insert into pgmail.stream (tenant_id, name) values (t, p_name) on conflict do nothing;
   select * into s from pgmail.stream x where x.tenant_id = t and x.name = p_name for update;
   begin
-    s := jsonb_populate_record(s, p_settings);
-    update pgmail.stream x set priority = s.priority, relay = s.relay, on_doubt = s.on_doubt, trace = s.trace,
+    s := jsonb_populate_record(s, p_settings - 'relay');
+    if named is not null then
+      s.relay := named[1];
+      s.relays := case when cardinality(named) > 1 then named end;
+      s.relay_weights := case when cardinality(named) > 1 then weighed end;
+    end if;
+    update pgmail.stream x set priority = s.priority, relay = s.relay, relays = s.relays, relay_weights = s.relay_weights, on_doubt = s.on_doubt, trace = s.trace,
       retry_base_seconds = s.retry_base_seconds, retry_factor = s.retry_factor, retry_cap_seconds = s.retry_cap_seconds,
       retry_jitter = s.retry_jitter, max_attempts = s.max_attempts, max_age_seconds = s.max_age_seconds, max_queued = s.max_queued
     where x.tenant_id = t and x.name = p_name;
@@ -1426,16 +1859,70 @@ CREATE FUNCTION pgmail.send(email jsonb) RETURNS uuid
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 declare
-  t integer := pgmail.need_tenant();
-  e pgmail.email := pgmail.read_email(t, email);
-  done record;
+  t integer; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
+  gone boolean; message_ uuid; recipient_ uuid; held uuid; done record;
 begin
-  if e.fault_code is null then
-    done := pgmail.store_emails(t, array[e]);
-    if done.ids[1] is not null then return done.ids[1]; end if;
-    e := done.faults[1];
+  -- as current_tenant says, without its price
+  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end
+    into t from pgmail.database_role r where r.role_name = session_user;
+  if t is null then t := pgmail.need_tenant(); end if;
+
+  e := pgmail.read_plain(t, email);
+  if e.sender is null then
+    e := pgmail.read_email(t, email);
+    if e.fault_code is not null then perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status); end if;
   end if;
-  perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
+
+  -- One recipient and nothing beside the texts, as most mail is: what store_emails does, in as few statements as it takes.
+  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null then
+    p := e.people[1];
+    select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
+        exists (select from pgmail.suppression y where y.tenant_id = t and y.address = p.address and y.stream in ('', e.stream)
+                and (y.expires_at is null or y.expires_at > now_)),
+        e.due_at is null and exists (select from pgmail.worker w where w.asleep)
+      into site_, lane_, active_, gone, asleep_
+      from (select site, pgmail.lane_id(t, e.stream, e.priority, site) as lane
+            from (select coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) as site offset 0) x offset 0) y;
+    if not gone then
+      message_ := pgmail.uuid7(); recipient_ := pgmail.uuid7();
+      if e.idempotency_key is not null then
+        held := pgmail.take_key(t, e.idempotency_key, e.body_hash, message_);
+        if held is null then
+          e := pgmail.key_conflict();
+          perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
+        elsif held <> message_ then
+          return held;
+        end if;
+      end if;
+      if not active_ then
+        insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+        values (t, lane_, e.stream, e.priority, site_, coalesce(e.due_at, now_));
+      end if;
+      with recipients as (
+        insert into pgmail.recipient (tenant_id, id, message_id, position, role, address, rcpt, name, site, variables)
+        values (t, recipient_, message_, 1, p.role, p.address, p.rcpt, p.name, site_, convert_to(p.variables::text, 'UTF8'))
+      ), queued as (
+        insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, expires_at)
+        values (t, recipient_, message_, lane_, coalesce(e.due_at, now_), e.due_at is not null,
+          case when e.due_at is not null then 'scheduled' end, e.expires_at)
+      ), counted as (
+        insert into pgmail.tally (tenant_id, stream, kind, n, at) values (t, e.stream, 'enqueued', 1, now_)
+      )
+      insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content)
+      values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content);
+      if asleep_ then perform pgmail.wake(); end if;
+      return message_;
+    end if;
+  end if;
+
+  done := pgmail.store_emails(t, array[e]);
+  if done.ids[1] is null then
+    e := done.faults[1];
+    perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
+  end if;
+  return done.ids[1];
 end
 $$;
 
@@ -1460,8 +1947,8 @@ CREATE FUNCTION pgmail.send_many(items jsonb, strict boolean DEFAULT true, idemp
     AS $_$
 #variable_conflict use_column
 declare
-  t integer := pgmail.need_tenant(); emails pgmail.email[]; good pgmail.email[]; places integer[]; done record;
-  e pgmail.email; i integer; hash_ bytea; key_ text := ' ' || idempotency_key; held_hash bytea; held_ids uuid[]; codes pgmail.email[]; all_ids uuid[];
+  t integer := pgmail.need_tenant(); emails pgmail.email[]; done record;
+  hash_ bytea; key_ text := ' ' || idempotency_key; held_hash bytea; held_ids uuid[];
 begin
   if items is null or jsonb_typeof(items) <> 'array' then
     perform pgmail.refuse('invalid_body', '', 'a batch is a JSON array of emails');
@@ -1490,55 +1977,96 @@ begin
     end if;
   end if;
 
-  select array_agg(pgmail.read_email(t, x) order by o) into emails from jsonb_array_elements(items) with ordinality u(x, o);
-  if emails is null then return; end if;
-  codes := emails;
+  emails := array(select pgmail.read_any(t, x) from jsonb_array_elements(items) x);
+  if emails = '{}' then return; end if;
   if held_ids is not null then
     -- A replay: the ids of the first time, and the same faults. What was right then may lie in the past by now.
-    for i in 1 .. cardinality(emails) loop
-      if held_ids[i] is not null then
-        codes[i] := null;
-      elsif (codes[i]).fault_code is null then
-        codes[i] := pgmail.faulty('idempotency_conflict', '/idempotency_key', 'was refused when this batch was sent first; use a new key', 409);
-      end if;
-    end loop;
-    return query select (g - 1)::integer, held_ids[g], (codes[g]).fault_code, (codes[g]).fault_field, (codes[g]).fault_message
-      from generate_series(1, cardinality(codes)) g;
+    return query select g - 1, held_ids[g], (f).fault_code, (f).fault_field, (f).fault_message
+      from (select g, case when held_ids[g] is not null then null when (e).fault_code is not null then e
+              else pgmail.faulty('idempotency_conflict', '/idempotency_key', 'was refused when this batch was sent first; use a new key', 409)
+              end as f
+            from (select generate_subscripts(emails, 1) as g, unnest(emails) as e) x offset 0) y;
     return;
   end if;
-  if strict then
-    for i in 1 .. cardinality(emails) loop
-      e := emails[i];
-      if e.fault_code is not null then
-        perform pgmail.refuse(e.fault_code, '/' || (i - 1) || e.fault_field, e.fault_message, e.fault_status);
-      end if;
-    end loop;
-  end if;
-  select array_agg(emails[g] order by g), array_agg(g order by g) into good, places
-    from generate_series(1, cardinality(emails)) g where (emails[g]).fault_code is null;
-  all_ids := array_fill(null::uuid, array[cardinality(emails)]);
-  if good is not null then
-    done := pgmail.store_emails(t, good);
-    for i in 1 .. cardinality(good) loop
-      all_ids[places[i]] := done.ids[i];
-      if done.ids[i] is null then
-        e := done.faults[i];
-        if strict then
-          perform pgmail.refuse(e.fault_code, '/' || (places[i] - 1) || e.fault_field, e.fault_message, e.fault_status);
-        end if;
-        codes[places[i]] := e;
-      end if;
-    end loop;
-  end if;
+  if strict then perform pgmail.refuse_first(emails); end if;
+  done := pgmail.store_emails(t, emails);
+  if strict then perform pgmail.refuse_first(done.faults); end if;
   if idempotency_key is not null then
-    update pgmail.idempotency d set ids = all_ids where d.tenant_id = t and d.key = key_;
+    update pgmail.idempotency d set ids = done.ids where d.tenant_id = t and d.key = key_;
   end if;
-  return query select (g - 1)::integer, all_ids[g], (codes[g]).fault_code, (codes[g]).fault_field, (codes[g]).fault_message
-    from generate_series(1, cardinality(codes)) g;
+  return query select g - 1, x.id, (f).fault_code, (f).fault_field, (f).fault_message
+    from (select generate_subscripts(done.ids, 1) as g, unnest(done.ids) as id, unnest(done.faults) as f) x;
 end
 $_$;
 
+CREATE FUNCTION pgmail.set_limit(p_scope text, p_name text, p_messages integer, p_per_seconds real DEFAULT 1, p_connections integer DEFAULT NULL::integer, p_ramp_seconds real DEFAULT 30, p_note text DEFAULT NULL::text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare named text := pgmail.limit_name(p_scope, p_name);
+begin
+  if p_messages is null and p_connections is null then
+    perform pgmail.refuse('missing_field', '/messages', 'a limit has messages (in per_seconds), connections or both');
+  elsif p_messages <= 0 then
+    perform pgmail.refuse('invalid_limit', '/messages', 'must be greater than 0; to stop mail, pause it');
+  elsif p_per_seconds is null or not (p_per_seconds > 0 and p_per_seconds <= 86400) then
+    perform pgmail.refuse('invalid_limit', '/per_seconds', 'must be greater than 0 and at most 86400');
+  elsif p_connections <= 0 then
+    perform pgmail.refuse('invalid_limit', '/connections', 'must be greater than 0; to stop mail, pause it');
+  elsif p_scope = 'tenant' and p_connections is not null then
+    perform pgmail.refuse('invalid_limit', '/connections', 'a tenant has a rate, and shares the connections of relay and site');
+  elsif p_ramp_seconds is null or not (p_ramp_seconds >= 0 and p_ramp_seconds <= 604800) then
+    perform pgmail.refuse('invalid_limit', '/ramp_seconds', 'must be from 0 to 604800');
+  elsif length(p_note) > 1000 then
+    perform pgmail.refuse('invalid_limit', '/note', 'longer than 1,000 characters');
+  end if;
+  insert into pgmail.limits (scope, name, messages, per_seconds, connections, ramp_seconds, note, changed_by)
+  values (p_scope, named, p_messages, p_per_seconds, p_connections, p_ramp_seconds, p_note, pgmail.actor())
+  on conflict (scope, name) do update set messages = excluded.messages, per_seconds = excluded.per_seconds,
+    connections = excluded.connections, ramp_seconds = excluded.ramp_seconds, note = excluded.note,
+    changed_at = pgmail.now(), changed_by = excluded.changed_by, shipped = false;
+  perform pgmail.record_act(null, 'limit.set', p_scope || ' ' || named, concat_ws(', ',
+    pgmail.rate_words(p_messages, p_per_seconds), p_connections || ' connections', p_note));
+  return named;
+end
+$$;
+
+CREATE FUNCTION pgmail.set_tenant(p_name text, p_weight real) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer;
+begin
+  if p_weight is null or not (p_weight > 0 and p_weight <= 1000) then
+    perform pgmail.refuse('invalid_weight', '/weight', 'must be greater than 0 and at most 1000');
+  end if;
+  update pgmail.tenant set weight = p_weight where name = p_name returning id into t;
+  if t is null then perform pgmail.refuse('unknown_tenant', '/name', format('no tenant is named %L', left(p_name, 63)), 404); end if;
+  perform pgmail.record_act(t, 'tenant.set', p_name, 'weight ' || p_weight);
+end
+$$;
+
 CREATE FUNCTION pgmail.settle_v1(p_tenant integer, p_epoch bigint, p_results jsonb) RETURNS TABLE(id uuid, result text)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  with r as materialized (
+    select x.id, x.message_id, x.claims, x.attempts, x.ms, x.reply, x.n
+    from rows from (jsonb_to_recordset(p_results) as (id uuid, message_id uuid, claims integer, attempts smallint, ms integer,
+           reply text)) with ordinality x(id, message_id, claims, attempts, ms, reply, n)
+  ), a as materialized (
+    select array_agg(r.id order by n) as ids, array_agg(message_id order by n) as messages, array_agg(claims order by n) as claims,
+      array_agg(n::smallint order by n) as groups, array_agg(attempts order by n) as attempts, array_agg(ms order by n) as ms,
+      array_agg(reply order by n) as replies
+    from r
+  ), late as materialized (
+    select s.id, s.result from a cross join lateral pgmail.settle_v2(p_tenant, p_epoch, p_results, a.ids, a.messages, a.claims,
+      a.groups, a.attempts, a.ms, a.replies) s where a.ids is not null
+  )
+  select r.id, coalesce((select late.result from late where late.id = r.id), 'settled') from r
+$$;
+
+CREATE FUNCTION pgmail.settle_v2(p_tenant integer, p_epoch bigint, p_groups jsonb, p_ids uuid[], p_messages uuid[], p_claims integer[], p_group smallint[], p_attempts smallint[], p_ms integer[], p_replies text[]) RETURNS TABLE(id uuid, result text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
@@ -1546,48 +2074,31 @@ CREATE FUNCTION pgmail.settle_v1(p_tenant integer, p_epoch bigint, p_results jso
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 #variable_conflict use_column
-declare ok uuid[]; all_ids uuid[]; expiries jsonb; now_ timestamptz := pgmail.now();
+declare done uuid[]; late uuid[]; now_ timestamptz := pgmail.now();
 begin
-  if exists (select 1 from jsonb_array_elements(p_results) x
+  if exists (select from jsonb_array_elements(p_groups) x
              where x->>'kind' is null or x->>'kind' <> all ('{sent,bounced,deferred,dead,expired,suppressed,held}')) then
     raise exception using errcode = 'invalid_parameter_value', message = 'a result of a kind that settles nothing';
   end if;
-  select array_agg((x->>'id')::uuid) into all_ids from jsonb_array_elements(p_results) x;
-
-  with locked as materialized (
-    select q.id, q.expires_at
-    from pgmail.queue q
-    join jsonb_to_recordset(p_results) as r(id uuid, claims integer, kind text) on r.id = q.id
-    where q.tenant_id = p_tenant and q.id = any (all_ids)
-      and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))
-    order by q.id for update of q skip locked
-  )
-  select array_agg(l.id), jsonb_object_agg(l.id, l.expires_at) filter (where l.expires_at is not null)
-    into ok, expiries from locked l;
-  ok := coalesce(ok, '{}');
 
   with r as materialized (
-    select * from jsonb_to_recordset(p_results) as r(id uuid, message_id uuid, claims integer, kind text, lane bigint,
-      stream text, priority smallint, site text, relay text, delay real, reason text, error text, began boolean, doubt boolean,
-      attempts smallint, code smallint, enhanced text, reply text, phase text, remote_host text, tls text, ms integer)
-  ), tried as materialized (
-    select r.*, (r.attempts + case when r.began is false then 0 else 1 end)::smallint as tried, r.id = any (ok) as ours,
-      not r.id = any (ok) and (
-        select true from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
-          and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))) is true as locked
-    from r
+    select u.id, u.message_id, u.claims, u.ms, left(u.reply, 1000) as reply, g.kind, g.lane, g.stream, g.priority, g.site,
+      g.relay, g.delay, g.reason, g.error, g.doubt, g.code, g.enhanced, g.phase, g.remote_host, g.tls,
+      (u.attempts + case when g.began is false then 0 else 1 end)::smallint as tried
+    from unnest(p_ids, p_messages, p_claims, p_group, p_attempts, p_ms, p_replies)
+           u(id, message_id, claims, n, attempts, ms, reply)
+    join rows from (jsonb_to_recordset(p_groups) as (kind text, lane bigint, stream text, priority smallint, site text,
+           relay text, delay real, reason text, error text, began boolean, doubt boolean, code smallint, enhanced text,
+           phase text, remote_host text, tls text)) with ordinality
+         g(kind, lane, stream, priority, site, relay, delay, reason, error, began, doubt, code, enhanced, phase,
+           remote_host, tls, n) on g.n = u.n
   ), mine as materialized (
-    select * from tried where ours
-  ), told as materialized (
-    -- What is new to the record: not what waits for a lock, nor a result settled before. A scalar subquery, since a plan
-    -- for EXISTS may read all events of the tenant into a hash.
-    select t.* from tried t
-    where t.ours or not t.locked and (
-      select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = t.id and e.worker = p_epoch
-        and e.attempt = t.tried and e.type = 'email.' || case t.kind when 'dead' then 'failed' else t.kind end limit 1) is null
+    select r.*, q.ctid as at, q.due_at, q.expires_at, q.tried_since, q.wait
+    from r join pgmail.queue q on q.tenant_id = p_tenant and q.id = r.id
+    where (q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent')
+    order by r.id for update of q skip locked
   ), gone as (
-    delete from pgmail.queue q
-    where q.tenant_id = p_tenant and q.id = any (array(select mine.id from mine where kind not in ('deferred', 'held')))
+    delete from pgmail.queue q where q.ctid = any (array(select mine.at from mine where kind not in ('deferred', 'held')))
   ), later as (
     update pgmail.queue q set leased_by = null, leased_at = null, attempts = mine.tried, later = true,
       tried_since = coalesce(q.tried_since, now_),
@@ -1599,37 +2110,155 @@ begin
   ), outcomes as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, code, enhanced,
       reply, reason, relay, remote_host)
-    select p_tenant, id, message_id, kind, now_, stream, site, tried, code, enhanced, left(reply, 1000), reason, relay, remote_host
+    select p_tenant, id, message_id, kind, now_, stream, site, tried, code, enhanced, reply, reason, relay, remote_host
     from mine where kind in ('sent', 'bounced', 'expired', 'suppressed')
   ), dead as (
     insert into pgmail.dead_letter (tenant_id, recipient_id, message_id, lane, stream, priority, site, died_at, reason,
       error, attempts, claims, code, enhanced, reply, expires_at)
     select p_tenant, id, message_id, lane, stream, priority, site, now_, coalesce(reason, 'unknown'), left(error, 4000),
-      tried, claims, code, enhanced, left(reply, 1000), (expiries->>(id::text))::timestamptz
+      tried, claims, code, enhanced, reply, expires_at
     from mine where kind = 'dead'
   ), events as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, code, enhanced, reply, phase, site,
       relay, remote_host, tls, ms, worker, detail)
-    select p_tenant, r.id, r.message_id, now_,
-      'email.' || case r.kind when 'dead' then 'failed' else r.kind end,
-      r.tried, r.code, r.enhanced, left(r.reply, 1000), r.phase, r.site, r.relay, r.remote_host, r.tls, r.ms, p_epoch,
-      concat_ws(': ', case when not r.ours then 'fenced out, its lease was lost' end, r.reason, left(r.error, 1000))
-    from told r
+    select p_tenant, id, message_id, now_, 'email.' || case kind when 'dead' then 'failed' else kind end, tried, code,
+      enhanced, reply, phase, site, relay, remote_host, tls, ms, p_epoch, concat_ws(': ', reason, left(error, 1000))
+    from mine
   ), doubts as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, phase, site, relay, remote_host, worker, detail)
-    select p_tenant, r.id, r.message_id, now_, 'email.in_doubt', (r.attempts + 1)::smallint, r.phase, r.site, r.relay,
-      r.remote_host, p_epoch, left(r.error, 1000)
-    from told r where r.doubt
+    select p_tenant, id, message_id, now_, 'email.in_doubt', tried, phase, site, relay, remote_host, p_epoch, left(error, 1000)
+    from mine where doubt
   ), tallies as (
     insert into pgmail.tally (tenant_id, stream, kind, n, at)
     select p_tenant, stream, kind, count(*), now_ from mine where kind not in ('deferred', 'held') group by stream, kind
   )
-  select array_agg(t.id) into all_ids from tried t where t.locked;
+  select array_agg(mine.id) into done from mine;
+  if cardinality(done) = cardinality(p_ids) then return; end if;
 
+  -- The rest: held by another transaction, or no longer ours.
+  select array_agg(u.id) into late from unnest(p_ids) u(id) where done is null or u.id <> all (done);
   return query
-  select (x->>'id')::uuid, case when (x->>'id')::uuid = any (ok) then 'settled'
-                                when (x->>'id')::uuid = any (all_ids) then 'locked' else 'fenced' end
-  from jsonb_array_elements(p_results) x;
+  with r as materialized (
+    select u.id, u.message_id, u.claims, u.ms, left(u.reply, 1000) as reply, g.*,
+      (u.attempts + case when g.began is false then 0 else 1 end)::smallint as tried
+    from unnest(p_ids, p_messages, p_claims, p_group, p_attempts, p_ms, p_replies)
+           u(id, message_id, claims, n, attempts, ms, reply)
+    join rows from (jsonb_to_recordset(p_groups) as (kind text, site text, relay text, reason text, error text, began boolean,
+           doubt boolean, code smallint, enhanced text, phase text, remote_host text, tls text)) with ordinality
+         g(kind, site, relay, reason, error, began, doubt, code, enhanced, phase, remote_host, tls, group_no) on g.group_no = u.n
+    where u.id = any (late)
+  ), judged as materialized (
+    select r.*, (select true from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
+                   and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))) is true as locked
+    from r
+  ), told as materialized (
+    -- What is new to the record: not what waits for a lock, nor a result settled before. A scalar subquery, since a plan
+    -- for EXISTS may read all events of the tenant into a hash.
+    select j.* from judged j
+    where not j.locked and (
+      select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = j.id and e.worker = p_epoch
+        and e.attempt = j.tried and e.type = 'email.' || case j.kind when 'dead' then 'failed' else j.kind end limit 1) is null
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, code, enhanced, reply, phase, site,
+      relay, remote_host, tls, ms, worker, detail)
+    select p_tenant, t.id, t.message_id, now_, 'email.' || case t.kind when 'dead' then 'failed' else t.kind end, t.tried,
+      t.code, t.enhanced, t.reply, t.phase, t.site, t.relay, t.remote_host, t.tls, t.ms, p_epoch,
+      concat_ws(': ', 'fenced out, its lease was lost', t.reason, left(t.error, 1000))
+    from told t
+  ), doubts as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, phase, site, relay, remote_host, worker, detail)
+    select p_tenant, t.id, t.message_id, now_, 'email.in_doubt', t.tried, t.phase, t.site, t.relay, t.remote_host, p_epoch, left(t.error, 1000)
+    from told t where t.doubt
+  )
+  select j.id, case when j.locked then 'locked' else 'fenced' end from judged j;
+end
+$$;
+
+CREATE FUNCTION pgmail.share_permits_v1(p_epoch bigint, p_scopes text[], p_names text[], p_held integer[], p_wanted integer[]) RETURNS TABLE(scope text, name text, allowed integer)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+declare k record; w record; rest integer; sharers integer; share integer; others bigint;
+begin
+  if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
+    raise exception using errcode = 'PM410', constraint = 'fenced_out', message = format('worker %s was declared dead', p_epoch);
+  end if;
+  delete from pgmail.permit p where p.epoch = p_epoch
+    and (p.scope, p.name) not in (select x.scope, x.name from unnest(p_scopes, p_names) x(scope, name));
+  insert into pgmail.bucket (scope, name)
+  select l.scope, l.name from pgmail.limits l join (select distinct x.scope, x.name from unnest(p_scopes, p_names) x(scope, name)) u
+    on u.scope = l.scope and u.name = l.name
+  where l.connections is not null and not exists (select from pgmail.bucket b where b.scope = l.scope and b.name = l.name)
+  order by l.scope, l.name on conflict do nothing;
+  perform from pgmail.bucket b
+  where (b.scope, b.name) in (select x.scope, x.name from unnest(p_scopes, p_names) x(scope, name))
+  order by b.scope, b.name for no key update;
+  for k in
+    select u.scope, u.name, u.held, u.wanted, l.connections, b.scope is not null as locked
+    from (select x.scope, x.name, sum(greatest(x.held, 0))::integer as held, sum(greatest(x.wanted, 0))::integer as wanted
+          from unnest(p_scopes, p_names, p_held, p_wanted) x(scope, name, held, wanted) group by x.scope, x.name) u
+    left join pgmail.limits l on l.scope = u.scope and l.name = u.name
+    left join pgmail.bucket b on b.scope = u.scope and b.name = u.name
+    order by u.scope, u.name
+  loop
+    scope := k.scope; name := k.name;
+    if k.connections is null or not k.locked then   -- no cap, or one that came after the locks were taken
+      delete from pgmail.permit p where p.scope = k.scope and p.name = k.name and p.epoch = p_epoch;
+      allowed := null;
+      return next; continue;
+    end if;
+    -- From the least wanted up, each an equal part of what is left: what the modest leave goes to the others.
+    rest := k.connections; share := 0;
+    select count(*) into sharers from pgmail.permit p join pgmail.worker w on w.epoch = p.epoch
+     where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch and p.wanted > 0;
+    sharers := sharers + case when k.wanted > 0 then 1 else 0 end;
+    for w in
+      select x.epoch, x.wanted from (
+        select p.epoch, p.wanted from pgmail.permit p join pgmail.worker v on v.epoch = p.epoch
+        where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch
+        union all select p_epoch, k.wanted) x
+      where x.wanted > 0 order by x.wanted, x.epoch
+    loop
+      if w.epoch = p_epoch then share := least(w.wanted, rest / greatest(sharers, 1)); exit; end if;
+      rest := rest - least(w.wanted, rest / greatest(sharers, 1));
+      sharers := sharers - 1;
+    end loop;
+    select coalesce(sum(p.held), 0) into others from pgmail.permit p join pgmail.worker v on v.epoch = p.epoch
+     where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch;
+    allowed := least(share, greatest(k.held, k.connections - others));
+    insert into pgmail.permit as p (scope, name, epoch, held, wanted, seen_at)
+    values (k.scope, k.name, p_epoch, greatest(k.held, allowed), k.wanted, pgmail.now())
+    on conflict (scope, name, epoch) do update set held = excluded.held, wanted = excluded.wanted, seen_at = excluded.seen_at;
+    return next;
+  end loop;
+end
+$$;
+
+CREATE FUNCTION pgmail.shown(p_rcpt text, p_name text) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$ select case when p_name is null then '{"address": "' || p_rcpt || '"}'
+                  else '{"name": ' || to_json(p_name)::text || ', "address": "' || p_rcpt || '"}' end $$;
+
+CREATE FUNCTION pgmail.shown_people(p_people pgmail.person[]) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+  return (select string_agg(pgmail.shown(rcpt, name), ', ' order by o)
+          from (select coalesce(p.rcpt, p.address) as rcpt, p.name, p.ordinality as o from unnest(p_people) with ordinality p offset 0) q);
+end
+$$;
+
+CREATE FUNCTION pgmail.site_name(p_text text, p_field text) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare d text := pgmail.domain_ascii(btrim(p_text));
+begin
+  if d is null then perform pgmail.refuse('invalid_site', p_field, 'must be a domain such as gmail.com'); end if;
+  return coalesce((select s.site from pgmail.site_domain s where s.domain = d), d);
 end
 $$;
 
@@ -1687,111 +2316,170 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.stopped_by(p_stream text, p_priority integer, p_site text, OUT kind text, OUT scope text, OUT name text, OUT until timestamp with time zone, OUT words text) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+declare
+  t integer := pgmail.need_tenant(); now_ timestamptz := pgmail.now(); relays_ text[]; up_ text[]; p pgmail.pause; r record;
+begin
+  -- Of several pauses the one that lasts longest.
+  select x.* into p from pgmail.pause x
+   where (x.tenant_id is null or x.tenant_id = t) and (x.until is null or x.until > now_)
+     and ((x.scope = 'site' and x.name = p_site) or (x.scope = 'stream' and x.name = p_stream)
+          or (x.scope = 'lane' and x.name = pgmail.lane_name(p_stream, p_priority, p_site)))
+   order by x.until desc nulls first, x.tenant_id nulls first limit 1;
+  if found then
+    kind := 'pause'; scope := p.scope; name := p.name; until := p.until;
+    words := format('%s %s is paused by %s since %s%s: %s', p.scope, p.name, p.paused_by, p.paused_at, ' until ' || p.until, p.reason);
+    return;
+  end if;
+
+  select coalesce(s.relays, array[s.relay]) into relays_ from pgmail.stream s where s.tenant_id = t and s.name = p_stream;
+  relays_ := coalesce(relays_, array['default']);
+  select array_agg(n.name order by n.i) filter (where coalesce(y.state, 'up') = 'up') as up, min(n.name) as name,
+    nullif(min(coalesce(y.blocked_until, 'infinity')), 'infinity') as until,
+    string_agg(case y.state
+      when 'paused' then format('relay %s is paused by %s since %s%s: %s', y.name, y.changed_by, y.changed_at,
+                                ' until ' || y.blocked_until, coalesce(y.reason, 'no reason given'))
+      when 'away' then format('relay %s is away since %s: %s; next try at %s', y.name, y.changed_at,
+                              coalesce(y.reason, 'unreachable'), y.blocked_until) end, '; and ' order by n.i) as words
+    into r from unnest(relays_) with ordinality n(name, i) left join pgmail.relay y on y.name = n.name;
+  up_ := r.up;
+  if up_ is null then
+    kind := 'relay'; scope := 'relay'; name := r.name; until := r.until;
+    words := case when cardinality(relays_) > 1 then 'none of its relays takes mail: ' else '' end || r.words;
+    return;
+  end if;
+
+  -- Of the relays that are up the one whose token comes first, then the latest of that, the site's and the tenant's.
+  with limited as (
+    select l.scope, l.name, l.connections, pgmail.rate_words(l.messages, l.per_seconds) as rate,
+      case when l.messages is not null and b.last_at > '-infinity'
+           then b.last_at + pgmail.limit_gap(l, y.up_since, now_) * interval '1 second' end as free_at,
+      coalesce((select sum(h.held) from pgmail.permit h join pgmail.worker w on w.epoch = h.epoch
+                where h.scope = l.scope and h.name = l.name), 0) >= l.connections as full_
+    from pgmail.limits l
+    left join pgmail.bucket b on b.scope = l.scope and b.name = l.name
+    left join pgmail.relay y on l.scope = 'relay' and y.name = l.name
+    where (l.scope = 'site' and l.name = p_site) or (l.scope = 'relay' and l.name = any (up_))
+      or (l.scope = 'tenant' and l.name = (select x.name from pgmail.tenant x where x.id = t))
+  ), binding as (
+    select * from limited where scope <> 'relay' and (free_at > now_ or full_)
+    union all
+    (select * from limited where scope = 'relay' and (free_at > now_ or full_)
+       and (select count(*) from limited where scope = 'relay' and (free_at > now_ or full_)) = cardinality(up_)
+     order by free_at nulls first limit 1)
+  )
+  select * into r from binding order by free_at > now_ desc nulls last, free_at desc limit 1;
+  if found then
+    kind := 'limit'; scope := r.scope; name := r.name; until := case when r.free_at > now_ then r.free_at end;
+    words := case when until is not null
+      then format('%s %s is limited to %s; its next token is free at %s', r.scope, r.name, r.rate, r.free_at)
+      else format('%s %s is limited to %s connections, and all are in use', r.scope, r.name, r.connections) end;
+    return;
+  end if;
+
+  if not exists (select from pgmail.worker x) then
+    kind := 'workers'; words := 'no worker is running';
+  elsif not exists (select from pgmail.worker x where x.beat_at > now_ - interval '30 seconds') then
+    kind := 'workers'; words := format('no worker is alive since %s', (select max(x.beat_at) from pgmail.worker x));
+  end if;
+end
+$$;
+
 CREATE FUNCTION pgmail.store_emails(p_tenant integer, p_emails pgmail.email[], OUT ids uuid[], OUT faults pgmail.email[]) RETURNS record
     LANGUAGE plpgsql
     AS $$
 declare
-  n integer := cardinality(p_emails); now_ timestamptz := pgmail.now(); keyed boolean; limited boolean; wake boolean;
-  full_streams text[]; fresh boolean[];
+  now_ timestamptz := pgmail.now(); r record; held uuid; wake boolean;
+  keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; full_streams text[]; fresh boolean[];
 begin
-  select array_agg(pgmail.uuid7() order by i), array_agg(true) into ids, fresh from generate_series(1, n) i;
-  faults := array_fill(null::pgmail.email, array[n]);
-  select bool_or(x.idempotency_key is not null), bool_or(x.max_queued is not null) into keyed, limited from unnest(p_emails) x;
+  select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
+      array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
+      bool_or((e).attachments is not null), bool_or((e).tags is not null),
+      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant))
+    into ids, faults, fresh, keyed, limited, attached, tagged, suppressing from (select unnest(p_emails) as e) x;
 
   if limited then
     -- Depth comes from folded tallies: seconds old, never a count. A limit is a wall with a soft edge.
     select array_agg(s.stream) into full_streams
-    from (select distinct x.stream, x.max_queued from unnest(p_emails) x where x.max_queued is not null) s
+    from (select distinct (e).stream, (e).max_queued from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (e).max_queued is not null) s
     where (select coalesce(sum(case kind when 'enqueued' then t.n else -t.n end), 0) from pgmail.tally_total t
            where t.tenant_id = p_tenant and t.stream = s.stream) >= s.max_queued;
     if full_streams is not null then
-      for i in 1 .. n loop
-        -- A key that was used already answers with what it holds, however full the stream is by now.
-        if (p_emails[i]).stream = any (full_streams) and (p_emails[i]).on_limit = 'error'
-           and not exists (select 1 from pgmail.idempotency d where d.tenant_id = p_tenant
-                           and d.key = (p_emails[i]).idempotency_key and d.expires_at > now_) then
-          fresh[i] := false; ids[i] := null;
-          faults[i] := pgmail.faulty('limit_reached', '/stream',
-            format('stream %L holds as many queued emails as it may', (p_emails[i]).stream), 429);
-        end if;
+      for r in select x.stream, x.ordinality as i from unnest(p_emails) with ordinality x
+               where x.stream = any (full_streams) and x.on_limit = 'error' and fresh[x.ordinality]
+                 -- A key that was used already answers with what it holds, however full the stream is by now.
+                 and not exists (select from pgmail.idempotency d where d.tenant_id = p_tenant
+                                 and d.key = x.idempotency_key and d.expires_at > now_)
+      loop
+        fresh[r.i] := false; ids[r.i] := null;
+        faults[r.i] := pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429);
       end loop;
     end if;
   end if;
 
   if keyed then
-    declare r record; held record;
-    begin
-      for r in select x.idempotency_key as key, x.body_hash, x.ord::integer as i
-               from unnest(p_emails) with ordinality x(fault_code, fault_field, fault_message, fault_status, sender, stream,
-                 priority, mode, max_queued, roles, addresses, rcpts, names, domains, variables, template,
-                 template_version, content, attachments, tags, metadata, due_at, expires_at, on_limit,
-                 idempotency_key, body_hash, size_bytes, ord)
-               where x.idempotency_key is not null and fresh[x.ord]
-               order by x.idempotency_key collate "C", x.ord
-      loop
-        -- Waits for another transaction that holds the same key: two orders of one key must not both be sent.
-        insert into pgmail.idempotency as d (tenant_id, key, body_hash, ids, created_at, expires_at)
-        values (p_tenant, r.key, r.body_hash, array[ids[r.i]], now_, now_ + interval '24 hours')
-        on conflict (tenant_id, key) do update set body_hash = excluded.body_hash, ids = excluded.ids,
-          created_at = excluded.created_at, expires_at = excluded.expires_at
-        where d.expires_at <= now_
-        returning true into held;
-        continue when found;
-        select d.body_hash, d.ids into held from pgmail.idempotency d where d.tenant_id = p_tenant and d.key = r.key;
-        fresh[r.i] := false;
-        if held.body_hash = r.body_hash then
-          ids[r.i] := held.ids[1];
-        else
-          ids[r.i] := null;
-          faults[r.i] := pgmail.faulty('idempotency_conflict', '/idempotency_key',
-            'this key was used with another email in the last 24 hours', 409);
-        end if;
-      end loop;
-    end;
+    for r in select x.idempotency_key as key, x.body_hash, x.ordinality as i, ids[x.ordinality] as id from unnest(p_emails) with ordinality x
+             where x.idempotency_key is not null and fresh[x.ordinality] order by x.idempotency_key collate "C", x.ordinality
+    loop
+      held := pgmail.take_key(p_tenant, r.key, r.body_hash, r.id);
+      if held is distinct from r.id then
+        fresh[r.i] := false; ids[r.i] := held;
+        if held is null then faults[r.i] := pgmail.key_conflict(); end if;
+      end if;
+    end loop;
   end if;
 
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
     scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content)
-  select p_tenant, ids[i], now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).addresses),
+  select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, convert_to((e).content::text, 'UTF8')
-  from (select i, p_emails[i] as e from generate_series(1, n) i where fresh[i]) x;
+    (e).idempotency_key, (e).content
+  from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
-  insert into pgmail.attachment (tenant_id, message_id, position, filename, content_type, content_id, asset, size_bytes, body)
-  select p_tenant, ids[i], ord, a->>'filename', a->>'content_type', a->>'content_id', a->>'asset', (a->>'size')::integer,
-    decode(a->>'content', 'base64')
-  from generate_series(1, n) i, jsonb_array_elements((p_emails[i]).attachments) with ordinality u(a, ord)
-  where fresh[i] and (p_emails[i]).attachments is not null;
+  if attached then
+    insert into pgmail.attachment (tenant_id, message_id, position, filename, content_type, content_id, asset, size_bytes, body)
+    select p_tenant, id, ord, a->>'filename', a->>'content_type', a->>'content_id', a->>'asset', (a->>'size')::integer,
+      decode(a->>'content', 'base64')
+    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x,
+      jsonb_array_elements((e).attachments) with ordinality u(a, ord)
+    where kept and (e).attachments is not null;
+  end if;
+  if tagged then
+    insert into pgmail.tag (tenant_id, name, value, message_id)
+    select p_tenant, t.key, t.value, id
+    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x, jsonb_each_text((e).tags) t
+    where kept and (e).tags is not null;
+  end if;
 
-  insert into pgmail.tag (tenant_id, name, value, message_id)
-  select p_tenant, t.key, t.value, ids[i]
-  from generate_series(1, n) i, jsonb_each_text((p_emails[i]).tags) t
-  where fresh[i] and (p_emails[i]).tags is not null;
-
-  with expanded as materialized (
-    select pgmail.uuid7() as id, x.*, coalesce(s.site, x.domain) as site
-    from (select ids[i] as message_id, i, (e).stream, (e).priority, (e).due_at, (e).expires_at, (e).on_limit,
-            -- mail for later meets the limit then, unless its sender wants to be asked
-            coalesce((e).stream = any (full_streams), false)
-              and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < now_ + interval '1 minute') as is_full,
-            r.ord, r.role, r.address, r.rcpt, r.name, r.domain, r.variables
-          from (select i, p_emails[i] as e from generate_series(1, n) i where fresh[i]) m,
-            unnest((e).roles, (e).addresses, (e).rcpts, (e).names, (e).domains, (e).variables)
-              with ordinality r(role, address, rcpt, name, domain, variables, ord)) x
-    left join pgmail.site_domain s on s.domain = x.domain
+  with people as (
+    select id as message_id, (e).stream as stream, (e).priority as priority, (e).due_at as due_at, (e).expires_at as expires_at, (e).on_limit as on_limit,
+      -- mail for later meets the limit then, unless its sender wants to be asked
+      coalesce((e).stream = any (full_streams), false)
+        and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < now_ + interval '1 minute') as is_full,
+      unnest((e).people) as p, generate_subscripts((e).people, 1) as position
+    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept
   ), judged as materialized (
-    select x.*, pgmail.lane_id(p_tenant, x.stream, x.priority, x.site) as lane, u.reason as suppressed, u.source
-    from expanded x
+    select pgmail.uuid7() as id, x.*, pgmail.lane_id(p_tenant, x.stream, x.priority, x.site) as lane, u.reason as suppressed, u.source
+    from (
+      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.position, (m.p).role, (m.p).address,
+        (m.p).rcpt, (m.p).name, (m.p).variables, coalesce(s.site, (m.p).domain) as site
+      from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
       select y.reason, y.source from pgmail.suppression y
-      where y.tenant_id = p_tenant and y.address = x.address and y.stream in ('', x.stream)
+      where suppressing and y.tenant_id = p_tenant and y.address = x.address and y.stream in ('', x.stream)
         and (y.expires_at is null or y.expires_at > now_)
       limit 1) u on true
   ), recipients as (
     insert into pgmail.recipient (tenant_id, id, message_id, position, role, address, rcpt, name, site, variables)
-    select p_tenant, id, message_id, ord, role, address, rcpt, name, site, convert_to(variables::text, 'UTF8') from judged
+    select p_tenant, id, message_id, position, role, address, rcpt, name, site, convert_to(variables::text, 'UTF8') from judged
   ), queued as (
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, hold_reason, held_due_at, expires_at)
     select p_tenant, id, message_id, lane,
@@ -1818,11 +2506,10 @@ begin
     from judged where suppressed is not null
   ), touched as (
     insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
-    select p_tenant, j.lane, min(j.stream), min(j.priority), min(j.site), min(coalesce(j.due_at, now_))
-    from judged j
-    where j.suppressed is null
-      and not exists (select 1 from pgmail.lane l where l.tenant_id = p_tenant and l.id = j.lane and l.active)
-    group by j.lane
+    select p_tenant, j.lane, j.stream, j.priority, j.site, j.due_at
+    from (select lane, min(stream) as stream, min(priority) as priority, min(site) as site, min(coalesce(due_at, now_)) as due_at
+          from judged where suppressed is null group by lane) j
+    where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = j.lane and l.active)
   ), counted as (
     insert into pgmail.tally (tenant_id, stream, kind, n, at)
     select p_tenant, stream, 'enqueued', count(*), now_ from judged group by stream
@@ -1830,12 +2517,7 @@ begin
     select p_tenant, stream, 'suppressed', count(*), now_ from judged where suppressed is not null group by stream
   )
   select bool_or(suppressed is null and due_at is null) into wake from judged;
-
-  -- A hint for workers that sleep; polling is the truth. Two-phase commit refuses NOTIFY: set pgmail.notify = 'off'.
-  if wake and coalesce(current_setting('pgmail.notify', true), '') <> 'off'
-     and exists (select 1 from pgmail.worker w where w.asleep) then
-    perform pg_notify('pgmail', '');
-  end if;
+  if wake then perform pgmail.wake(); end if;
 end
 $$;
 
@@ -1863,6 +2545,81 @@ begin
     created_at = pgmail.now(), created_by = excluded.created_by, expires_at = excluded.expires_at;
   perform pgmail.record_act(t, 'suppression.add', a.address, p_reason);
   return a.address;
+end
+$$;
+
+CREATE FUNCTION pgmail.take_key(p_tenant integer, p_key text, p_hash bytea, p_id uuid) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+declare now_ timestamptz := pgmail.now(); held record;
+begin
+  insert into pgmail.idempotency as d (tenant_id, key, body_hash, ids, created_at, expires_at)
+  values (p_tenant, p_key, p_hash, array[p_id], now_, now_ + interval '24 hours')
+  on conflict (tenant_id, key) do update set body_hash = excluded.body_hash, ids = excluded.ids,
+    created_at = excluded.created_at, expires_at = excluded.expires_at
+  where d.expires_at <= now_;
+  if found then return p_id; end if;
+  select d.body_hash, d.ids into held from pgmail.idempotency d where d.tenant_id = p_tenant and d.key = p_key;
+  return case when held.body_hash = p_hash then held.ids[1] end;
+end
+$$;
+
+CREATE FUNCTION pgmail.take_tokens_v1(p_epoch bigint, p_scopes text[], p_names text[], p_wants integer[]) RETURNS TABLE(scope text, name text, granted integer, starts_in double precision, gap double precision, wait double precision)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+declare k record; now_ timestamptz; ahead double precision; horizon constant double precision := 0.5;
+begin
+  -- One that was declared dead must not spend what its successors need.
+  if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
+    raise exception using errcode = 'PM410', constraint = 'fenced_out', message = format('worker %s was declared dead', p_epoch);
+  end if;
+  insert into pgmail.bucket (scope, name)
+  select l.scope, l.name from pgmail.limits l join (select distinct x.scope, x.name from unnest(p_scopes, p_names) x(scope, name)) u
+    on u.scope = l.scope and u.name = l.name
+  where l.messages is not null and not exists (select from pgmail.bucket b where b.scope = l.scope and b.name = l.name)
+  order by l.scope, l.name on conflict do nothing;
+  perform from pgmail.bucket b
+  where (b.scope, b.name) in (select x.scope, x.name from unnest(p_scopes, p_names) x(scope, name))
+  order by b.scope, b.name for no key update;
+  -- The wait for the lock is over: tokens start from here, or those who waited longest would be handed moments that
+  -- have passed, and spend them in one burst.
+  now_ := pgmail.now() + (clock_timestamp() - statement_timestamp());
+  for k in
+    select u.scope, u.name, u.want, l as limits, b.last_at, r.up_since, r.name is not null as known
+    from (select x.scope, x.name, least(sum(greatest(x.want, 0)), 1000000)::integer as want
+          from unnest(p_scopes, p_names, p_wants) x(scope, name, want) group by x.scope, x.name) u
+    left join pgmail.limits l on l.scope = u.scope and l.name = u.name and l.messages is not null
+    left join pgmail.bucket b on b.scope = u.scope and b.name = u.name
+    left join pgmail.relay r on u.scope = 'relay' and r.name = u.name
+    order by u.scope, u.name
+  loop
+    scope := k.scope; name := k.name;
+    -- Without its bucket (the limit came after the locks were taken) it is as if the limit came a moment later.
+    if (k.limits).messages is null or k.last_at is null then
+      granted := k.want; starts_in := 0; gap := 0; wait := 0;
+      return next; continue;
+    end if;
+    if k.known and k.up_since is null and k.want > 0 then
+      -- Its first mail. Past a row that an operator's open transaction holds: nobody's tokens wait for that.
+      update pgmail.relay r set up_since = now_
+       where r.name = (select x.name from pgmail.relay x where x.name = k.name and x.up_since is null for no key update skip locked);
+    end if;
+    gap := pgmail.limit_gap(k.limits, coalesce(k.up_since, case when k.known then now_ else now_ - interval '8 days' end), now_);
+    ahead := case when k.last_at = '-infinity' then 0
+                  else greatest(0, extract(epoch from k.last_at - now_)::double precision + gap) end;
+    granted := case when ahead > horizon then 0 else least(k.want, 1 + floor((horizon - ahead) / gap))::integer end;
+    starts_in := ahead;
+    if granted > 0 then
+      update pgmail.bucket b set last_at = now_ + (ahead + (granted - 1) * gap) * interval '1 second'
+       where b.scope = k.scope and b.name = k.name;
+    end if;
+    wait := greatest(0, ahead + granted * gap - horizon / 2);
+    return next;
+  end loop;
 end
 $$;
 
@@ -1939,6 +2696,16 @@ CREATE FUNCTION pgmail.uuid_time(p_id uuid) RETURNS timestamp with time zone
  SELECT to_timestamp((((((('x'::text || lpad("left"(replace((p_id)::text, '-'::text, ''::text), 12), 16, '0'::text)))::bit(64))::bigint)::numeric / 1000.0))::double precision) AS to_timestamp;
 END;
 
+CREATE FUNCTION pgmail.wake() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+  if coalesce(current_setting('pgmail.notify', true), '') <> 'off' and exists (select from pgmail.worker w where w.asleep) then
+    perform pg_notify('pgmail', '');
+  end if;
+end
+$$;
+
 CREATE FUNCTION pgmail.wake_due_v1(p_since timestamp with time zone) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1975,15 +2742,13 @@ CREATE FUNCTION pgmail.why(id uuid) RETURNS text
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
-declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; r pgmail.relay; st pgmail.stream; last_ record; m pgmail.message;
+declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; stop record; ahead bigint; last_ record; m pgmail.message;
 begin
   for s in select * from pgmail.status(why.id) loop
     select x.* into m from pgmail.message x where x.tenant_id = t and x.id = s.message_id;
     w := null;
     if s.state in ('queued', 'deferred', 'scheduled', 'held', 'sending') then
       select x.* into q from pgmail.queue x where x.tenant_id = t and x.id = s.recipient_id;
-      select x.* into st from pgmail.stream x where x.tenant_id = t and x.name = m.stream;
-      select x.* into r from pgmail.relay x where x.name = coalesce(st.relay, 'default');
       select e.* into last_ from pgmail.event e where e.tenant_id = t and e.recipient_id = s.recipient_id
         and e.type in ('email.deferred', 'email.delayed', 'email.in_doubt') order by e.id desc limit 1;
     end if;
@@ -1999,16 +2764,17 @@ begin
           coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
       when 'held' then w := format('is held: %s. pgmail.retry(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'));
       when 'queued' then
-        if r.state = 'paused' then
-          w := format('waits: relay %s is paused by %s since %s: %s', r.name, r.changed_by, r.changed_at, coalesce(r.reason, 'no reason given'));
-        elsif r.state = 'away' then
-          w := format('waits: relay %s is away since %s: %s; next try at %s', r.name, r.changed_at, coalesce(r.reason, 'unreachable'), r.blocked_until);
-        elsif q.wait = 'delayed' and q.due_at > pgmail.now() then
+        select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
+         where y.tenant_id = t and y.id = s.recipient_id;
+        if q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
           w := format('waits for a limit until %s: %s', q.due_at, coalesce(last_.detail, 'the stream is full'));
-        elsif not exists (select 1 from pgmail.worker) then
-          w := 'waits: no worker is running';
-        elsif not exists (select 1 from pgmail.worker x where x.beat_at > pgmail.now() - interval '30 seconds') then
-          w := format('waits: no worker is alive since %s', (select max(x.beat_at) from pgmail.worker x));
+        elsif stop.kind is not null then
+          w := 'waits: ' || stop.words;
+          if stop.kind = 'limit' then
+            select count(*) into ahead from (
+              select from pgmail.queue x where x.tenant_id = t and x.lane = q.lane and (x.due_at, x.id) < (q.due_at, q.id) limit 10001) x;
+            w := w || case when ahead > 10000 then '; more than 10000 of its lane are ahead' else format('; %s of its lane are ahead', ahead) end;
+          end if;
         else
           w := format('is due since %s and waits for a free worker', q.due_at);
         end if;
@@ -2028,6 +2794,17 @@ begin
   return array_to_string(words, E'\n');
 end
 $$;
+
+CREATE FUNCTION pgmail.without_nulls(p_body jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    AS $_$
+begin
+  if p_body @? 'strict $.* ? (@ == null)' then
+    return (select coalesce(jsonb_object_agg(x.key, x.value), '{}') from jsonb_each(p_body) x where x.value <> 'null');
+  end if;
+  return p_body;
+end
+$_$;
 
 CREATE FUNCTION pgmail.worker_beat_v1(p_epoch bigint, p_state text, p_asleep boolean) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2055,6 +2832,7 @@ begin
     perform pgmail.rescue_v1(p_epoch);   -- it could not give everything back (the database was away)
   else
     delete from pgmail.worker where epoch = p_epoch;
+    delete from pgmail.permit where epoch = p_epoch;
   end if;
   update pgmail.leader set epoch = null, until = '-infinity' where epoch = p_epoch;
 end
@@ -2135,6 +2913,13 @@ ALTER TABLE pgmail.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
+
+CREATE TABLE pgmail.bucket (
+    scope text NOT NULL,
+    name text NOT NULL,
+    last_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL
+)
+WITH (fillfactor='50');
 
 CREATE TABLE pgmail.database_role (
     role_name name NOT NULL,
@@ -2297,7 +3082,9 @@ WITH (fillfactor='50');
 CREATE TABLE pgmail.tenant (
     id integer NOT NULL,
     name text NOT NULL,
-    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL
+    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    weight real DEFAULT 1 NOT NULL,
+    CONSTRAINT tenant_weight_check CHECK (((weight > (0)::double precision) AND (weight <= (1000)::double precision)))
 );
 
 CREATE VIEW pgmail.ledger WITH (security_invoker='true') AS
@@ -2470,6 +3257,30 @@ CREATE TABLE pgmail.outcome_default (
     CONSTRAINT outcome_state_check CHECK ((state = ANY (ARRAY['sent'::text, 'bounced'::text, 'suppressed'::text, 'expired'::text, 'cancelled'::text])))
 );
 
+CREATE TABLE pgmail.pause (
+    tenant_id integer,
+    scope text NOT NULL,
+    name text NOT NULL,
+    reason text NOT NULL,
+    until timestamp with time zone,
+    paused_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    paused_by text DEFAULT SESSION_USER NOT NULL,
+    CONSTRAINT pause_reason_check CHECK ((reason <> ''::text)),
+    CONSTRAINT pause_scope_check CHECK ((scope = ANY (ARRAY['site'::text, 'stream'::text, 'lane'::text])))
+);
+
+CREATE TABLE pgmail.permit (
+    scope text NOT NULL,
+    name text NOT NULL,
+    epoch bigint NOT NULL,
+    held integer NOT NULL,
+    wanted integer NOT NULL,
+    seen_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    CONSTRAINT permit_held_check CHECK ((held >= 0)),
+    CONSTRAINT permit_wanted_check CHECK ((wanted >= 0))
+)
+WITH (fillfactor='50');
+
 CREATE TABLE pgmail.recipient (
     tenant_id integer NOT NULL,
     id uuid NOT NULL,
@@ -2508,6 +3319,7 @@ CREATE TABLE pgmail.relay (
     blocked_until timestamp with time zone,
     changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     changed_by text DEFAULT SESSION_USER NOT NULL,
+    up_since timestamp with time zone,
     CONSTRAINT relay_state_check CHECK ((state = ANY (ARRAY['up'::text, 'away'::text, 'paused'::text])))
 );
 
@@ -2540,6 +3352,10 @@ CREATE TABLE pgmail.stream (
     max_age_seconds integer DEFAULT 259200 NOT NULL,
     max_queued bigint,
     created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    relays text[],
+    relay_weights real[],
+    CONSTRAINT stream_check CHECK (((relays IS NULL) OR (((cardinality(relays) >= 2) AND (cardinality(relays) <= 16)) AND (relays[1] = relay)))),
+    CONSTRAINT stream_check1 CHECK (((relay_weights IS NULL) OR ((relays IS NOT NULL) AND (cardinality(relay_weights) = cardinality(relays)) AND ((0)::double precision < ALL (relay_weights))))),
     CONSTRAINT stream_max_age_seconds_check CHECK ((max_age_seconds > 0)),
     CONSTRAINT stream_max_attempts_check CHECK ((max_attempts > 0)),
     CONSTRAINT stream_max_queued_check CHECK ((max_queued >= 0)),
@@ -2662,6 +3478,9 @@ ALTER TABLE ONLY pgmail.attachment_default
 ALTER TABLE ONLY pgmail.audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY pgmail.bucket
+    ADD CONSTRAINT bucket_pkey PRIMARY KEY (scope, name);
+
 ALTER TABLE ONLY pgmail.database_role
     ADD CONSTRAINT database_role_pkey PRIMARY KEY (role_name);
 
@@ -2683,6 +3502,9 @@ ALTER TABLE ONLY pgmail.lane
 ALTER TABLE ONLY pgmail.leader
     ADD CONSTRAINT leader_pkey PRIMARY KEY (singleton);
 
+ALTER TABLE ONLY pgmail.limits
+    ADD CONSTRAINT limits_pkey PRIMARY KEY (scope, name);
+
 ALTER TABLE ONLY pgmail.message
     ADD CONSTRAINT message_pkey PRIMARY KEY (tenant_id, id);
 
@@ -2694,6 +3516,12 @@ ALTER TABLE ONLY pgmail.outcome
 
 ALTER TABLE ONLY pgmail.outcome_default
     ADD CONSTRAINT outcome_default_pkey PRIMARY KEY (tenant_id, recipient_id);
+
+ALTER TABLE ONLY pgmail.pause
+    ADD CONSTRAINT pause_tenant_id_scope_name_key UNIQUE NULLS NOT DISTINCT (tenant_id, scope, name);
+
+ALTER TABLE ONLY pgmail.permit
+    ADD CONSTRAINT permit_pkey PRIMARY KEY (scope, name, epoch);
 
 ALTER TABLE ONLY pgmail.queue
     ADD CONSTRAINT queue_pkey PRIMARY KEY (tenant_id, id);
@@ -2784,6 +3612,8 @@ ALTER TABLE pgmail.attachment_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.audit ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.bucket ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.database_role ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.dead_letter ENABLE ROW LEVEL SECURITY;
@@ -2800,6 +3630,8 @@ ALTER TABLE pgmail.lane_touch ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.leader ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.limits ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.message ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.message_default ENABLE ROW LEVEL SECURITY;
@@ -2807,6 +3639,10 @@ ALTER TABLE pgmail.message_default ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.outcome ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.outcome_default ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.pause ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.permit ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.queue ENABLE ROW LEVEL SECURITY;
 

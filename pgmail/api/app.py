@@ -1,11 +1,15 @@
 """The HTTP API as one application: routes, keys, errors. `server` runs it.
 
 What can go wrong: a route that forgets to ask for a key. So all routes stand under one guard, and those that
-need none are listed apart.
+need none are listed apart. `POST /emails` is the exception that is answered before the framework sees it; it
+asks for a key itself.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import structlog
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
@@ -15,6 +19,8 @@ from pgmail.api import (
     dead_letters,
     emails,
     health,
+    lanes,
+    limits,
     openapi,
     problems,
     queue,
@@ -22,10 +28,14 @@ from pgmail.api import (
     suppressions,
     templates,
 )
+from pgmail.api.coalesce import Coalescer
+from pgmail.api.enqueue import Bare, Enqueue
 from pgmail.api.keyring import Keyring, guard
 from pgmail.clock import Clock
 from pgmail.config import Settings
 from pgmail.store.database import Database
+
+log = structlog.get_logger()
 
 GUARDED = (
     *(emails.send_email, emails.send_batch, emails.list_emails, emails.get_email),
@@ -35,25 +45,56 @@ GUARDED = (
     *(streams.list_streams, streams.get_stream, streams.save_stream),
     *(suppressions.add_suppression, suppressions.list_suppressions, suppressions.remove_suppression),
     *(dead_letters.list_dead_letters, dead_letters.retry_dead_letters, dead_letters.discard_dead_letters),
-    queue.show_queue,
+    *(lanes.list_lanes, lanes.pause_lanes, lanes.resume_lanes),
+    *(limits.list_limits, queue.show_queue),
 )
 OPEN = (health.live, health.ready)
 
 
-def create_app(settings: Settings, database: Database, *, clock: Clock | None = None) -> Litestar:
+class Application(Litestar):
+    """The framework's application, with a short way for the route that nearly all requests take."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        if scope["type"] == "http" and scope["path"] == "/emails" and scope["method"] == "POST":
+            await self.state.bare(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(
+    settings: Settings, database: Database, *, sends: Database | None = None, clock: Clock | None = None
+) -> Application:
     """Return the application. `database` is a pool of the API's role, opened and closed by the caller.
 
-    `clock` paces how long a key's check is believed.
+    `sends` is a second one, for single emails that are sent together; its connections need no trial before
+    use (`check`), and there it would cost. `clock` paces how long a key's check is believed.
     """
+    keyring = Keyring(database, clock)
+    coalescer = Coalescer(sends or database, database)
+    enqueue = Enqueue(database, coalescer)
     guarded = Router(
         path="/",
         guards=[guard],
         route_handlers=list(GUARDED),
         security=[{"key": []}],
     )
-    return Litestar(
+
+    async def drain() -> None:
+        if not await coalescer.drain(settings.drain_seconds):
+            log.warning("emails handed over were not answered in time", seconds=settings.drain_seconds)
+
+    return Application(
         [guarded, *OPEN],
-        state=State({"database": database, "keyring": Keyring(database, clock)}),
+        state=State(
+            {
+                "database": database,
+                "keyring": keyring,
+                "enqueue": enqueue,
+                "bare": Bare(keyring, enqueue, settings.max_body_bytes),
+            }
+        ),
+        on_shutdown=[drain],
         exception_handlers={Exception: problems.answer, HTTPException: problems.answer},
         request_max_body_size=settings.max_body_bytes,
         openapi_config=openapi.config(),

@@ -112,7 +112,10 @@ _SCHEMAS = {
     "Asset": _object(["name", "content"], name=_TEXT, filename=_TEXT, content=_CONTENT, content_type=_TEXT),
     "Stream": _object(
         priority=_words("high", "normal", "low"),
-        relay=_TEXT,
+        relay=Schema(
+            one_of=[_TEXT, _list(_TEXT), _list(_object(["name", "weight"], name=_TEXT, weight=_REAL))],
+            description="one, several in the order in which they are tried, or several by weight",
+        ),
         on_doubt=_words("resend", "hold"),
         trace=_words("full", "lean"),
         retry_base_seconds=_REAL,
@@ -127,6 +130,15 @@ _SCHEMAS = {
         address=_TEXT, email=_TEXT, stream=_TEXT, reason=_TEXT, source=_TEXT, expires_at=_MOMENT
     ),
     "DeadLetters": _DEAD,
+    "Pause": _object(
+        ["reason"],
+        site=_TEXT,
+        stream=_TEXT,
+        lane=Schema(type=_STRING, description="stream/priority/site"),
+        reason=_TEXT,
+        until=_MOMENT,
+    ),
+    "Resume": _object(site=_TEXT, stream=_TEXT, lane=_TEXT, reason=_TEXT),
     "Problem": _object(
         ["type", "title", "status", "detail", "code", "field", "statusCode", "name", "message"],
         type=_TEXT,

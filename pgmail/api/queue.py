@@ -20,7 +20,7 @@ _COUNTS = ("depth", "queued", "scheduled", "deferred", "held", "sending")
 
 @get("/queue", operation_class=operation())
 async def show_queue(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    """Tell depth and oldest due time, in all and by stream, priority and site."""
+    """Tell depth, oldest due time and what stops it, in all and by stream, priority and site."""
     async with acting_as(database_of(request), caller_of(request)) as connection:
         rows = await store.queue(connection)
     oldest = min((row.oldest_due_at for row in rows if row.oldest_due_at is not None), default=None)
@@ -32,6 +32,7 @@ async def show_queue(request: Request[Any, Any, Any]) -> dict[str, Any]:
             "site": row.site,
             **{key: getattr(row, key) for key in _COUNTS},
             "oldest_due_at": shapes.moment(row.oldest_due_at),
+            "waits_for": row.waits_for,
         }
         for row in rows
     ]

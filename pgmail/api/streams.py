@@ -23,13 +23,24 @@ from pgmail.store.tenant import acting_as
 AnyRequest = Request[Any, Any, Any]
 
 _Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+_RelayName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+
+
+class WeightedRelay(msgspec.Struct, forbid_unknown_fields=True):
+    """One of several relays that share a stream's mail by weight."""
+
+    name: _RelayName
+    weight: Annotated[float, Meta(ge=0.001, le=1_000)]
+
+
+_Relays = Annotated[list[_RelayName | WeightedRelay], Meta(min_length=1, max_length=16)]
 
 
 class StreamSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """The body of a PUT: what to set. What is left out stays as it is, or gets its default when new."""
 
     priority: Literal["high", "normal", "low"] | UnsetType = UNSET
-    relay: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] | UnsetType = UNSET
+    relay: _RelayName | _Relays | UnsetType = UNSET
     on_doubt: Literal["resend", "hold"] | UnsetType = UNSET
     trace: Literal["full", "lean"] | UnsetType = UNSET
     retry_base_seconds: _Seconds | UnsetType = UNSET

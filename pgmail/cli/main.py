@@ -25,6 +25,7 @@ COMMANDS = {
     "queue": "pgmail.cli.operate:queue",
     "pause": "pgmail.cli.operate:pause",
     "resume": "pgmail.cli.operate:resume",
+    "limit": "pgmail.cli.limit:limit",
     "dead": "pgmail.cli.dead:dead",
     "key": "pgmail.cli.key:key",
     "template": "pgmail.cli.template:template",

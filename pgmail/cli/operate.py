@@ -1,12 +1,13 @@
-"""`pgmail queue`, `pause` and `resume`: what waits, and the relay that it waits for.
+"""`pgmail queue`, `pause` and `resume`: what waits, what it waits for, and what an operator stopped.
 
-What can go wrong: a pause that everybody forgot. `doctor` and `queue` both show who paused what, since when
-and why; `--until` ends a pause by itself.
+What can go wrong: a pause that everybody forgot. `queue` shows all that hold, with who paused what, since when
+and why; `--until` ends one by itself.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -23,69 +24,125 @@ _LANES = {
     "held": "held",
     "sending": "sending",
     "oldest_due_at": "oldest due",
+    "waits_for": "waits for",
 }
-_relay = click.option("--relay", required=True, metavar="NAME", help="The relay; `pgmail queue` lists them.")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _target(command: F) -> F:
+    """Give a command the options that say what is meant."""
+    for option in (
+        click.option("--fleet", is_flag=True, help="Of all tenants, not only of this role's."),
+        click.option(
+            "--relay", metavar="NAME", help="A relay, for all tenants; `pgmail config show` has them."
+        ),
+        click.option("--lane", metavar="LANE", help="A lane: stream/priority/site."),
+        click.option("--stream", metavar="NAME", help="A stream."),
+        click.option("--site", metavar="DOMAIN", help="A receiving site, such as gmail.com."),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command(short_help="What waits, by stream and receiving site.")
 @common.as_json
 def queue(as_json: bool) -> None:
-    """Show what waits, by stream, priority and receiving site, and the relays that do not take mail now."""
+    """Show what waits and for what, by stream, priority and receiving site, and all that is paused or away."""
 
-    async def ask() -> tuple[list[Any], list[dict[str, Any]]]:
+    async def ask() -> tuple[list[Any], list[dict[str, Any]], list[Any]]:
         from pgmail.sqlfiles import queries  # noqa: PLC0415
-        from pgmail.store import emails  # noqa: PLC0415
+        from pgmail.store import emails, lanes  # noqa: PLC0415
         from pgmail.store.single import fetch_dicts  # noqa: PLC0415
 
         async with common.database() as connection:
-            lanes = await emails.queue(connection)
-            return lanes, await fetch_dicts(connection, queries("cli_operate")["relays"])
+            waiting = await emails.queue(connection)
+            relays = await fetch_dicts(connection, queries("cli_operate")["relays"])
+            return waiting, relays, await lanes.paused(connection)
 
-    lanes, relays = common.run(ask())
+    waiting, relays, pauses = common.run(ask())
     if as_json:
         output.print_json(
-            {"lanes": [output.plain(row) for row in lanes], "relays": [output.plain(row) for row in relays]}
+            {
+                "lanes": [output.plain(row) for row in waiting],
+                "relays": [output.plain(row) for row in relays],
+                "pauses": [output.plain(row) for row in pauses],
+            }
         )
         return
-    output.show(lanes, _LANES, as_json=False, none="nothing waits")
+    output.show(waiting, _LANES, as_json=False, none="nothing waits")
     for relay in relays:
         if relay["state"] != "up":
-            until = f" until {output.cell(relay['blocked_until'])}" if relay["blocked_until"] else ""
             click.echo(
-                f"relay {relay['name']} is {relay['state']}{until}, by {relay['changed_by']} since "
-                f"{output.cell(relay['changed_at'])}: {relay['reason'] or 'no reason given'}"
+                f"relay {relay['name']} is {relay['state']}{_until(relay['blocked_until'])}, by {relay['changed_by']} "
+                f"since {output.cell(relay['changed_at'])}: {relay['reason'] or 'no reason given'}"
             )
+    for row in pauses:
+        whose = " for the whole fleet" if row.fleet else ""
+        click.echo(
+            f"{row.scope} {row.name} is paused{whose}{_until(row.until)}, by {row.paused_by} "
+            f"since {output.cell(row.paused_at)}: {row.reason}"
+        )
 
 
-@click.command(short_help="Stop mail to a relay.")
-@_relay
+@click.command(short_help="Stop mail to a site or relay, of a stream or lane.")
+@_target
 @click.option("--reason", required=True, metavar="TEXT", help="Why; shown to whoever asks what waits.")
 @click.option(
     "--until", metavar="TIME", help="When it ends by itself. Defaults to never: `pgmail resume` does."
 )
-def pause(relay: str, reason: str, until: str | None) -> None:
-    """Stop mail to a relay. Mail waits meanwhile; none of it fails for that."""
+def pause(fleet: bool, reason: str, until: str | None, **given: str | None) -> None:
+    """Stop mail to a site or a relay, of a stream or a lane. It waits meanwhile; none of it fails for that."""
+    scope, name = _one(given, fleet=fleet)
     at = common.moment(until, "until")
-    _act("pause_relay", {"name": relay, "reason": reason, "until": at})
-    ends = f" until {output.cell(at)}" if at else ""
-    click.echo(f"relay {relay} is paused{ends}")
 
-
-@click.command(short_help="Let mail flow to a relay again.")
-@_relay
-@click.option("--reason", metavar="TEXT", help="Why; kept in the record.")
-def resume(relay: str, reason: str | None) -> None:
-    """Let mail flow to a relay again."""
-    _act("resume_relay", {"name": relay, "reason": reason})
-    click.echo(f"relay {relay} is up")
-
-
-def _act(name: str, values: dict[str, object]) -> None:
-    async def act() -> None:
-        from pgmail.sqlfiles import queries  # noqa: PLC0415
-        from pgmail.store.single import fetch_dicts  # noqa: PLC0415
+    async def act() -> str:
+        from pgmail.store import lanes  # noqa: PLC0415
 
         async with common.database() as connection:
-            await fetch_dicts(connection, queries("cli_operate")[name], values)
+            if scope != "relay":
+                return await lanes.pause(connection, scope, name, reason=reason, until=at, fleet=fleet)
+            await _relay(connection, "pause_relay", {"name": name, "reason": reason, "until": at})
+            return name
 
-    common.run(act())
+    click.echo(f"{scope} {common.run(act())} is paused{_until(at)}")
+
+
+@click.command(short_help="Let mail flow again.")
+@_target
+@click.option("--reason", metavar="TEXT", help="Why; kept in the record.")
+def resume(fleet: bool, reason: str | None, **given: str | None) -> None:
+    """Let mail flow again to a site or a relay, of a stream or a lane."""
+    scope, name = _one(given, fleet=fleet)
+
+    async def act() -> str:
+        from pgmail.store import lanes  # noqa: PLC0415
+
+        async with common.database() as connection:
+            if scope != "relay":
+                return await lanes.resume(connection, scope, name, reason=reason, fleet=fleet)
+            await _relay(connection, "resume_relay", {"name": name, "reason": reason})
+            return name
+
+    ended = common.run(act())
+    click.echo(f"relay {ended} is up" if scope == "relay" else f"{scope} {ended} is no longer paused")
+
+
+async def _relay(connection: Any, name: str, values: dict[str, object]) -> None:
+    from pgmail.sqlfiles import queries  # noqa: PLC0415
+    from pgmail.store.single import fetch_dicts  # noqa: PLC0415
+
+    await fetch_dicts(connection, queries("cli_operate")[name], values)
+
+
+def _one(given: dict[str, str | None], *, fleet: bool) -> tuple[str, str]:
+    """Return the one thing that is meant; wrong usage if there is none or more than one."""
+    chosen = [(scope, name) for scope, name in given.items() if name is not None]
+    if len(chosen) != 1:
+        raise click.UsageError("give one of --site, --stream, --lane and --relay")
+    if fleet and chosen[0][0] == "relay":
+        raise click.UsageError("a relay is the fleet's already; leave --fleet out")
+    return chosen[0]
+
+
+def _until(at: Any) -> str:
+    return f" until {output.cell(at)}" if at else ""

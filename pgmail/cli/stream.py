@@ -43,13 +43,20 @@ def list_(as_json: bool) -> None:
         async with common.database() as connection:
             return await streams.listing(connection)
 
-    output.show(common.run(ask()), _LIST, as_json=as_json)
+    rows = [output.plain(row) for row in common.run(ask())]
+    if not as_json:
+        rows = [row | {"relay": relays_text(row["relay"])} for row in rows]
+    output.show(rows, _LIST, as_json=as_json)
 
 
 @stream.command()
 @click.argument("name")
 @click.option("--priority", metavar="WORD", help="high, normal or low. Defaults to normal.")
-@click.option("--relay", metavar="NAME", help="Relay that takes the mail. Defaults to default.")
+@click.option(
+    "--relay",
+    metavar="NAMES",
+    help="Relay that takes the mail; several in order as a,b, by weight as a=3,b=1. Defaults to default.",
+)
 @click.option("--on-doubt", metavar="WORD", help="resend or hold, if a reply was lost. Defaults to resend.")
 @click.option(
     "--trace", metavar="WORD", help="full or lean: whether each start is recorded. Defaults to full."
@@ -64,6 +71,8 @@ def list_(as_json: bool) -> None:
 def save(name: str, max_queued: str | None, **given: Any) -> None:
     """Create a stream, or change what is given of one."""
     settings = {key: value for key, value in given.items() if value is not None}
+    if "relay" in settings:
+        settings["relay"] = relays_of(settings["relay"])
     if max_queued is not None:
         settings["max_queued"] = None if max_queued == "none" else _whole(max_queued)
 
@@ -75,6 +84,28 @@ def save(name: str, max_queued: str | None, **given: Any) -> None:
 
     common.run(act())
     click.echo(f"saved {name}")
+
+
+def relays_of(text: str) -> str | list[str] | list[dict[str, object]]:
+    """Return the relays of `a`, `a,b` (in order) or `a=3,b=1` (by weight) as `save_stream` takes them."""
+    parts = [part.strip() for part in text.split(",")]
+    pairs = [part.partition("=") for part in parts]
+    if not any(sign for _, sign, _ in pairs):
+        return parts[0] if len(parts) == 1 else parts
+    try:
+        return [{"name": name.strip(), "weight": float(weight)} for name, _, weight in pairs]
+    except ValueError:
+        raise click.BadParameter(
+            "give relays as a, as a,b in their order, or all of them with weights as a=3,b=1",
+            param_hint="--relay",
+        ) from None
+
+
+def relays_text(relay: str | list[str] | list[dict[str, Any]]) -> str:
+    """Return relays as `relays_of` reads them."""
+    if isinstance(relay, str):
+        return relay
+    return ",".join(one if isinstance(one, str) else f"{one['name']}={one['weight']:g}" for one in relay)
 
 
 def _whole(text: str) -> int:

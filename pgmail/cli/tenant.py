@@ -1,4 +1,4 @@
-"""`pgmail tenant`: who shares this database, and which database role speaks for whom.
+"""`pgmail tenant`: who shares this database, how they share it, and which database role speaks for whom.
 
 These act as the schema's owner (PGMAIL_OWNER_DATABASE_URL, else the common one). What can go wrong: a role
 that may log in but belongs to no tenant; everything it asks is refused as `no_tenant` until it is granted one.
@@ -13,12 +13,18 @@ import click
 from pgmail.cli import common, output
 from pgmail.errors import PgmailError
 
-_LIST = {"id": "id", "name": "name", "roles": "database roles", "created_at": "created"}
+_LIST = {
+    "id": "id",
+    "name": "name",
+    "weight": "weight",
+    "roles": "database roles",
+    "created_at": "created",
+}
 
 
 @click.group(short_help="Tenants, and the database roles that speak for them.")
 def tenant() -> None:
-    """List and create tenants, and let a database role speak for one."""
+    """List, create and weigh tenants, and let a database role speak for one."""
 
 
 @tenant.command("list")
@@ -55,6 +61,27 @@ def create(name: str, as_json: bool) -> None:
         output.print_json({"id": made, "name": name})
     else:
         click.echo(f"created tenant {name} ({made})")
+
+
+@tenant.command("set")
+@click.argument("name")
+@click.option(
+    "--weight",
+    type=float,
+    required=True,
+    help="Its share beside other tenants: 2 gets twice what 1 gets while both have mail. New ones have 1.",
+)
+def set_(name: str, weight: float) -> None:
+    """Change a tenant."""
+
+    async def act() -> None:
+        from pgmail.store import lanes  # noqa: PLC0415
+
+        async with common.database("owner") as connection:
+            await lanes.set_weight(connection, name, weight)
+
+    common.run(act())
+    click.echo(f"tenant {name} has the weight {weight:g}")
 
 
 @tenant.command()

@@ -12,10 +12,10 @@ from pgmail import sqlfiles
 from pgmail.errors import SchemaMismatch
 from pgmail.store.database import Database
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """The schema that this program brings."""
 
-NEEDS_FROM: Final = 1
+NEEDS_FROM: Final = 2
 """The oldest schema that this program works with."""
 
 

@@ -21,6 +21,7 @@ async def listing(connection: Connection) -> list[Any]:
 
     `name priority relay on_doubt trace retry_base_seconds retry_factor retry_cap_seconds retry_jitter
     max_attempts max_age_seconds max_queued created_at`; `priority` is a word, `max_queued` None is no limit.
+    `relay` is a name, several in their order, or several as objects of `name` and `weight`.
     """
     return await fetch_many(connection, queries("streams")["list"], {"name": None})
 
@@ -33,7 +34,8 @@ async def get(connection: Connection, name: str) -> Any | None:
 async def save(connection: Connection, name: str, settings: Mapping[str, Any]) -> None:
     """Create a stream, or change what `settings` names of one; keys as in `listing`, `priority` a word.
 
-    Raises Refused: `invalid_name`, `unknown_key`, `invalid_priority`, `invalid_stream`.
+    Raises Refused: `invalid_name`, `unknown_key`, `invalid_priority`, `invalid_relay`, `unknown_relay`,
+    `invalid_stream`.
     """
     await fetch_one(
         connection, queries("streams")["save"], {"name": name, "settings": Jsonb(stored(settings))}

@@ -82,6 +82,7 @@ as $$
 declare freed jsonb; t record;
 begin
   delete from pgmail.worker w where w.epoch = p_epoch;
+  delete from pgmail.permit p where p.epoch = p_epoch;
   -- A sequential scan: rescues are rare, and an index on leased_by would cost every claim its HOT update.
   with mine as materialized (
     select q.tenant_id, q.id, s.on_doubt is not distinct from 'hold' as hold

@@ -25,6 +25,7 @@ begin
     perform pgmail.rescue_v1(p_epoch);   -- it could not give everything back (the database was away)
   else
     delete from pgmail.worker where epoch = p_epoch;
+    delete from pgmail.permit where epoch = p_epoch;
   end if;
   update pgmail.leader set epoch = null, until = '-infinity' where epoch = p_epoch;
 end
@@ -41,14 +42,16 @@ begin
 end
 $$;
 
--- The relay's health as workers found it. An operator's pause is not overwritten by a worker before its end.
+-- The relay's health as workers found it. An operator's pause is not overwritten by a worker before its end. One that
+-- comes back is ramped up to its limit from then on.
 create or replace function pgmail.relay_state_v1(p_name text, p_state text, p_reason text, p_seconds double precision default null) returns void
 language sql volatile security definer set search_path = pgmail, pg_temp
 as $$
   insert into pgmail.relay as r (name, state, reason, blocked_until, changed_at, changed_by)
   values (p_name, p_state, p_reason, pgmail.now() + p_seconds * interval '1 second', pgmail.now(), 'worker')
   on conflict (name) do update set state = excluded.state, reason = excluded.reason,
-    blocked_until = excluded.blocked_until, changed_at = excluded.changed_at, changed_by = excluded.changed_by
+    blocked_until = excluded.blocked_until, changed_at = excluded.changed_at, changed_by = excluded.changed_by,
+    up_since = case when excluded.state = 'up' and r.state <> 'up' and r.up_since is not null then pgmail.now() else r.up_since end
   where r.state <> 'paused' or r.changed_by = 'worker' or r.blocked_until <= pgmail.now()
 $$;
 
@@ -69,7 +72,8 @@ create or replace function pgmail.resume_relay(p_name text, p_reason text defaul
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
 begin
-  update pgmail.relay set state = 'up', reason = null, blocked_until = null, changed_at = pgmail.now(), changed_by = pgmail.actor()
+  update pgmail.relay set state = 'up', reason = null, blocked_until = null, changed_at = pgmail.now(), changed_by = pgmail.actor(),
+    up_since = case when state <> 'up' and up_since is not null then pgmail.now() else up_since end
    where name = p_name;
   if not found then perform pgmail.refuse('unknown_relay', '/relay', format('no relay is named %L', p_name), 404); end if;
   perform pgmail.record_act(null, 'relay.resume', p_name, p_reason);

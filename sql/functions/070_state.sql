@@ -131,15 +131,13 @@ $$;
 create or replace function pgmail.why(id uuid) returns text
 language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
-declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; r pgmail.relay; st pgmail.stream; last_ record; m pgmail.message;
+declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; stop record; ahead bigint; last_ record; m pgmail.message;
 begin
   for s in select * from pgmail.status(why.id) loop
     select x.* into m from pgmail.message x where x.tenant_id = t and x.id = s.message_id;
     w := null;
     if s.state in ('queued', 'deferred', 'scheduled', 'held', 'sending') then
       select x.* into q from pgmail.queue x where x.tenant_id = t and x.id = s.recipient_id;
-      select x.* into st from pgmail.stream x where x.tenant_id = t and x.name = m.stream;
-      select x.* into r from pgmail.relay x where x.name = coalesce(st.relay, 'default');
       select e.* into last_ from pgmail.event e where e.tenant_id = t and e.recipient_id = s.recipient_id
         and e.type in ('email.deferred', 'email.delayed', 'email.in_doubt') order by e.id desc limit 1;
     end if;
@@ -155,16 +153,17 @@ begin
           coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
       when 'held' then w := format('is held: %s. pgmail.retry(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'));
       when 'queued' then
-        if r.state = 'paused' then
-          w := format('waits: relay %s is paused by %s since %s: %s', r.name, r.changed_by, r.changed_at, coalesce(r.reason, 'no reason given'));
-        elsif r.state = 'away' then
-          w := format('waits: relay %s is away since %s: %s; next try at %s', r.name, r.changed_at, coalesce(r.reason, 'unreachable'), r.blocked_until);
-        elsif q.wait = 'delayed' and q.due_at > pgmail.now() then
+        select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
+         where y.tenant_id = t and y.id = s.recipient_id;
+        if q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
           w := format('waits for a limit until %s: %s', q.due_at, coalesce(last_.detail, 'the stream is full'));
-        elsif not exists (select 1 from pgmail.worker) then
-          w := 'waits: no worker is running';
-        elsif not exists (select 1 from pgmail.worker x where x.beat_at > pgmail.now() - interval '30 seconds') then
-          w := format('waits: no worker is alive since %s', (select max(x.beat_at) from pgmail.worker x));
+        elsif stop.kind is not null then
+          w := 'waits: ' || stop.words;
+          if stop.kind = 'limit' then
+            select count(*) into ahead from (
+              select from pgmail.queue x where x.tenant_id = t and x.lane = q.lane and (x.due_at, x.id) < (q.due_at, q.id) limit 10001) x;
+            w := w || case when ahead > 10000 then '; more than 10000 of its lane are ahead' else format('; %s of its lane are ahead', ahead) end;
+          end if;
         else
           w := format('is due since %s and waits for a free worker', q.due_at);
         end if;

@@ -140,11 +140,48 @@ begin
 end
 $$;
 
--- Creates a stream or changes what is named; keys as the columns of pgmail.stream.
+-- What a stream's key `relay` says: a name, several in the order in which they are tried, or objects of name and weight.
+create or replace function pgmail.read_relays(p_relay jsonb, out names text[], out weights real[])
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+declare x jsonb; i integer := 0; n integer; field text := '/relay'; weighted boolean;
+begin
+  if jsonb_typeof(p_relay) = 'string' then p_relay := jsonb_build_array(p_relay); else field := '/relay/0'; end if;
+  if jsonb_typeof(p_relay) is distinct from 'array' or jsonb_array_length(p_relay) not between 1 and 16 then
+    perform pgmail.refuse('invalid_relay', '/relay', 'must be the name of a relay, or 1 to 16 of them in an array');
+  end if;
+  n := jsonb_array_length(p_relay);
+  names := '{}'; weights := '{}';
+  for x in select * from jsonb_array_elements(p_relay) loop
+    if n > 1 or field <> '/relay' then field := '/relay/' || i; end if;
+    weighted := jsonb_typeof(x) = 'object';
+    if weighted is distinct from (jsonb_typeof(p_relay->0) = 'object') or not weighted and jsonb_typeof(x) <> 'string' then
+      perform pgmail.refuse('invalid_relay', field, 'must be the name of a relay, or all of them objects of name and weight');
+    elsif weighted and (jsonb_typeof(x->'name') is distinct from 'string' or jsonb_typeof(x->'weight') is distinct from 'number'
+                        or exists (select from jsonb_object_keys(x) y where y not in ('name', 'weight'))) then
+      perform pgmail.refuse('invalid_relay', field, 'must be an object of name and weight');
+    elsif weighted and not ((x->>'weight')::numeric >= 0.001 and (x->>'weight')::numeric <= 1000) then
+      perform pgmail.refuse('invalid_relay', field || '/weight', 'must be from 0.001 to 1000');
+    end if;
+    names := names || case when weighted then x->>'name' else x#>>'{}' end;
+    if weighted then weights := weights || (x->>'weight')::real; end if;
+    i := i + 1;
+    if names[i] = any (names[:i - 1]) then
+      perform pgmail.refuse('invalid_relay', field, format('relay %L comes twice', left(names[i], 63)));
+    elsif not exists (select from pgmail.relay r where r.name = names[i]) then
+      perform pgmail.refuse('unknown_relay', field, format(
+        'no relay is named %L; a worker that has it in PGMAIL_RELAY_URLS must have started once', left(names[i], 63)));
+    end if;
+  end loop;
+  if cardinality(weights) = 0 then weights := null; end if;
+end
+$$;
+
+-- Creates a stream or changes what is named; keys as the columns of pgmail.stream, and relay as read_relays has it.
 create or replace function pgmail.save_stream(p_name text, p_settings jsonb) returns void
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.need_tenant(); s pgmail.stream; k text;
+declare t integer := pgmail.need_tenant(); s pgmail.stream; k text; named text[]; weighed real[];
 begin
   if p_name !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of a-z 0-9 _ -, led by a letter or digit');
@@ -156,14 +193,19 @@ begin
    where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
      'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued']);
   if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
-  if p_settings ? 'relay' and not exists (select 1 from pgmail.relay r where r.name = p_settings->>'relay') then
-    perform pgmail.refuse('unknown_relay', '/relay', format('no relay is named %L', left(p_settings->>'relay', 63)));
+  if p_settings ? 'relay' then
+    select x.names, x.weights into named, weighed from pgmail.read_relays(p_settings->'relay') x;
   end if;
   insert into pgmail.stream (tenant_id, name) values (t, p_name) on conflict do nothing;
   select * into s from pgmail.stream x where x.tenant_id = t and x.name = p_name for update;
   begin
-    s := jsonb_populate_record(s, p_settings);
-    update pgmail.stream x set priority = s.priority, relay = s.relay, on_doubt = s.on_doubt, trace = s.trace,
+    s := jsonb_populate_record(s, p_settings - 'relay');
+    if named is not null then
+      s.relay := named[1];
+      s.relays := case when cardinality(named) > 1 then named end;
+      s.relay_weights := case when cardinality(named) > 1 then weighed end;
+    end if;
+    update pgmail.stream x set priority = s.priority, relay = s.relay, relays = s.relays, relay_weights = s.relay_weights, on_doubt = s.on_doubt, trace = s.trace,
       retry_base_seconds = s.retry_base_seconds, retry_factor = s.retry_factor, retry_cap_seconds = s.retry_cap_seconds,
       retry_jitter = s.retry_jitter, max_attempts = s.max_attempts, max_age_seconds = s.max_age_seconds, max_queued = s.max_queued
     where x.tenant_id = t and x.name = p_name;

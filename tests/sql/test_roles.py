@@ -12,8 +12,9 @@ PRODUCER = {"send", "send_many", "status", "trace", "why", "cancel", "reschedule
 PURE = {"now", "uuid_floor", "uuid_time", "current_tenant", "state_of", "phase_of"}
 MANAGE = {
     *("retry", "discard", "revoke_key", "list_keys", "save_template", "publish_template", "save_asset"),
-    *("suppress", "unsuppress", "save_stream"),
+    *("suppress", "unsuppress", "save_stream", "pause_mail", "resume_mail"),
 }
+LOOK = {"stopped_by", "lane_name"}
 LEAD = {
     *(
         "worker_start_v1",
@@ -30,11 +31,13 @@ LEAD = {
 }
 FUNCTIONS = {
     "producer": PRODUCER,
-    "reader": PURE | {"status", "trace", "why"},
-    "api": PURE | PRODUCER | MANAGE | {"check_key_v1"},
-    "admin": PURE | PRODUCER | MANAGE
-    | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"},
-    "worker": PURE | LEAD | {"claim_v1", "release_v1", "settle_v1", "relay_state_v1", "idle_lanes_v1"},
+    "reader": PURE | LOOK | {"status", "trace", "why"},
+    "api": PURE | LOOK | PRODUCER | MANAGE | {"check_key_v1"},
+    "admin": PURE | LOOK | PRODUCER | MANAGE
+    | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
+    | {"set_limit", "remove_limit", "set_tenant"},
+    "worker": PURE | LEAD | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1", "idle_lanes_v1"}
+    | {"take_tokens_v1", "share_permits_v1", "register_relays_v1"},
     "maintain": PURE | LEAD,
 }  # fmt: skip
 FLEET = {"relay", "worker", "leader", "schema_version", "site_domain"}
@@ -53,12 +56,14 @@ TENANTS = {
     ),
     *("tally_total", "tenant", "stream", "template", "asset", "suppression", "audit", "ledger"),
 }
+SHARED = {"limits", "pause"}  # the fleet's rows, and one's own
 SELECT = {
     "producer": set(),
-    "reader": FLEET | TENANTS,
-    "api": FLEET | TENANTS,
-    "admin": FLEET | TENANTS,
+    "reader": FLEET | SHARED | TENANTS,
+    "api": FLEET | SHARED | TENANTS,
+    "admin": FLEET | SHARED | TENANTS | {"bucket", "permit"},
     "worker": FLEET
+    | SHARED
     | {
         "message",
         "attachment",

@@ -66,7 +66,11 @@ def test_up_down_and_up_again_leaves_nothing_between(empty_db):
     with empty_db.connect() as connection:
         before = objects(connection)
         done = migrate.upgrade(empty_db.dsn, prefix=PREFIX)
-        assert done[:2] == ["created the schema pgmail", "applied migration 0001"]
+        assert done[:3] == [
+            "created the schema pgmail",
+            "applied migration 0001",
+            "applied migration 0002",
+        ]
         full = objects(connection)
         assert "r pgmail.alembic_version" in full
         assert migrate.check(empty_db.dsn).compatible
@@ -74,6 +78,18 @@ def test_up_down_and_up_again_leaves_nothing_between(empty_db):
         assert objects(connection) == before
         migrate.upgrade(empty_db.dsn, prefix=PREFIX)
         assert objects(connection) == full
+
+
+def test_a_step_back_and_forth_keeps_what_both_sides_know(empty_db):
+    migrate.upgrade(empty_db.dsn, prefix=PREFIX)
+    with empty_db.connect() as connection:
+        full = objects(connection)
+        connection.execute("select pgmail.set_limit('site', 'gmail.com', 7)")
+        assert migrate.downgrade(empty_db.dsn, "0001", confirmed=True) == ["took back migration 0002"]
+        assert "r pgmail.limits" not in objects(connection)
+        assert "older" not in migrate.upgrade(empty_db.dsn, prefix=PREFIX)
+        assert objects(connection) == full
+        assert connection.execute("select count(*) from pgmail.stream").fetchone() == (2,)
 
 
 def test_a_second_upgrade_changes_no_table_and_says_so(empty_db):
@@ -94,7 +110,9 @@ def test_two_databases_of_one_cluster_share_roles_or_have_their_own(db, empty_db
     assert migrate.upgrade(empty_db.dsn, prefix=other_prefix)[-1] == f"roles {other_prefix}* are set up"
     for database in (db, empty_db):
         with database.connect("reader") as connection:
-            assert connection.execute("select version from pgmail.schema_version").fetchone() == (1,)
+            assert connection.execute("select version from pgmail.schema_version").fetchone() == (
+                schema.SCHEMA_VERSION,
+            )
     assert migrate.check(db.dsn).compatible
 
 
@@ -175,7 +193,7 @@ def test_an_applications_own_alembic_table_is_neither_read_nor_changed(empty_db)
         connection.execute("insert into public.alembic_version values ('theirs')")
         migrate.upgrade(empty_db.dsn, prefix=PREFIX)
         assert connection.execute("table public.alembic_version").fetchall() == [("theirs",)]
-        assert connection.execute("table pgmail.alembic_version").fetchall() == [("0001",)]
+        assert connection.execute("table pgmail.alembic_version").fetchall() == [("0002",)]
 
 
 def test_a_schema_that_refuses_this_program_says_what_to_do(db):
@@ -195,7 +213,7 @@ def test_a_newer_schema_that_lets_this_program_in_is_fine(db):
 
 
 def test_a_program_that_refuses_an_old_schema_says_what_to_do(db, monkeypatch):
-    monkeypatch.setattr(schema, "NEEDS_FROM", 2)
+    monkeypatch.setattr(schema, "NEEDS_FROM", 3)
     with pytest.raises(SchemaMismatch, match="pgmail db upgrade"):
         migrate.check(db.dsn).require()
 

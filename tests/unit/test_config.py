@@ -9,7 +9,7 @@ import pytest
 
 from pgmail import config
 from pgmail.config import Settings, describe, load, rows
-from pgmail.config_text import database_fault, mask_url, relay_fault
+from pgmail.config_text import database_fault, mask_url, relay_fault, relays_fault
 from pgmail.errors import SettingsError
 
 DOC = Path(__file__).parents[2] / "ops" / "docs" / "settings.md"
@@ -197,10 +197,42 @@ def test_what_names_no_relay_is_refused(text):
     assert relay_fault(text)
 
 
+def test_more_relays_are_named_in_one_setting_beside_the_default(tmp_path):
+    two = "ses=smtps://u:p%20w@ses.example:465?helo=a.example  bulk=smtp://10.0.0.5"
+    (tmp_path / "pgmail.toml").write_text(f'relay_urls = "{two}"')
+    for settings in (load({}, folder=tmp_path), load({"PGMAIL_RELAY_URLS": two}, folder=tmp_path / "none")):
+        assert settings.relays == {
+            "default": "smtp://127.0.0.1:25",
+            "ses": "smtps://u:p%20w@ses.example:465?helo=a.example",
+            "bulk": "smtp://10.0.0.5",
+        }
+        (shown,) = [row.value for row in describe(settings) if row.name == "PGMAIL_RELAY_URLS"]
+        assert shown == "ses=smtps://u:***@ses.example:465?helo=a.example  bulk=smtp://10.0.0.5"
+    assert Settings().relays == {"default": "smtp://127.0.0.1:25"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("smtp://u:hunter2@h", "name=url pairs"),
+        ("a=smtp://h b", "name=url pairs"),
+        ("-a=smtp://h", "name=url pairs"),
+        ("default=smtp://h", "PGMAIL_RELAY_URL"),
+        ("a=smtp://h a=smtp://g", "a comes twice"),
+        ("a=http://u:hunter2@h", "a must be smtp://"),
+    ],
+)
+def test_what_names_no_relays_is_refused_without_the_password(text, reason):
+    fault = relays_fault(text)
+    assert reason in fault
+    assert "hunter2" not in fault
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("postgres://u:pw@h/db", "postgres://u:***@h/db"),
+        ("a=smtp://u:p@w@h b=smtps://v:x:y@g", "a=smtp://u:***@h b=smtps://v:***@g"),
         ("postgres://u:p@w/x:y@h/db", "postgres://u:***@h/db"),
         ("postgres://u@h/db", "postgres://u@h/db"),
         (

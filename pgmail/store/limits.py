@@ -1,0 +1,168 @@
+"""Limits, pauses and weights as workers see them: learnt about once a second, and asked for as mail goes out.
+
+A rate is tokens, each for one message at one moment; a connection cap is permits that workers share. Both hold
+across the fleet because the database deals them out (`sql/functions/027_limits.sql`).
+
+What can go wrong: a token that is spent late comes too close to the next. So a token lapses once the next one
+of its key is due, and who spends tokens keeps a gap between two of them by its own clock as well. And a worker
+that opens connections while it asks for permits: what it reports as held is a promise not to exceed that until
+the answer, and if no answer comes, until one does.
+
+All raise `DatabaseAway`; the two that take an epoch raise `FencedOut` when this worker was declared dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from pgmail import sqlfiles
+from pgmail.store.database import Database
+
+Scope = Literal["relay", "site", "tenant"]
+Key = tuple[Scope, str]
+
+_Q = sqlfiles.queries("limits")
+
+
+class LimitRow(msgspec.Struct, frozen=True):
+    """One limit. `rate` in messages a second, `connections` at once: None where there is none.
+
+    `tenant` is the id of the tenant that a limit of scope `tenant` names. `shipped` marks a default that no
+    operator has changed.
+    """
+
+    scope: Scope
+    name: str
+    tenant: int | None
+    rate: float | None
+    connections: int | None
+    shipped: bool
+
+    @property
+    def key(self) -> Key:
+        """What tokens and permits are asked for by."""
+        return self.scope, self.name
+
+
+class PauseRow(msgspec.Struct, frozen=True):
+    """One pause: it stops each lane that equals it in `tenant`, `stream`, `priority` and `site`, None being any.
+
+    `seconds` until it ends by itself; None is until somebody resumes.
+    """
+
+    tenant: int | None
+    scope: Literal["site", "stream", "lane"]
+    name: str
+    stream: str | None
+    priority: int | None
+    site: str | None
+    seconds: float | None
+    reason: str
+    by: str
+
+    def stops(self, tenant: int, stream: str, priority: int, site: str) -> bool:
+        """Tell whether a lane's mail waits for this pause."""
+        return (
+            self.tenant in (None, tenant)
+            and self.stream in (None, stream)
+            and self.priority in (None, priority)
+            and self.site in (None, site)
+        )
+
+
+class Want(msgspec.Struct, frozen=True):
+    """So many tokens of a key are wanted now."""
+
+    scope: Scope
+    name: str
+    tokens: int
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """Tokens of a key; all in seconds from the answer.
+
+    Token i, from 0, is good from `starts_in + i * gap` until the next would be. `gap` 0: the key has no rate.
+    Who got fewer than it wanted asks again after `wait`.
+    """
+
+    scope: Scope
+    name: str
+    granted: int
+    starts_in: float
+    gap: float
+    wait: float
+    clock: float = 0.0  # the database's, seconds since 1970
+
+    @property
+    def key(self) -> Key:
+        """What they were asked for by."""
+        return self.scope, self.name
+
+
+class Share(msgspec.Struct, frozen=True):
+    """Connections of a key: `held`, which is not exceeded until the answer, and `wanted`, those included."""
+
+    scope: Scope
+    name: str
+    held: int
+    wanted: int
+
+
+async def limits(database: Database) -> list[LimitRow]:
+    """Every limit, by scope and name."""
+    return [LimitRow(*row) for row in await database.many(_Q["limits"])]
+
+
+async def pauses(database: Database) -> list[PauseRow]:
+    """Every pause that holds now, the fleet's first."""
+    return [PauseRow(*row) for row in await database.many(_Q["pauses"])]
+
+
+async def weights(database: Database) -> dict[int, float]:
+    """Each tenant's share beside others, by its id; 1 is usual."""
+    return {row.id: row.weight for row in await database.many(_Q["weights"])}
+
+
+async def take_tokens(database: Database, epoch: int, wants: Sequence[Want]) -> list[Grant]:
+    """Take tokens, half a second ahead at most; one answer for each key, by scope and name.
+
+    Wants of one key are added up. A relay that came up lately gets fewer, by its limit's ramp.
+    """
+    rows = await database.many(
+        _Q["take_tokens"],
+        {
+            "epoch": epoch,
+            "scopes": [want.scope for want in wants],
+            "names": [want.name for want in wants],
+            "wants": [want.tokens for want in wants],
+        },
+    )
+    return [Grant(*row) for row in rows]
+
+
+async def share_permits(database: Database, epoch: int, shares: Sequence[Share]) -> dict[Key, int | None]:
+    """How many connections of each key this worker may hold from now on; None where there is no cap.
+
+    `shares` names every key of which it holds or wants any: the others it has given back. An answer below what
+    it holds asks it to close some as their mails end. Until it reports fewer, they count as held.
+    """
+    rows = await database.many(
+        _Q["share_permits"],
+        {
+            "epoch": epoch,
+            "scopes": [share.scope for share in shares],
+            "names": [share.name for share in shares],
+            "held": [share.held for share in shares],
+            "wanted": [share.wanted for share in shares],
+        },
+    )
+    return {(row.scope, row.name): row.allowed for row in rows}
+
+
+async def register_relays(database: Database, names: Sequence[str]) -> int:
+    """Make the relays of a worker's settings known, so that streams may name them; how many were new."""
+    row = await database.one(_Q["register_relays"], {"names": list(names)})
+    return int(row.made) if row else 0
