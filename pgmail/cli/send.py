@@ -1,7 +1,7 @@
-"""`pgmail send`: one email from options, or a whole body from JSON. Prints its id.
+"""`pgmail send`: one email from options, or a whole body from JSON; with `--csv` a mailing (`send_csv`).
 
-Options are the keys of the body (ops/docs/email.md), checked by the same law. What can go wrong: an address
-list in one option; `--to` takes one address and may be given again.
+Options are the keys of the body (ops/docs/email.md), checked by the same law. It prints the id. What can go
+wrong: an address list in one option; `--to` takes one address and may be given again.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from pgmail.cli import common
+from pgmail.cli import common, send_csv
 from pgmail.errors import Refused
 
 _TEXT = common.Text()
+_RESULT = "\0result"  # `--json` without a file, which no file can be named
 
 
 def _json_body(source: str) -> Any:
@@ -70,7 +71,7 @@ def _one_or_many(values: tuple[str, ...]) -> str | list[str] | None:
 @click.option("--asset", multiple=True, metavar="NAME", help="A stored asset to attach; may be given again.")
 @click.option("--tag", type=common.Pair(), multiple=True, metavar="NAME=VALUE", help="A tag to find it by.")
 @click.option("--metadata", type=common.Json(), metavar="JSON", help="An object that is kept, not sent.")
-@click.option("--stream", metavar="NAME", help="Stream. Defaults to transactional.")
+@click.option("--stream", metavar="NAME", help="Stream. Defaults to transactional; with --csv to broadcast.")
 @click.option("--priority", metavar="WORD", help="high, normal or low. Defaults to the stream's.")
 @click.option(
     "--at", "scheduled_at", metavar="TIME", help="When: ISO 8601, or 'in 5 minutes'. Defaults to now."
@@ -80,11 +81,29 @@ def _one_or_many(values: tuple[str, ...]) -> str | list[str] | None:
     "--on-limit", metavar="WORD", help="What a limit does: delay, hold or error. Defaults to delay."
 )
 @click.option("--idempotency-key", metavar="KEY", help="The same key within 24 hours sends only once.")
-@click.option("--json", "source", metavar="FILE", help="Read the whole body, as of POST /emails; - is stdin.")
+@send_csv.options
+@click.option(
+    "--json",
+    "source",
+    is_flag=False,
+    flag_value=_RESULT,
+    metavar="[FILE]",
+    help="Read the whole body from FILE, as of POST /emails; - is stdin. With --csv: print the result as JSON.",
+)
 def send(source: str | None, **options: Any) -> None:
-    """Enqueue one email and print its id. It is sent when a worker runs."""
+    """Enqueue one email and print its id, or a mailing with --csv. It is sent when a worker runs."""
+    path = options.pop("csv")
+    if path is not None:
+        if source not in (None, _RESULT):
+            raise click.UsageError("--json FILE brings one email, and --csv a list; give one of them.")
+        send_csv.run(path, options, _body(options), as_json=source is not None)
+        return
+    if given := sorted(name for name in send_csv.OPTIONS if options[name] not in (None, False)):
+        raise click.UsageError(f"--{given[0].replace('_', '-')} is for a mailing; give --csv FILE as well.")
+    if source == _RESULT:
+        raise click.UsageError("--json wants a FILE with the body, or - for standard input.")
     if source is not None:
-        if given := sorted(name for name, value in options.items() if value not in (None, ())):
+        if given := sorted(name for name, value in options.items() if value not in (None, (), False)):
             raise click.UsageError(f"--json brings the whole body; leave out {', '.join(given)}.")
         body = _json_body(source)
     else:
