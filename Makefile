@@ -8,13 +8,18 @@ PYTEST = $(BIN)/python -m pytest
 # make test ARGS="tests/unit -k address"; make demo ARGS="--messages 5000"
 ARGS =
 
-.PHONY: demo test lint types floors schema wheel clean
+.PHONY: demo test bench lint types floors schema wheel clean
 
 demo: $(VENV)/stamp-demo
 	$(BIN)/pgmail demo $(ARGS)
 
 test: $(VENV)/stamp-dev
 	$(PYTEST) -n 2 --cov --cov-report=term:skip-covered $(ARGS)
+
+# All races and benches at full size: up to two hours. make bench ARGS="--scale 0.1"
+bench: $(VENV)/stamp-demo
+	$(BIN)/python ops/bench/race.py --work .pgmail/race --own --json .pgmail/race.json --markdown .pgmail/race.md $(ARGS)
+	$(BIN)/python ops/bench/charts.py .pgmail/race.json .pgmail/charts
 
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check

@@ -80,6 +80,7 @@ def test_what_prints_data_takes_json():
         "add",
         "remove",
         "grant",
+        "set",
     }
     without = {
         words
