@@ -17,7 +17,9 @@ test: $(VENV)/stamp-dev
 	$(PYTEST) -n 2 --cov --cov-report=term:skip-covered $(ARGS)
 
 # All races and benches at full size: up to two hours. make bench ARGS="--scale 0.1"
-bench: $(VENV)/stamp-demo
+bench: $(VENV)/stamp-dev
+	$(PYTEST) -n 0 -q --long tests/acceptance/test_bench.py
+	PGMAIL_PLAN_ROWS=1000000 $(PYTEST) -n 0 -q --timeout=3600 tests/sql/test_plans_hot.py
 	$(BIN)/python ops/bench/race.py --work .pgmail/race --own --json .pgmail/race.json --markdown .pgmail/race.md $(ARGS)
 	$(BIN)/python ops/bench/charts.py .pgmail/race.json .pgmail/charts
 

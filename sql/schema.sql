@@ -2093,10 +2093,14 @@ begin
          g(kind, lane, stream, priority, site, relay, delay, reason, error, began, doubt, code, enhanced, phase,
            remote_host, tls, n) on g.n = u.n
   ), mine as materialized (
-    select r.*, q.ctid as at, q.due_at, q.expires_at, q.tried_since, q.wait
-    from r join pgmail.queue q on q.tenant_id = p_tenant and q.id = r.id
-    where (q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent')
-    order by r.id for update of q skip locked
+    -- Row by row: a join would be planned, while the table is not analyzed, as a walk along all of it.
+    select r.*, q.at, q.expires_at
+    from (select * from r order by r.id) r
+    cross join lateral (
+      select x.ctid as at, x.expires_at from pgmail.queue x
+      where x.tenant_id = p_tenant and x.id = r.id
+        and ((x.leased_by = p_epoch and x.claims = r.claims) or (x.leased_by is null and r.kind = 'sent'))
+      for update skip locked) q
   ), gone as (
     delete from pgmail.queue q where q.ctid = any (array(select mine.at from mine where kind not in ('deferred', 'held')))
   ), later as (
@@ -2107,6 +2111,7 @@ begin
       held_due_at = case mine.kind when 'held' then q.due_at end,
       hold_reason = case mine.kind when 'held' then mine.reason end
     from mine where q.tenant_id = p_tenant and q.id = mine.id and mine.kind in ('deferred', 'held')
+      and q.id = any (array(select m.id from mine m where m.kind in ('deferred', 'held')))
   ), outcomes as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, code, enhanced,
       reply, reason, relay, remote_host)

@@ -4,6 +4,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 _ROOT = str(Path(__file__).resolve().parent.parent)
 if _ROOT not in sys.path:  # `tests` is a package wherever pytest is started, and whatever its import mode
     sys.path.insert(0, _ROOT)
@@ -11,3 +13,19 @@ if _ROOT not in sys.path:  # `tests` is a package wherever pytest is started, an
 pytest_plugins = [
     name for name in ("tests.fix_db", "tests.fix_clock", "tests.fix_smtp") if find_spec(name) is not None
 ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked long, as `make bench` does")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes many seconds; runs with --long only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        skipped = pytest.mark.skip(reason="long: runs with --long")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skipped)

@@ -10,8 +10,9 @@ of unit tests starts none. Should the controller be killed, the server's guard e
         async with await db.aconnect("worker") as connection: ...
         some_program(db.dsn, db.dsn_for("api"))
 
-`db` is a copy of the migrated template; `empty_db` has no pgmail schema. Tests in tests/sql and those marked
-`every_server` run on every major version found here (`--pg 18` limits that); the others on 18.
+`db` is a copy of the migrated template; `empty_db` has no pgmail schema. Tests marked `every_server` run on every
+major version found here, those in tests/sql on the newest and the oldest (`--pg 18,16` says otherwise); the
+others on 18.
 """
 
 import os
@@ -205,7 +206,7 @@ def ask_desk() -> Any:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--pg", default="", help="major versions to test on, such as 18 or 18,16. Defaults to all found."
+        "--pg", default="", help="major versions to test on, such as 18 or 18,16. Defaults to those found."
     )
 
 
@@ -234,6 +235,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marked("every_server") or (in_sql and not marked("one_server")):
         wanted = [int(word) for word in metafunc.config.getoption("--pg").split(",") if word]
         majors = sorted({*EMBEDDED, *other_servers()}, reverse=True)
+        if in_sql and not marked("every_server"):
+            majors = majors if wanted else sorted({majors[0], majors[-1]}, reverse=True)
         chosen = [major for major in majors if not wanted or major in wanted]
         metafunc.parametrize(
             "pg_major", chosen, ids=[f"pg{n}" for n in chosen], indirect=True, scope="session"

@@ -20,21 +20,26 @@ from pgmail.queue q join unnest(%(ids)s, %(claims)s) r(id, claims) on r.id = q.i
 where q.tenant_id = %(tenant)s and q.id = any(%(ids)s) and q.leased_by = %(epoch)s;
 
 -- name: recipients :many
--- The recipients of claimed rows, and whether their address was suppressed since they were enqueued. Bounded by the
--- time in their ids, so that few partitions are opened.
+-- The recipients of claimed rows, and whether their address was suppressed since they were enqueued. The bounds prune
+-- partitions; one by one, or a plan made before the first ANALYZE may read all that lies between the bounds.
 select r.id, coalesce(r.rcpt, r.address) as rcpt, r.address, r.name, r.variables, s.reason as suppressed
-from pgmail.recipient r
+from unnest(%(ids)b::uuid[]) u(id)
+cross join lateral (
+  select y.id, y.rcpt, y.address, y.name, y.variables from pgmail.recipient y
+  where y.tenant_id = %(tenant)s and y.id = u.id and y.id >= %(low)s and y.id <= %(high)s limit 1) r
 left join lateral (
   select x.reason from pgmail.suppression x
   where x.tenant_id = %(tenant)s and x.address = r.address and x.stream in ('', %(stream)s)
-    and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1) s on true
-where r.tenant_id = %(tenant)s and r.id = any(%(ids)b) and r.id >= %(low)s and r.id <= %(high)s;
+    and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1) s on true;
 
 -- name: messages :many
 -- The content of messages, each fetched once a process while it is cached.
 select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content, m.scheduled_at
-from pgmail.message m
-where m.tenant_id = %(tenant)s and m.id = any(%(ids)b) and m.id >= %(low)s and m.id <= %(high)s;
+from unnest(%(ids)b::uuid[]) u(id)
+cross join lateral (
+  select y.id, y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at
+  from pgmail.message y
+  where y.tenant_id = %(tenant)s and y.id = u.id and y.id >= %(low)s and y.id <= %(high)s limit 1) m;
 
 -- name: attachments :many
 -- The attachments of one message, with the bodies of named assets filled in.

@@ -46,11 +46,13 @@ def test_enqueue_measures_three_ways_in_and_wal(here):
     positive(found, "send_1_per_s", "send_16_per_s", "send_many_per_s", "wal_bytes")
 
 
+@pytest.mark.long
 def test_api_measures_connections_and_batches_and_finds_every_mail(here):
     found = bench.BENCHES["api"](here, seconds=1)
     positive(found, "rps_1", "rps_16", "rps_64", "p50_1_ms", "p99_16_ms", "batch_per_s")
 
 
+@pytest.mark.long
 def test_priority_asks_while_the_backlog_is_sent(here):
     found = bench.BENCHES["priority"](here, mails=4000, seconds=1)
     assert positive(found, "p50_ms", "p99_ms", "backlog_per_s")["asked"] <= 10
@@ -60,12 +62,14 @@ def test_wake_waits_until_workers_sleep(here):
     assert positive(bench.BENCHES["wake"](here, mails=2, processes=1), "p50_ms", "p99_ms")["asked"] == 2
 
 
+@pytest.mark.long
 def test_pinned_compares_with_the_pace_before(here, monkeypatch):
     monkeypatch.setattr(depth, "LEVEL", 3000)
     found = positive(bench.BENCHES["pinned"](here, seconds=2), "ratio", "free_per_s", "pinned_per_s")
     assert len(found["pinned_slices"]) == depth.SLICES
 
 
+@pytest.mark.long
 def test_backlog_and_lanes_answer_a_row_for_each_size(here, monkeypatch):
     monkeypatch.setattr(depth, "SMALL", 2500)
     monkeypatch.setattr(depth, "ROUNDS", 1)

@@ -11,7 +11,7 @@ import pytest
 from pgmail import sqlfiles
 from tests.sql import kit
 
-ROWS = int(os.environ.get("PGMAIL_PLAN_ROWS", "20000"))
+ROWS = int(os.environ.get("PGMAIL_PLAN_ROWS", "5000"))
 LANES = 20
 TAKEN = 200
 WORK = sqlfiles.queries("work")
@@ -84,6 +84,6 @@ def test_claim_load_and_settle_read_what_they_use(db, owner, hand, shape, analyz
     assert scanned == {}
     fetched = sum(n for _, n in used.values())
     # A row is found to be claimed, to be updated, to be loaded (three tables) and to be settled.
-    assert fetched <= 8 * len(leases) + 5 * LANES
+    assert fetched <= 8 * len(leases) + 5 * LANES, {name: n for name, n in used.items() if any(n)}
     for base in ("recipient", "message", "event", "outcome"):
         assert sum(1 for name, (_, n) in used.items() if name.startswith(base + "_") and n) <= 1
