@@ -34,7 +34,7 @@ from pgmail.worker.lanes import Lane, LaneBook
 from pgmail.worker.limiter import Limiter, Token
 from pgmail.worker.outbox import Outbox
 from pgmail.worker.relays import Relays
-from pgmail.worker.rules import Rules
+from pgmail.worker.rules import RelaysAway, Rules
 
 _log = structlog.get_logger()
 
@@ -208,7 +208,9 @@ class Claimer(Loop):
     async def _claim(self) -> bool:
         """Claim while there is room. True if any mail came."""
         came = await self._tokens_for_lapsed()
-        while not self.draining.is_set():
+        began = time.monotonic()
+        # Not for ever under a backlog: leases given back, pauses, permits and lanes are looked at in between.
+        while not self.draining.is_set() and time.monotonic() - began < REFRESH_SECONDS:
             chosen = self.book.choose(self._room, self._rules.stopped, TENANTS_A_CLAIM)
             if not chosen:
                 break
@@ -260,23 +262,26 @@ class Claimer(Loop):
         self, lanes: list[Lane], claims: list[Claim], under: dict[int, _Under]
     ) -> list[Claim]:
         """Cut claims down to the tokens and permits that there are; lanes without any are parked."""
-        limited: list[_Under] = []
+        going: list[tuple[Lane, Claim]] = []
         wanted: dict[Key, int] = {}
         for lane, claim in zip(lanes, claims, strict=True):
             relay = self._rules.relay(lane)
-            keys = () if relay is None else self._limiter.keys(lane.tenant, relay, lane.site)
-            limits = under[lane.id] = _Under(relay, keys)
-            if keys:
-                limited.append(limits)
-                for key in keys:
-                    wanted[key] = wanted.get(key, 0) + claim.limit
-        if not limited:
-            return claims
+            if relay is None:  # it went away since the lane was chosen
+                self.book.park(lane, RelaysAway(lane.tenant, lane.stream))
+                continue
+            keys = self._limiter.keys(lane.tenant, relay, lane.site)
+            under[lane.id] = _Under(relay, keys)
+            going.append((lane, claim))
+            for key in keys:
+                wanted[key] = wanted.get(key, 0) + claim.limit
+        if not wanted:
+            return [claim for _, claim in going]
         await self._limiter.fetch(wanted)
         kept = []
-        for lane, claim in zip(lanes, claims, strict=True):
+        taken: dict[Key, int] = {}  # by the lanes before, of permits
+        for lane, claim in going:
             limits = under[lane.id]
-            tokens = self._limiter.reserve(limits.keys, claim.limit) if limits.keys else None
+            tokens = self._limiter.reserve(limits.keys, claim.limit, taken) if limits.keys else None
             if tokens is None:
                 kept.append(claim)
             elif tokens:
@@ -293,17 +298,22 @@ class Claimer(Loop):
         if not self._lapsed:
             return False
         jobs, self._lapsed = self._lapsed, []
-        for at, job in enumerate(jobs):
-            keys = self._limiter.keys(job.lease.tenant, job.relay, job.lane.site)
-            await self._limiter.fetch(dict.fromkeys(keys, len(jobs) - at))
-            tokens = self._limiter.reserve(keys, 1) if keys else None
-            if tokens is not None and not tokens:
-                self._lapsed.append(job)
-                continue
-            job.at, job.until = tokens[0] if tokens else (0.0, 0.0)
-            job.gates = self._limiter.gates(keys)
-            self._relays.ramp(job)
-            self._outbox.put(job)
+        at = 0
+        try:
+            for at, job in enumerate(jobs):
+                keys = self._limiter.keys(job.lease.tenant, job.relay, job.lane.site)
+                await self._limiter.fetch(dict.fromkeys(keys, len(jobs) - at))
+                tokens = self._limiter.reserve(keys, 1) if keys else None
+                if tokens is not None and not tokens:
+                    self._lapsed.append(job)
+                    continue
+                job.at, job.until = tokens[0] if tokens else (0.0, 0.0)
+                job.gates = self._limiter.gates(keys)
+                self._relays.ramp(job)
+                self._outbox.put(job)
+        except BaseException:
+            self._lapsed += jobs[at:]  # they are leased: forgotten here, nobody would give them back
+            raise
         return len(self._lapsed) < len(jobs)
 
     async def _prepare(self, batches: list[tuple[int, list[Lease]]]) -> list[Job]:
@@ -319,9 +329,11 @@ class Claimer(Loop):
         try:
             policies = [await self._rules.policy(tenant, stream) for tenant, stream, _ in loads]
             found = await self._library.load(loads)
-        except DatabaseAway:
+        except BaseException as error:
             self._returned.extend((lease, None) for _, _, leases in loads for lease in leases)
-            return []
+            if isinstance(error, DatabaseAway):
+                return []
+            raise
         return [
             Job(lease, self.book.get(tenant, lease.lane), policy, *contents.get(lease.id, (None, None)))
             for (tenant, _, leases), policy, contents in zip(loads, policies, found, strict=True)

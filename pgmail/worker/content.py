@@ -198,6 +198,7 @@ class Library:
             if row.template is not None and self._known(tenant, message) is None:
                 await self._fetch(tenant, row.template, row.template_version or 0, message.content.subject)
         wire = self.wire_now(tenant, message, person, eightbit=eightbit)
+        self._shrink()  # attachments came after the message was weighed
         assert wire is not None  # noqa: S101 - all of it was fetched
         return wire
 

@@ -176,20 +176,26 @@ class Limiter:
         self._apart_new = min(self._apart_new, now - clock)
         return clock + min(self._apart, self._apart_new)
 
-    def reserve(self, keys: Sequence[Key], most: int) -> list[Token] | None:
+    def reserve(
+        self, keys: Sequence[Key], most: int, taken: dict[Key, int] | None = None
+    ) -> list[Token] | None:
         """Tokens for up to `most` mails under these limits: as many as may be claimed now.
 
         None where no rate is among them and `most` may be claimed. What is not used must be given `back`.
+        `taken` counts what lanes of the same claim reserved before, who are not counted by their gates yet.
         """
+        taken = {} if taken is None else taken
         now = self._now()
         rates = [self._rates[key] for key in keys if key in self._rates]
         n = min(
             (
                 most,
                 *(rate.stock(now) for rate in rates),
-                *(self._room(c) for key in keys if (c := self._caps.get(key))),
+                *(self._room(c) - taken.get(key, 0) for key in keys if (c := self._caps.get(key))),
             )
         )
+        for key in keys:
+            taken[key] = taken.get(key, 0) + max(0, n)
         if not rates:
             return None if n >= most else [FREE] * max(0, n)
         tokens = []
@@ -223,7 +229,9 @@ class Limiter:
         """Renew this worker's permits, once a second, or at once for what it had none of. True if it asked."""
         now = self._now()
         used = {
-            key: cap for key, cap in self._caps.items() if now - cap.used_at < UNUSED_SECONDS or cap.gate.busy
+            key: cap
+            for key, cap in self._caps.items()
+            if now - cap.used_at < UNUSED_SECONDS or cap.gate.claimed  # those that wait at it too
         }
         fresh = any(cap.gate.limit == 0 and now - cap.asked_at >= SHARE_SECONDS for cap in used.values())
         if not (fresh or (used and now - self._shared_at >= SHARE_SECONDS)):

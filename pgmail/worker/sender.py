@@ -92,6 +92,9 @@ class Sender:
             wire = await self._wire(job, eightbit=eightbit)
             if wire is None:
                 return
+            if job.until and self._lapsed is not None and time.monotonic() > job.until:
+                self._lapsed(job)  # what it needed had to be fetched
+                return
             rcpt = job.person.rcpt
             envelope = Envelope(
                 sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,

@@ -41,15 +41,18 @@ begin
            remote_host, tls, n) on g.n = u.n
   ), mine as materialized (
     -- Row by row: a join would be planned, while the table is not analyzed, as a walk along all of it.
-    select r.*, q.at, q.expires_at
+    select r.*, q.expires_at
     from (select * from r order by r.id) r
     cross join lateral (
-      select x.ctid as at, x.expires_at from pgmail.queue x
+      select x.expires_at from pgmail.queue x
       where x.tenant_id = p_tenant and x.id = r.id
         and ((x.leased_by = p_epoch and x.claims = r.claims) or (x.leased_by is null and r.kind = 'sent'))
       for update skip locked) q
   ), gone as (
-    delete from pgmail.queue q where q.ctid = any (array(select mine.at from mine where kind not in ('deferred', 'held')))
+    -- By id, not by ctid: a row that a rescue changed after this statement began is locked in its new version, which a scan
+    -- for that very version does not see.
+    delete from pgmail.queue q
+    where q.tenant_id = p_tenant and q.id = any (array(select mine.id from mine where kind not in ('deferred', 'held')))
   ), later as (
     update pgmail.queue q set leased_by = null, leased_at = null, attempts = mine.tried, later = true,
       tried_since = coalesce(q.tried_since, now_),
