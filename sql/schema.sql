@@ -645,11 +645,8 @@ CREATE FUNCTION pgmail.pause_mail(p_scope text, p_name text, p_reason text, p_un
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := case when not p_fleet then pgmail.need_tenant() end; named text;
+declare t integer := pgmail.pause_tenant(p_fleet); named text;
 begin
-  if p_fleet and exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
-    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
-  end if;
   named := pgmail.pause_target(t, p_scope, p_name);
   if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
   if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
@@ -702,6 +699,19 @@ begin
     perform pgmail.refuse('unknown_stream', '/' || p_scope, format('no stream is named %L', left(stream_, 63)));
   end if;
   return case p_scope when 'stream' then stream_ else concat_ws('/', stream_, word, site_) end;
+end
+$$;
+
+CREATE FUNCTION pgmail.pause_tenant(p_fleet boolean) RETURNS integer
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  if not p_fleet then return pgmail.need_tenant(); end if;
+  if exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
+    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
+  end if;
+  return null;
 end
 $$;
 
@@ -1676,11 +1686,8 @@ CREATE FUNCTION pgmail.resume_mail(p_scope text, p_name text, p_reason text DEFA
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := case when not p_fleet then pgmail.need_tenant() end; named text; other pgmail.pause;
+declare t integer := pgmail.pause_tenant(p_fleet); named text; other pgmail.pause;
 begin
-  if p_fleet and exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
-    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
-  end if;
   -- A stream that has gone since is no reason to keep its pause.
   named := case p_scope when 'stream' then p_name else pgmail.pause_target(t, p_scope, p_name) end;
   delete from pgmail.pause p where p.tenant_id is not distinct from t and p.scope = p_scope and p.name = named;

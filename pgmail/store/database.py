@@ -8,7 +8,7 @@ opens one, and prepare no statements under a name when a transaction-mode pooler
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -116,6 +116,21 @@ class Database:
         except DatabaseAway:
             return False
         return True
+
+
+async def fetch_each(
+    connection: AsyncConnection[Any], asked: Iterable[tuple[Query, Params]]
+) -> list[list[tuple[Any, ...]]]:
+    """Run several queries in one round trip and return the rows of each as tuples, read in binary.
+
+    They are one transaction, if the caller opened none.
+    """
+    async with connection.pipeline():
+        cursors = []
+        for query, params in asked:
+            cursor = connection.cursor(binary=True)
+            cursors.append(await cursor.execute(query.text.encode(), params))
+        return [await cursor.fetchall() for cursor in cursors]
 
 
 async def fetch_one(connection: AsyncConnection[Any], query: Query, params: Params = None) -> Any | None:

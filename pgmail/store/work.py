@@ -12,11 +12,10 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb, set_json_dumps
 
 from pgmail import sqlfiles
-from pgmail.store.database import Database
+from pgmail.store.database import Database, fetch_each
 
 set_json_dumps(lambda value: msgspec.json.encode(value).decode())
 
@@ -139,12 +138,6 @@ class MessageRow(msgspec.Struct, frozen=True):
     scheduled_at: datetime | None = None
 
 
-async def claim(database: Database, tenant: int, epoch: int, claims: Sequence[Claim]) -> list[Lease]:
-    """Claim from many lanes of one tenant in one statement; oldest due first."""
-    rows = await database.tuples(_Q["claim"], _claim_values(tenant, epoch, claims))
-    return [Lease(tenant, *row) for row in rows]
-
-
 async def claim_each(
     database: Database, epoch: int, claims: Sequence[tuple[int, Sequence[Claim]]], seen: list[Lease]
 ) -> list[list[Lease]]:
@@ -153,17 +146,14 @@ async def claim_each(
     What was claimed is in `seen` before it is committed: if the commit's answer is lost, the caller knows which
     rows may be its own.
     """
-    text = _Q["claim"].text.encode()
-    async with database.connection() as connection:
-        cursors = [connection.cursor(binary=True) for _ in claims]
-        async with connection.pipeline(), connection.transaction():
-            for cursor, (tenant, of_tenant) in zip(cursors, claims, strict=True):
-                await cursor.execute(text, _claim_values(tenant, epoch, of_tenant))
-            found = [
-                [Lease(tenant, *row) for row in await cursor.fetchall()]
-                for cursor, (tenant, _) in zip(cursors, claims, strict=True)
-            ]
-            seen.extend(lease for leases in found for lease in leases)
+    async with database.connection() as connection, connection.pipeline(), connection.transaction():
+        answers = await fetch_each(
+            connection, [(_Q["claim"], _claim_values(tenant, epoch, mine)) for tenant, mine in claims]
+        )
+        found = [
+            [Lease(tenant, *row) for row in rows] for (tenant, _), rows in zip(claims, answers, strict=True)
+        ]
+        seen.extend(lease for leases in found for lease in leases)
     return found
 
 
@@ -192,13 +182,11 @@ async def settle_each(
     """Settle for several tenants, a statement each, in one round trip and one transaction. Answers as `settle`."""
     if len(batches) == 1:
         return [await settle(database, batches[0][0], epoch, batches[0][1])]
-    text = _Q["settle"].text.encode()
     async with database.connection() as connection:
-        cursors = [connection.cursor(binary=True) for _ in batches]
-        async with connection.pipeline():
-            for cursor, (tenant, results) in zip(cursors, batches, strict=True):
-                await cursor.execute(text, _settle_values(tenant, epoch, results))
-        return [dict(await cursor.fetchall()) for cursor in cursors]
+        answers = await fetch_each(
+            connection, [(_Q["settle"], _settle_values(tenant, epoch, mine)) for tenant, mine in batches]
+        )
+    return [dict(rows) for rows in answers]
 
 
 def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> dict[str, object]:
@@ -276,29 +264,22 @@ async def contents(
     database: Database, loads: Sequence[tuple[int, str, Sequence[UUID], Sequence[UUID]]]
 ) -> list[tuple[list[RecipientRow], list[MessageRow]]]:
     """What claimed rows need, in one round trip: for each (tenant, stream, recipients, messages) their rows."""
+    people = [
+        (_Q["recipients"], {"tenant": tenant, "stream": stream} | _span(ids))
+        for tenant, stream, ids, _ in loads
+    ]
+    texts = [(_Q["messages"], {"tenant": tenant} | _span(ids)) for tenant, _, _, ids in loads if ids]
     async with database.connection() as connection:
-        people, texts = [], []
-        async with connection.pipeline():
-            for tenant, stream, ids, messages in loads:
-                people.append(await _recipients(connection, tenant, stream, ids))
-                texts.append(await _messages(connection, tenant, messages) if messages else None)
-        return [
-            (
-                [RecipientRow(*row) for row in await mine.fetchall()],
-                [MessageRow(*row) for row in await text.fetchall()] if text is not None else [],
-            )
-            for mine, text in zip(people, texts, strict=True)
-        ]
+        answers = iter(await fetch_each(connection, [*people, *texts]))
+    mine = [[RecipientRow(*row) for row in next(answers)] for _ in people]
+    return [
+        (rows, [MessageRow(*row) for row in next(answers)] if ids else [])
+        for rows, (_, _, _, ids) in zip(mine, loads, strict=True)
+    ]
 
 
-async def _recipients(connection: AsyncConnection[Any], tenant: int, stream: str, ids: Sequence[UUID]) -> Any:
-    values = {"tenant": tenant, "stream": stream, "ids": list(ids), "low": min(ids), "high": max(ids)}
-    return await connection.cursor(binary=True).execute(_Q["recipients"].text.encode(), values)
-
-
-async def _messages(connection: AsyncConnection[Any], tenant: int, ids: Sequence[UUID]) -> Any:
-    values = {"tenant": tenant, "ids": list(ids), "low": min(ids), "high": max(ids)}
-    return await connection.cursor(binary=True).execute(_Q["messages"].text.encode(), values)
+def _span(ids: Sequence[UUID]) -> dict[str, object]:
+    return {"ids": list(ids), "low": min(ids), "high": max(ids)}
 
 
 async def attachments(database: Database, tenant: int, message_id: UUID) -> list[Any]:
@@ -335,14 +316,10 @@ async def fold_and_refresh(database: Database, version: int | None) -> tuple[lis
 
     Also the database's time.
     """
+    changed = (_Q["lanes_active"], None) if version is None else (_Q["lanes_since"], {"version": version})
     async with database.connection() as connection:
-        folding, reading = connection.cursor(binary=True), connection.cursor(binary=True)
-        async with connection.pipeline():
-            await folding.execute(_Q["fold_touches"].text.encode())
-            query = _Q["lanes_active"] if version is None else _Q["lanes_since"]
-            await reading.execute(query.text.encode(), None if version is None else {"version": version})
-        ((_, now),) = await folding.fetchall()
-        return [LaneRow(*row) for row in await reading.fetchall()], now
+        ((_, now),), rows = await fetch_each(connection, [(_Q["fold_touches"], None), changed])
+    return [LaneRow(*row) for row in rows], now
 
 
 async def idle(database: Database, tenant: int, lanes: Sequence[int]) -> int:

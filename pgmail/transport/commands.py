@@ -25,6 +25,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     size: int | None = None
     chunking: bool = False
 
+    @property
+    def pipeline_depth(self) -> int:
+        """How many mails a session takes at a time: one on its way and, where it can be, one ready to follow."""
+        return 2 if self.pipelining or self.chunking else 1
+
 
 class Extensions(msgspec.Struct, frozen=True, kw_only=True):
     """What the remote offered in its last EHLO reply. `size` is in octets, None when it names no limit."""

@@ -66,7 +66,7 @@ class SmtpRelay:
     def pipeline_depth(self) -> int:
         """How many mails one connection takes at a time, by what the remote offered last; 1 before that."""
         known = self._capabilities
-        return 2 if known is not None and (known.pipelining or known.chunking) else 1
+        return known.pipeline_depth if known is not None else 1
 
     @property
     def open_connections(self) -> int:

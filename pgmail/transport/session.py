@@ -52,7 +52,7 @@ class Session(asyncio.Protocol):
     ) -> None:
         self.extensions = extensions
         self._grouped = extensions.pipelining and not extensions.chunking  # commands follow an end of data
-        self.pipeline_depth = 2 if extensions.pipelining or extensions.chunking else 1
+        self.pipeline_depth = extensions.capabilities().pipeline_depth
         """How many mails it takes at a time: one on its way and one that is ready to follow."""
         self.welcome = welcome  # the last step of the login and its reply
         self.remote_host = remote_host

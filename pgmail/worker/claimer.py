@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -31,7 +31,7 @@ from pgmail.store.work import Claim, Lease
 from pgmail.worker.content import Library
 from pgmail.worker.job import Job
 from pgmail.worker.lanes import Lane, LaneBook
-from pgmail.worker.limiter import Limiter, Token
+from pgmail.worker.limiter import FREE, Limiter, Token
 from pgmail.worker.outbox import Outbox
 from pgmail.worker.relays import Relays
 from pgmail.worker.rules import RelaysAway, Rules
@@ -55,7 +55,7 @@ class Claimer(Loop):
 
     def __init__(
         self, database: Database, presence: Presence, *, library: Library, relays: Relays, rules: Rules,
-        limiter: Limiter, outbox: Outbox, slots: int, poll_ms: int, leading: Callable[[], bool],
+        limiter: Limiter, outbox: Outbox, poll_ms: int, leading: Callable[[], bool],
         listener: Listener | None,
     ) -> None:  # fmt: skip
         super().__init__("claimer")
@@ -63,7 +63,7 @@ class Claimer(Loop):
         self._relays, self._rules, self._limiter, self._outbox = relays, rules, limiter, outbox
         self._leading, self._listener, self._poll = leading, listener, poll_ms / 1000
         self.book = LaneBook(time.monotonic)
-        self._slots = self._stock = slots
+        self._stock = outbox.slots
         self._out = 0
         self._ended, self._paced_at = 0, time.monotonic()  # leases over since then: the pace of sending
         self._wake = asyncio.Event()
@@ -176,7 +176,7 @@ class Claimer(Loop):
             return
         waits = [REFRESH_SECONDS, DROWSY_SECONDS]
         look = self.book.next_look()
-        if look is not None and not self._stocked():
+        if look is not None and self._room(3) > 0:
             waits.append(max(look, 0.005))
         if freed is not None:
             waits.append(max(freed, 0.002))
@@ -186,7 +186,7 @@ class Claimer(Loop):
         """Adapt the stock to the pace of sending."""
         if (seconds := now - self._paced_at) >= STOCK_SECONDS:
             pace = self._ended / seconds
-            wanted = min(MOST_STOCK, max(self._slots, round(pace * STOCK_SECONDS)))
+            wanted = min(MOST_STOCK, max(self._outbox.slots, round(pace * STOCK_SECONDS)))
             # Up at once, down slowly: between two bursts it would starve the slots.
             self._stock = wanted if wanted > self._stock else (self._stock * 9 + wanted) // 10
             self._ended, self._paced_at = 0, now
@@ -197,13 +197,10 @@ class Claimer(Loop):
             return 0
         held = self._outbox.held
         ahead = sum(held[p] for p in held if p <= priority) + len(self._lapsed)
-        idle = max(0, self._slots - self._outbox.busy)
+        idle = max(0, self._outbox.slots - self._outbox.busy)
         room = self._stock + idle - ahead
         # While there is a good stock, wait for a batch that is worth a statement.
         return room if room > self._stock // 2 or ahead == 0 else 0
-
-    def _stocked(self) -> bool:
-        return self._room(3) <= 0
 
     async def _claim(self) -> bool:
         """Claim while there is room. True if any mail came."""
@@ -249,14 +246,18 @@ class Claimer(Loop):
                 batches.append((tenant, mine))
         jobs = await self._prepare(batches)
         for job in jobs:
-            limits = under.get(job.lane.id)
-            if limits is not None:
-                limits.hand_out(job, self._limiter)
-            self._relays.ramp(job)
-            self._outbox.put(job)
+            self._let_go(job, under[job.lane.id])
         for limits in under.values():
             self._limiter.back(limits.keys, limits.tokens)
         return bool(batches)
+
+    def _let_go(self, job: Job, limits: _Under) -> None:
+        """Give a job its relay, its token and its gates, and put it before the slots."""
+        job.relay = limits.relay
+        job.at, job.until = limits.tokens.popleft() if limits.tokens else FREE
+        job.gates = self._limiter.gates(limits.keys)
+        self._relays.ramp(job)
+        self._outbox.put(job)
 
     async def _within_limits(
         self, lanes: list[Lane], claims: list[Claim], under: dict[int, _Under]
@@ -307,10 +308,7 @@ class Claimer(Loop):
                 if tokens is not None and not tokens:
                     self._lapsed.append(job)
                     continue
-                job.at, job.until = tokens[0] if tokens else (0.0, 0.0)
-                job.gates = self._limiter.gates(keys)
-                self._relays.ramp(job)
-                self._outbox.put(job)
+                self._let_go(job, _Under(job.relay, keys, tokens or ()))
         except BaseException:
             self._lapsed += jobs[at:]  # they are leased: forgotten here, nobody would give them back
             raise
@@ -427,15 +425,6 @@ class _Under:
 
     __slots__ = ("keys", "relay", "tokens")
 
-    def __init__(self, relay: str | None, keys: tuple[Key, ...]) -> None:
+    def __init__(self, relay: str, keys: tuple[Key, ...], tokens: Iterable[Token] = ()) -> None:
         self.relay, self.keys = relay, keys
-        self.tokens: deque[Token] = deque()
-
-    def hand_out(self, job: Job, limiter: Limiter) -> None:
-        """Give a job its relay, its token and its gates."""
-        if self.relay is not None:
-            job.relay = self.relay
-        if self.keys:
-            job.gates = limiter.gates(self.keys)
-            if self.tokens:
-                job.at, job.until = self.tokens.popleft()
+        self.tokens = deque(tokens)

@@ -21,6 +21,7 @@ from itertools import count
 from uuid import UUID
 
 from pgmail.store.work import Claim, LaneRow, Lease
+from pgmail.worker.turns import PRIORITIES, Turns
 
 ZERO = UUID(int=0)
 START = datetime(1970, 1, 1, tzinfo=UTC)
@@ -40,7 +41,6 @@ LANES_A_CLAIM = 200
 ROWS_A_TURN = (
     25  # a tenant's least share of a claim: statements for single rows would cost more than they carry
 )
-LOWEST_FIRST = 16  # every so many rounds begin with the lowest class, so that it keeps moving
 
 _READY, _LATER, _PARKED, _OUT, _GONE = range(5)
 
@@ -95,13 +95,13 @@ class LaneBook:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._now = monotonic
         self._lanes: dict[tuple[int, int], Lane] = {}
-        self._ready: dict[int, dict[int, deque[Lane]]] = {1: {}, 2: {}, 3: {}}
+        self._ready: dict[int, dict[int, deque[Lane]]] = {priority: {} for priority in PRIORITIES}
         self._later: list[tuple[float, int, Lane]] = []
         self._parked: dict[Hashable, deque[Lane]] = {}
         self._number = count()
         # A class of its own each: what a tenant had of urgent mail is no reason to keep its newsletters waiting.
         self._standing = {priority: _Standing() for priority in self._ready}
-        self._round = 0
+        self._turns = Turns()
         self._told_time, self._told_at = datetime.now(UTC), monotonic()
         self.weights: Mapping[int, float] = {}
         """A tenant's share beside others; 1 where it has none here."""
@@ -202,10 +202,8 @@ class LaneBook:
         every sixteenth round starts with the lowest class. `room(priority)`: how many rows of that class may
         be claimed. `stopped(lane)`: the key of what stops it, to park it under; None to go.
         """
-        self._round += 1
         self._promote()
-        order = (3, 2, 1) if self._round % LOWEST_FIRST == 0 else (1, 2, 3)
-        for priority in order:
+        for priority in self._turns.next():
             if self._ready[priority] and (rows := room(priority)) > 0:
                 chosen = self._share(priority, stopped, rows, tenants)
                 if chosen:

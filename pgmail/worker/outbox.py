@@ -15,9 +15,8 @@ from collections.abc import Callable, Hashable, Mapping
 from itertools import count
 
 from pgmail.worker.job import Job
+from pgmail.worker.turns import PRIORITIES, Turns
 
-PRIORITIES = (1, 2, 3)
-LOWEST_FIRST = 16
 RESERVED = 0.1  # of the slots, kept from each class for those above it
 RESERVE_FROM = 4  # slots; with fewer there is nothing to spare
 EARLY_SECONDS = 0.0005  # a timer fires to the millisecond
@@ -54,7 +53,7 @@ class Outbox:
         self._timer: asyncio.TimerHandle | None = None
         self._gates: dict[Hashable, Gate] = {}
         self._number = count()
-        self._turn = 0
+        self._turns = Turns()
         self._idle: deque[asyncio.Future[None]] = deque()
         self.busy = 0
         """Jobs that slots are at."""
@@ -147,8 +146,7 @@ class Outbox:
         return jobs
 
     def _next(self) -> Job | None:
-        self._turn += 1
-        for priority in PRIORITIES if self._turn % LOWEST_FIRST else reversed(PRIORITIES):
+        for priority in self._turns.next():
             called, ready = self._called[priority], self._ready[priority]
             while self.busy < self._room[priority] and (line := called or ready):
                 job = line.popleft()

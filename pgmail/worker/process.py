@@ -67,7 +67,7 @@ async def run_worker(
     listener = Listener(dsn, lambda: claimer.wake()) if settings.notify else None  # noqa: PLW0108
     claimer = Claimer(
         database, presence, library=library, relays=relays, rules=rules, limiter=limiter, outbox=outbox,
-        slots=concurrency, poll_ms=settings.poll_interval_ms, leading=leading, listener=listener,
+        poll_ms=settings.poll_interval_ms, leading=leading, listener=listener,
     )  # fmt: skip
     settler = Settler(
         database, lambda: presence.epoch,

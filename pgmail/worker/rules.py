@@ -98,7 +98,7 @@ class Rules:
             return RelaysAway(lane.tenant, lane.stream)
         key = self._limiter.stopped(self._limiter.keys(lane.tenant, relay, lane.site))
         if key is not None:
-            self._until[key] = time.monotonic() + self._limiter.seconds(key)
+            self.park_until(key, self._limiter.seconds(key))
         return key
 
     def free(self, book: LaneBook) -> float | None:

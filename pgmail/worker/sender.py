@@ -54,9 +54,8 @@ class Sender:
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
         self._lapsed = lapsed
-        self._tells = _log.is_enabled_for(
-            logging.INFO
-        )  # else a line that nobody reads would be made for each mail
+        # Else a line that nobody reads would be made for each mail.
+        self._tells = _log.is_enabled_for(logging.INFO)
 
     async def send(self, job: Job) -> None:
         """Bring one job to its end: a settlement, or the lease given back."""
@@ -78,8 +77,7 @@ class Sender:
         if lease.expires_at is not None and lease.expires_at.timestamp() <= time.time():
             self._settle(job, "expired", reason="expires_at passed before it was sent")
             return
-        if job.until and self._lapsed is not None and time.monotonic() > job.until:
-            self._lapsed(job)
+        if self._late(job):
             return
         transport = self._relays.get(job.relay)
         if transport is None or self._relays.blocked(job.relay):
@@ -92,8 +90,7 @@ class Sender:
             wire = await self._wire(job, eightbit=eightbit)
             if wire is None:
                 return
-            if job.until and self._lapsed is not None and time.monotonic() > job.until:
-                self._lapsed(job)  # what it needed had to be fetched
+            if self._late(job):  # what it needed had to be fetched
                 return
             rcpt = job.person.rcpt
             envelope = Envelope(
@@ -112,6 +109,13 @@ class Sender:
                 break
             eightbit = False  # another host of the same relay, which does not take what the last one did
         await self._judge(job, result)
+
+    def _late(self, job: Job) -> bool:
+        """Hand a mail back whose tokens' moment has passed. True if it has."""
+        if self._lapsed is None or not job.until or time.monotonic() <= job.until:
+            return False
+        self._lapsed(job)
+        return True
 
     async def _wire(self, job: Job, *, eightbit: bool) -> Wire | None:
         """The mail's bytes; None where it cannot be made, which is settled, or not now: its lease is given back."""

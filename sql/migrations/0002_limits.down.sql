@@ -8,6 +8,7 @@ drop function if exists pgmail.pause_mail(text, text, text, timestamptz, boolean
 drop function if exists pgmail.resume_mail(text, text, text, boolean);
 drop function if exists pgmail.stopped_by(text, integer, text);
 drop function if exists pgmail.pause_target(integer, text, text);
+drop function if exists pgmail.pause_tenant(boolean);
 drop function if exists pgmail.lane_name(text, integer, text);
 drop function if exists pgmail.limit_gap(pgmail.limits, timestamptz, timestamptz);
 drop function if exists pgmail.limit_name(text, text);

@@ -31,9 +31,9 @@ def epoch(db) -> int:
 
 async def claim(pool: Pool, epoch: int, limit: int = 10) -> list[work.Lease]:
     lanes, _ = await work.fold_and_refresh(pool, None)
-    return await work.claim(
-        pool, 1, epoch, [Claim(lane.id, START, UUID(int=0), limit, True) for lane in lanes]
-    )
+    claims = [Claim(lane.id, START, UUID(int=0), limit, True) for lane in lanes]
+    (found,) = await work.claim_each(pool, epoch, [(1, claims)], [])
+    return found
 
 
 def result(lease: work.Lease, kind: str = "sent", **more) -> Settlement:

@@ -46,7 +46,7 @@ class Desk:
         self.relays = Relays(None, {"default": Scripted()}, self.outbox)
         self.claimer = Claimer(
             None, None, library=None, relays=self.relays, rules=None, limiter=self.limiter,
-            outbox=self.outbox, slots=20, poll_ms=100, leading=lambda: False, listener=None,
+            outbox=self.outbox, poll_ms=100, leading=lambda: False, listener=None,
         )  # fmt: skip
 
     def lapse(self, n: int) -> list[Job]:
