@@ -12,7 +12,7 @@ from pgmail import sqlfiles
 from pgmail.errors import SchemaMismatch
 from pgmail.store.database import Database
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """The schema that this program brings."""
 
 NEEDS_FROM: Final = 2

@@ -1,0 +1,20 @@
+"""Faults: in doubt, replies, suppression, restores, retention."""
+
+from __future__ import annotations
+
+from pgmail.store.migrate import run_step
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Run the pair's `.up.sql`."""
+    run_step(__file__, "up")
+
+
+def downgrade() -> None:
+    """Run the pair's `.down.sql`."""
+    run_step(__file__, "down")
