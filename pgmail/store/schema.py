@@ -15,7 +15,7 @@ from pgmail.store.database import Database
 SCHEMA_VERSION: Final = 3
 """The schema that this program brings."""
 
-NEEDS_FROM: Final = 2
+NEEDS_FROM: Final = 3
 """The oldest schema that this program works with."""
 
 

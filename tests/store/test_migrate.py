@@ -217,7 +217,7 @@ def test_a_newer_schema_that_lets_this_program_in_is_fine(db):
 
 
 def test_a_program_that_refuses_an_old_schema_says_what_to_do(db, monkeypatch):
-    monkeypatch.setattr(schema, "NEEDS_FROM", 3)
+    monkeypatch.setattr(schema, "NEEDS_FROM", schema.SCHEMA_VERSION + 1)
     with pytest.raises(SchemaMismatch, match="pgmail db upgrade"):
         migrate.check(db.dsn).require()
 
