@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 
 from pgmail.api.app import create_app
+from pgmail.collector import calm_collector
 from pgmail.config import Settings
 from pgmail.errors import SettingsError
 from pgmail.store.database import Database
@@ -32,6 +33,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 def serve(settings: Settings, *, ready: Ready | None = None) -> None:
     """Run the API on an event loop of its own (uvloop) until told to stop. See `run`."""
+    calm_collector()
     uvloop.run(run(settings, ready=ready))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import structlog
 import uvloop
 
+from pgmail.collector import calm_collector
 from pgmail.config import Settings
 from pgmail.processes import ProcessTree, Spec, die_with_parent
 from pgmail.store.faults import FencedOut
@@ -48,6 +49,7 @@ def run_one(
 ) -> int:
     """Run the worker in this process until SIGTERM or SIGINT; drains. Returns the exit code."""
     die_with_parent(seconds=settings.drain_seconds + 5)
+    calm_collector()
     try:
         uvloop.run(_until_told(settings, transports, make_leader, dsn, concurrency))
     except FencedOut as error:
