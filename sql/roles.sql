@@ -48,7 +48,7 @@ grant execute on function pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uu
 
 -- what operators and the API manage
 grant execute on function
-  pgmail.retry(uuid, text), pgmail.discard(uuid, text),
+  pgmail.retry(uuid, text), pgmail.discard(uuid, text), pgmail.hold(uuid, text), pgmail.release(uuid, text),
   pgmail.create_key(text, text, bytea), pgmail.revoke_key(uuid, text), pgmail.list_keys(),
   pgmail.save_template(text, text, text, text, text[], jsonb, boolean), pgmail.publish_template(text, integer, text[], jsonb),
   pgmail.save_asset(text, text, text, bytea), pgmail.suppress(text, text, text, text, timestamptz),

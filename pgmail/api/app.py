@@ -39,7 +39,7 @@ log = structlog.get_logger()
 
 GUARDED = (
     *(emails.send_email, emails.send_batch, emails.list_emails, emails.get_email),
-    *(emails.update_email, emails.cancel_email, emails.list_events),
+    *(emails.update_email, emails.cancel_email, emails.hold_email, emails.release_email, emails.list_events),
     *(templates.save_template, templates.publish_template, templates.list_templates, templates.get_template),
     *(assets.save_asset, assets.list_assets, assets.get_asset),
     *(streams.list_streams, streams.get_stream, streams.save_stream),

@@ -39,8 +39,8 @@ class Reschedule(msgspec.Struct, forbid_unknown_fields=True):
     id: str | None = None
 
 
-class Cancel(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a cancel; it may be empty."""
+class Why(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a cancel, hold or release; it may be empty."""
 
     reason: str | None = None
 
@@ -120,10 +120,35 @@ async def update_email(request: AnyRequest) -> dict[str, Any]:
 async def cancel_email(request: AnyRequest) -> dict[str, Any]:
     """Cancel what is not being sent or settled. Cancelling twice is fine."""
     wanted = path_id(request)
-    body = read_struct((await read_json(request, empty={})).value or {}, Cancel)
+    body = read_struct((await read_json(request, empty={})).value or {}, Why)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         answer = await store.cancel(connection, wanted, body.reason)
     return _changed(wanted, answer, "cancelled")
+
+
+@post("/emails/{id:str}/hold", status_code=200, operation_class=operation("Reason", path="id"))
+async def hold_email(request: AnyRequest) -> dict[str, Any]:
+    """Stop what is not being sent or settled, until it is released. Holding twice is fine."""
+    wanted = path_id(request)
+    body = read_struct((await read_json(request, empty={})).value or {}, Why)
+    async with acting_as(database_of(request), caller_of(request)) as connection:
+        answer = await store.hold(connection, wanted, body.reason)
+    return _changed(wanted, answer, "held")
+
+
+@post("/emails/{id:str}/release", status_code=200, operation_class=operation("Reason", path="id"))
+async def release_email(request: AnyRequest) -> dict[str, Any]:
+    """Let what is held go again, at its old time. What is held in doubt is refused (409 `in_doubt`)."""
+    wanted = path_id(request)
+    body = read_struct((await read_json(request, empty={})).value or {}, Why)
+    async with acting_as(database_of(request), caller_of(request)) as connection:
+        answer = await store.release(connection, wanted, body.reason)
+    if not answer["released"]:
+        raise Refused("not_held", "/id", "no recipient is held", 409)
+    return {
+        "object": "email", "id": str(wanted), "status": answer["status"], "reached": answer["released"],
+        "not_held": answer["not_held"], "in_doubt": answer["in_doubt"],
+    }  # fmt: skip
 
 
 @get("/emails/{id:str}/events", operation_class=operation(path="id"))

@@ -22,6 +22,8 @@ COMMANDS = {
     "why": "pgmail.cli.mail:why",
     "cancel": "pgmail.cli.mail:cancel",
     "reschedule": "pgmail.cli.mail:reschedule",
+    "hold": "pgmail.cli.hold:hold",
+    "release": "pgmail.cli.hold:release",
     "queue": "pgmail.cli.operate:queue",
     "pause": "pgmail.cli.operate:pause",
     "resume": "pgmail.cli.operate:resume",

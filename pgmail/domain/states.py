@@ -120,10 +120,12 @@ MOVES: tuple[Move, ...] = (
     Move(_S.SCHEDULED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
     Move(_S.SCHEDULED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),  # to a moment that has come
     Move(_S.SCHEDULED, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
+    Move(_S.SCHEDULED, "hold", _S.HELD, _E.HELD, "operator"),
     Move(_S.QUEUED, "claim", _S.SENDING, _E.SENDING, "worker"),
     Move(_S.QUEUED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
     Move(_S.QUEUED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),
     Move(_S.QUEUED, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
+    Move(_S.QUEUED, "hold", _S.HELD, _E.HELD, "operator"),
     Move(_S.QUEUED, "expire", _S.EXPIRED, _E.EXPIRED, "maintain"),
     Move(_S.QUEUED, "late 250", _S.SENT, _E.SENT, "worker"),  # of an attempt whose lease was lost
     Move(_S.SENDING, "settle", _S.SENT, _E.SENT, "worker"),
@@ -142,11 +144,15 @@ MOVES: tuple[Move, ...] = (
     Move(_S.DEFERRED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
     Move(_S.DEFERRED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),
     Move(_S.DEFERRED, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
+    Move(_S.DEFERRED, "hold", _S.HELD, _E.HELD, "operator"),
     Move(_S.DEFERRED, "expire", _S.EXPIRED, _E.EXPIRED, "maintain"),
     Move(_S.DEFERRED, "retry", _S.QUEUED, _E.QUEUED, "operator"),
     Move(_S.DEFERRED, "late 250", _S.SENT, _E.SENT, "worker"),
     Move(_S.HELD, "retry", _S.QUEUED, _E.QUEUED, "operator"),
     Move(_S.HELD, "retry", _S.SCHEDULED, _E.SCHEDULED, "operator"),  # held before its time
+    Move(_S.HELD, "release", _S.QUEUED, _E.QUEUED, "operator"),
+    Move(_S.HELD, "release", _S.SCHEDULED, _E.SCHEDULED, "operator"),
+    Move(_S.HELD, "release", _S.DEFERRED, _E.QUEUED, "operator"),  # its next attempt is when it was
     Move(_S.HELD, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
     Move(_S.HELD, "late 250", _S.SENT, _E.SENT, "worker"),
     Move(_S.DEAD, "retry", _S.QUEUED, _E.QUEUED, "operator"),

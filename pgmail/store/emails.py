@@ -234,6 +234,21 @@ async def reschedule(connection: Connection, id: UUID, at: datetime) -> dict[str
     return dict(row.answer)
 
 
+async def hold(connection: Connection, id: UUID, reason: str | None = None) -> dict[str, Any]:
+    """Stop an email or one recipient: `{"status", "held", "too_late"}`. Refused `not_found` (404)."""
+    row: Any = await fetch_one(connection, queries("emails")["hold"], {"id": id, "reason": reason})
+    return dict(row.answer)
+
+
+async def release(connection: Connection, id: UUID, reason: str | None = None) -> dict[str, Any]:
+    """Let what is held go again: `{"status", "released", "not_held", "in_doubt"}`.
+
+    Refused: `not_found` (404), `in_doubt` (409) where it may have been sent already.
+    """
+    row: Any = await fetch_one(connection, queries("emails")["release"], {"id": id, "reason": reason})
+    return dict(row.answer)
+
+
 async def queue(connection: Connection) -> list[Any]:
     """Return what waits by stream, priority and site, in numbers of recipients, and since when."""
     return await fetch_many(connection, queries("emails")["queue"])

@@ -151,7 +151,8 @@ begin
       when 'deferred' then
         w := format('waits until %s: attempt %s was answered %s', s.due_at, s.attempts,
           coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
-      when 'held' then w := format('is held: %s. pgmail.retry(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'));
+      when 'held' then w := format('is held: %s. pgmail.%s(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'),
+        case when q.hold_reason like 'by %' then 'release' else 'retry' end);
       when 'queued' then
         select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
          where y.tenant_id = t and y.id = s.recipient_id;

@@ -158,6 +158,14 @@ select pgmail.cancel(%(id)s, %(reason)s) as answer;
 -- Move what is not being sent this moment.
 select pgmail.reschedule(%(id)s, %(at)s) as answer;
 
+-- name: hold :one
+-- Stop what is not being sent this moment, until it is released.
+select pgmail.hold(%(id)s, %(reason)s) as answer;
+
+-- name: release :one
+-- Let what an operator or a limit holds go again.
+select pgmail.release(%(id)s, %(reason)s) as answer;
+
 -- name: queue :many
 -- How much waits, by stream, priority and site, and since when. For people who look, not for a hot path: it counts. A
 -- lane that no worker has folded yet is named by one of its emails. `waits_for` says what stops a lane's due mail now.

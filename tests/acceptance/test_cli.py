@@ -206,6 +206,19 @@ def test_a_body_that_is_no_json_is_refused(shell, text):
     )
 
 
+def test_hold_and_release_say_what_they_reached(shell):
+    email_id = send(shell, "--at", "in 2 hours", "--to", "bob@example.org")
+    first = recipient_of(shell, email_id)
+    assert shell.run("hold", first, "--reason", "a mistake").stdout == "held 1 of 1 recipients\n"
+    assert shell.json("hold", email_id) == {"status": "held", "held": 2, "too_late": 0}
+    assert "a mistake" in shell.run("why", first).stdout
+    assert shell.run("release", email_id).stdout == "released 2 of 2 recipients\n"
+    assert shell.refused("release", email_id) == "nothing of it is held"
+    shell.run("cancel", email_id)
+    assert shell.refused("hold", email_id) == "too late: nothing was held"
+    assert shell.refused("release", uuid4()).endswith("[not_found]")
+
+
 def test_cancel_and_reschedule_say_what_they_reached(shell):
     email_id = send(shell, "--at", "in 2 hours", "--to", "bob@example.org")
     assert shell.run("reschedule", email_id, "tomorrow at 9am").stdout == "rescheduled 2 of 2 recipients\n"

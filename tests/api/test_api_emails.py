@@ -197,6 +197,20 @@ async def test_too_late_is_a_refusal_and_partly_too_late_is_not(api, db):
         assert (answer.status_code, answer.json()["code"]) == (422, "too_late")
 
 
+async def test_a_held_email_waits_until_it_is_released(api):
+    email = await send(api)
+    held = (await api.post(f"/emails/{email}/hold", json={"reason": "wrong text"})).json()
+    assert held == {"object": "email", "id": email, "status": "held", "reached": 1, "too_late": 0}
+    assert (await api.get(f"/emails/{email}")).json()["recipients"][0]["reason"] == "by key tests: wrong text"
+    released = (await api.post(f"/emails/{email}/release")).json()
+    assert (released["status"], released["reached"], released["in_doubt"]) == ("released", 1, 0)
+    again = await api.post(f"/emails/{email}/release")
+    assert (again.status_code, again.json()["code"]) == (409, "not_held")
+    await api.post(f"/emails/{email}/cancel")
+    late = await api.post(f"/emails/{email}/hold")
+    assert (late.status_code, late.json()["code"]) == (422, "too_late")
+
+
 async def test_the_journey_is_told_oldest_first(api):
     email = await send(api)
     await api.post(f"/emails/{email}/cancel")

@@ -155,6 +155,11 @@ class Life:
         if row.by == "late 250":
             return self.late(row.before)
         more = {"stream": "careful"} if (row.by, row.after) == ("rescue", "held") else {}
+        if (row.before, row.by) == ("held", "release"):
+            mail = self.put(row.after)
+            self.operate("hold", mail)
+            self.operate("let go", mail)
+            return mail
         if (row.before, row.after) == ("held", "scheduled"):
             mail = kit.send(self.app, stream="full", on_limit="hold", scheduled_at=self.at(hours=1))
         else:
@@ -183,8 +188,10 @@ class Life:
         elif by == "reschedule":
             at = self.clock.now() + timedelta(minutes=0 if after == "queued" else 30)
             self.app.execute("select pgmail.reschedule(%s, %s)", [mail, at])
-        elif by in {"cancel", "retry", "discard"}:
+        elif by in {"cancel", "retry", "discard", "hold"}:
             self.admin.execute(f"select pgmail.{by}(%s)", [mail])
+        elif by == "let go":  # an operator's release; a worker releases its leases
+            self.admin.execute("select pgmail.release(%s)", [mail])
         elif by == "claim":
             self.claim(mail)
         elif by == "settle":
@@ -220,8 +227,10 @@ def test_no_operation_makes_a_move_that_the_page_does_not_have(life):
     listed = {(row.before, row.by) for row in MOVES} | {
         ("scheduled", "expire")
     }  # that of `put` has become due by then
-    for state, by in product(sorted(STATES), ("cancel", "reschedule", "retry", "discard", "expire")):
-        if (state, by) in listed:
+    for state, by in product(
+        sorted(STATES), ("cancel", "reschedule", "retry", "discard", "expire", "hold", "let go")
+    ):
+        if (state, {"let go": "release"}.get(by, by)) in listed - {("sending", "release")}:
             continue
         life.renew()
         mail = life.put(state)

@@ -13,6 +13,7 @@ PURE = {"now", "uuid_floor", "uuid_time", "current_tenant", "state_of", "phase_o
 MANAGE = {
     *("retry", "discard", "revoke_key", "list_keys", "save_template", "publish_template", "save_asset"),
     *("suppress", "unsuppress", "save_stream", "pause_mail", "resume_mail"),
+    *("hold", "release"),
 }
 LOOK = {"stopped_by", "lane_name"}
 LEAD = {
