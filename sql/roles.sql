@@ -52,7 +52,9 @@ grant execute on function
   pgmail.create_key(text, text, bytea), pgmail.revoke_key(uuid, text), pgmail.list_keys(),
   pgmail.save_template(text, text, text, text, text[], jsonb, boolean), pgmail.publish_template(text, integer, text[], jsonb),
   pgmail.save_asset(text, text, text, bytea), pgmail.suppress(text, text, text, text, timestamptz),
-  pgmail.unsuppress(text, text, text), pgmail.save_stream(text, jsonb),
+  pgmail.unsuppress(text, text, text),
+  pgmail.suppress_many(text[], text[], text[], text[], timestamptz[], timestamptz[], boolean, boolean, bigint),
+  pgmail.save_stream(text, jsonb),
   pgmail.pause_mail(text, text, text, timestamptz, boolean), pgmail.resume_mail(text, text, text, boolean)
   to {prefix}api, {prefix}admin;
 grant execute on function pgmail.stopped_by(text, integer, text), pgmail.lane_name(text, integer, text)
@@ -76,7 +78,7 @@ grant execute on function
 grant execute on function
   pgmail.worker_start_v1(text, integer, text, integer), pgmail.worker_beat_v1(bigint, text, boolean), pgmail.worker_stop_v1(bigint),
   pgmail.lead_v1(bigint, double precision), pgmail.rescue_v1(bigint), pgmail.orphans_v1(), pgmail.fold_touches_v1(), pgmail.wake_due_v1(timestamptz),
-  pgmail.repair_lanes_v1(), pgmail.expire_v1(integer), pgmail.fold_tallies_v1(integer), pgmail.purge_idempotency_v1(integer),
+  pgmail.repair_lanes_v1(), pgmail.expire_v1(integer), pgmail.fold_tallies_v1(integer), pgmail.purge_idempotency_v1(integer), pgmail.purge_suppressions_v1(integer),
   pgmail.make_partitions_v1(integer), pgmail.partition_state()
   to {prefix}worker, {prefix}maintain;
 grant select on pgmail.message, pgmail.attachment, pgmail.recipient, pgmail.template, pgmail.asset, pgmail.stream,

@@ -44,6 +44,7 @@ GUARDED = (
     *(assets.save_asset, assets.list_assets, assets.get_asset),
     *(streams.list_streams, streams.get_stream, streams.save_stream),
     *(suppressions.add_suppression, suppressions.list_suppressions, suppressions.remove_suppression),
+    suppressions.export_suppressions,
     *(dead_letters.list_dead_letters, dead_letters.retry_dead_letters, dead_letters.discard_dead_letters),
     *(lanes.list_lanes, lanes.pause_lanes, lanes.resume_lanes),
     *(limits.list_limits, queue.show_queue),

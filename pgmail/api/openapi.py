@@ -95,6 +95,9 @@ _DEAD = _object(
     filter=_object(stream=_TEXT, site=_TEXT, reason=_TEXT, died_after=_MOMENT, died_before=_MOMENT),
     reason=_TEXT,
 )
+_SUPPRESSION = _object(
+    address=_TEXT, email=_TEXT, stream=_TEXT, reason=_TEXT, source=_TEXT, expires_at=_MOMENT
+)
 _SCHEMAS = {
     "Email": Schema(
         type=_OBJECT, properties=dict(EMAIL), required=["from", "to"], additional_properties=False
@@ -126,9 +129,7 @@ _SCHEMAS = {
         max_age_seconds=_INTEGER,
         max_queued=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
     ),
-    "Suppression": _object(
-        address=_TEXT, email=_TEXT, stream=_TEXT, reason=_TEXT, source=_TEXT, expires_at=_MOMENT
-    ),
+    "Suppressions": Schema(one_of=[_SUPPRESSION, _list(_SUPPRESSION)], description="one, or up to 1,000"),
     "DeadLetters": _DEAD,
     "Pause": _object(
         ["reason"],

@@ -6,11 +6,15 @@ after an id. What can go wrong: an address is compared in its normal form, which
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from litestar import Request, delete, get, post
+from litestar.response import Stream
 
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
@@ -24,6 +28,8 @@ from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
 
+MOST = 1_000  # entries a request
+COLUMNS = ("address", "stream", "reason", "source", "created_at", "created_by", "expires_at")
 _FILTERS = ("address", "stream", "reason")
 
 
@@ -38,13 +44,14 @@ class NewSuppression(msgspec.Struct, forbid_unknown_fields=True):
     expires_at: str | None = None
 
 
-@post("/suppressions", status_code=200, operation_class=operation("Suppression"))
+@post("/suppressions", status_code=200, operation_class=operation("Suppressions"))
 async def add_suppression(request: AnyRequest) -> dict[str, Any]:
-    """Suppress an address; an entry that is there is replaced."""
-    new = read_struct((await read_json(request)).value, NewSuppression)
-    given = new.address or new.email
-    if not given:
-        raise Refused("missing_field", "/address", "is required")
+    """Suppress an address, or up to 1,000 in an array, all or none; an entry that is there is replaced."""
+    value = (await read_json(request)).value
+    if isinstance(value, list):
+        return await _add_many(request, value)
+    new = read_struct(value, NewSuppression)
+    given = _given(new)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         address = await store.add(
             connection,
@@ -56,6 +63,69 @@ async def add_suppression(request: AnyRequest) -> dict[str, Any]:
         )
         rows = await store.listing(connection, limit=1, address=address, stream=new.stream)
     return _suppression(rows[0])
+
+
+async def _add_many(request: AnyRequest, values: list[Any]) -> dict[str, Any]:
+    if not 1 <= len(values) <= MOST:
+        raise Refused("batch_too_large", "", f"{len(values)} entries; 1 to {MOST:,} at once", 413)
+    entries = []
+    for position, value in enumerate(values):
+        try:
+            new = read_struct(value, NewSuppression)
+            entries.append(
+                store.Entry(
+                    _given(new), new.stream, new.reason, new.source, expires_at=_expiry(new.expires_at)
+                )
+            )
+        except Refused as refused:
+            raise Refused(
+                refused.code, f"/{position}{refused.field}", refused.message, refused.status
+            ) from None
+    async with acting_as(database_of(request), caller_of(request)) as connection:
+        answer = await store.add_many(connection, entries)
+    return {
+        "object": "list",
+        "data": [
+            {"object": "suppression", "id": _id(*pair), "address": pair[0], "stream": pair[1] or None}
+            for pair in answer.entries
+        ],
+        "added": answer.added, "changed": answer.changed, "unchanged": answer.unchanged,
+    }  # fmt: skip
+
+
+@get(
+    "/suppressions/export",
+    media_type="text/csv",
+    operation_class=operation(query=("stream", "reason")),
+)
+async def export_suppressions(request: AnyRequest) -> Stream:
+    """Write all entries that suppress something as CSV, in their order."""
+    given = params.query(request, "stream", "reason")
+    database, caller = database_of(request), caller_of(request)
+    chosen = {"stream": given.get("stream"), "reason": given.get("reason")}
+    pages = store.pages(lambda: acting_as(database, caller), **chosen)
+    first: list[Any] = await anext(pages, [])  # before the answer begins: a database that is away is a 503
+    return Stream(_csv(first, pages), media_type="text/csv")
+
+
+async def _csv(first: list[Any], pages: AsyncIterator[list[Any]]) -> AsyncIterator[str]:
+    yield _lines([COLUMNS])
+    yield _lines(_cells(row) for row in first)
+    async for rows in pages:
+        yield _lines(_cells(row) for row in rows)
+
+
+def _cells(row: Any) -> list[Any]:
+    return [
+        row.address, row.stream, row.reason, row.source, shapes.moment(row.created_at), row.created_by,
+        shapes.moment(row.expires_at),
+    ]  # fmt: skip
+
+
+def _lines(rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 @get("/suppressions", operation_class=operation(query=(*_FILTERS, "limit", "after")))
@@ -89,6 +159,13 @@ async def remove_suppression(request: AnyRequest) -> dict[str, Any]:
             where = f"on stream {stream!r}" if stream else "on all streams"
             raise Refused("not_found", "/address", f"{address[:254]} is not suppressed {where}", 404)
     return {"object": "suppression", "id": _id(_normal(address), stream), "deleted": True}
+
+
+def _given(new: NewSuppression) -> str:
+    given = new.address or new.email
+    if not given:
+        raise Refused("missing_field", "/address", "is required")
+    return given
 
 
 def _id(address: str, stream: str) -> str:

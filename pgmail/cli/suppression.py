@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pgmail.cli import common, output
+from pgmail.cli import common, output, suppression_files
 from pgmail.errors import PgmailError, Refused
 
 _LIST = {
@@ -29,10 +29,14 @@ def suppression() -> None:
     """List, add and remove addresses that get no mail."""
 
 
+suppression.add_command(suppression_files.export)
+suppression.add_command(suppression_files.import_)
+
+
 @suppression.command("list")
 @click.option("--address", metavar="ADDRESS", help="Only this address.")
 @_stream
-@click.option("--reason", metavar="WORD", help="Only bounced, complained, unsubscribed or manual.")
+@click.option("--reason", metavar="WORD", help="Only bounced, complained, unsubscribed, manual or invalid.")
 @click.option(
     "--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="At most so many."
 )
@@ -61,11 +65,11 @@ def list_(address: str | None, stream: str | None, reason: str | None, limit: in
 @suppression.command()
 @click.argument("address")
 @_stream
-@click.option("--reason", default="manual", show_default=True, metavar="WORD", help="Why: one of four words.")
+@click.option("--reason", default="manual", show_default=True, metavar="WORD", help="Why: one of five words.")
 @click.option("--source", metavar="TEXT", help="Where it is known from, in your words.")
 @click.option("--expires-at", metavar="TIME", help="When it ends by itself. Defaults to never.")
 def add(address: str, stream: str | None, reason: str, source: str | None, expires_at: str | None) -> None:
-    """Suppress an address. REASON is bounced, complained, unsubscribed or manual."""
+    """Suppress an address. REASON is bounced, complained, unsubscribed, manual or invalid."""
     until = common.moment(expires_at, "expires_at")
 
     async def act() -> str:

@@ -51,6 +51,7 @@ class Leader(Loop):
             ("expire", 1.0, lambda: self._count("expire")),
             ("fold_tallies", 2.0, lambda: self._count("fold_tallies")),
             ("purge_idempotency", 60.0, lambda: self._count("purge_idempotency")),
+            ("purge_suppressions", 60.0, lambda: self._count("purge_suppressions")),
             ("make_partitions", 3600.0, self._partitions),
         ]
         self._due = dict.fromkeys((name for name, _, _ in self._tasks), 0.0)

@@ -6,8 +6,10 @@ case, domain in A-labels.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
 
@@ -15,7 +17,8 @@ from pgmail.sqlfiles import queries
 from pgmail.store.database import fetch_many, fetch_one
 
 Connection = AsyncConnection[Any]
-REASONS = ("bounced", "complained", "unsubscribed", "manual")
+REASONS = ("bounced", "complained", "unsubscribed", "manual", "invalid")
+PAGE = 5_000  # entries of an export in memory at a time
 
 
 async def add(
@@ -51,18 +54,72 @@ async def remove(
     return bool(row.removed)
 
 
+class Entry(NamedTuple):
+    """An entry to be stored: stream '' is every stream, without `created_at` it is made now."""
+
+    address: str
+    stream: str = ""
+    reason: str = "manual"
+    source: str | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
+async def add_many(
+    connection: Connection,
+    entries: Sequence[Entry],
+    *,
+    strict: bool = True,
+    store: bool = True,
+    audit: int | None = None,
+) -> Any:
+    """Suppress up to 10,000 at once: `audit added changed unchanged faults entries`.
+
+    `strict`: the first fault refuses them all, its field led by its position (`/2/reason`). Otherwise `faults`
+    are objects of position, code, field and message, and the rest is stored. `entries` are pairs of address
+    and stream, as stored. With `store` false nothing is. `audit` of an earlier answer makes it one import.
+    """
+    columns = list(zip(*entries, strict=True)) or [()] * 6
+    names = ("addresses", "streams", "reasons", "sources", "created", "expires")
+    values = {name: list(column) for name, column in zip(names, columns, strict=True)}
+    return await fetch_one(
+        connection,
+        queries("suppressions")["add_many"],
+        values | {"strict": strict, "store": store, "audit": audit},
+    )
+
+
+async def pages(
+    lend: Callable[[], AbstractAsyncContextManager[Connection]], **chosen: str | None
+) -> AsyncIterator[list[Any]]:
+    """Walk all entries that suppress something, a page at a time, each in a statement of its own.
+
+    No transaction and no connection stays open while a page is written out. Narrowed as `listing`.
+    """
+    after: tuple[str, str] | None = None
+    while True:
+        async with lend() as connection:
+            rows = await listing(connection, limit=PAGE, after=after, expired=False, **chosen)
+        if not rows:
+            return
+        yield rows
+        after = rows[-1].address, rows[-1].stream
+
+
 async def listing(
     connection: Connection,
     *,
     limit: int = 100,
     after: tuple[str, str] | None = None,
+    expired: bool = True,
     address: str | None = None,
     stream: str | None = None,
     reason: str | None = None,
 ) -> list[Any]:
     """Return entries by address and stream: `address stream reason source created_at created_by expires_at`.
 
-    `after` is the last (address, stream) already seen; the others narrow the list to what equals them.
+    `after` is the last (address, stream) already seen; without `expired` what suppresses nothing any more is
+    left out; the others narrow the list to what equals them.
     """
     after_address, after_stream = after or (None, None)
     return await fetch_many(
@@ -70,6 +127,7 @@ async def listing(
         queries("suppressions")["list"],
         {
             "limit": limit,
+            "expired": expired,
             "after_address": after_address,
             "after_stream": after_stream,
             "address": address,

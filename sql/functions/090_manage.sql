@@ -1,4 +1,4 @@
--- What a tenant keeps beside its mail: keys, templates, assets, suppressions, streams. All act as the caller's tenant.
+-- What a tenant keeps beside its mail: keys, templates, assets, streams. All act as the caller's tenant.
 
 -- A key's hash is stored, never the key. Answers its id.
 create or replace function pgmail.create_key(p_name text, p_hint text, p_hash bytea) returns uuid
@@ -95,48 +95,6 @@ begin
   on conflict (tenant_id, name) do update set filename = excluded.filename, content_type = excluded.content_type,
     size_bytes = excluded.size_bytes, body = excluded.body, created_at = pgmail.now(), created_by = excluded.created_by;
   perform pgmail.record_act(t, 'asset.save', p_name, null);
-end
-$$;
-
-create or replace function pgmail.suppress(
-  p_address text, p_reason text default 'manual', p_source text default null, p_stream text default '',
-  p_expires_at timestamptz default null
-) returns text
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
-as $$
-declare t integer := pgmail.need_tenant(); a pgmail.address := pgmail.parse_address(p_address);
-begin
-  if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
-  if p_reason is null or p_reason not in ('bounced', 'complained', 'unsubscribed', 'manual') then
-    perform pgmail.refuse('invalid_reason', '/reason', 'must be bounced, complained, unsubscribed or manual');
-  end if;
-  if coalesce(p_stream, '') <> '' and not exists (select 1 from pgmail.stream s where s.tenant_id = t and s.name = p_stream) then
-    perform pgmail.refuse('unknown_stream', '/stream', format('no stream is named %L', left(p_stream, 63)));
-  end if;
-  if length(p_source) > 1000 then perform pgmail.refuse('invalid_source', '/source', 'longer than 1,000 characters'); end if;
-  if p_expires_at <= pgmail.now() then perform pgmail.refuse('time_in_past', '/expires_at', 'it has passed'); end if;
-  if p_expires_at > pgmail.now() + interval '100 years' then
-    perform pgmail.refuse('time_too_far', '/expires_at', 'lies more than 100 years ahead; leave it out for ever');
-  end if;
-  insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by, expires_at)
-  values (t, a.address, coalesce(p_stream, ''), p_reason, p_source, pgmail.actor(), p_expires_at)
-  on conflict (tenant_id, address, stream) do update set reason = excluded.reason, source = excluded.source,
-    created_at = pgmail.now(), created_by = excluded.created_by, expires_at = excluded.expires_at;
-  perform pgmail.record_act(t, 'suppression.add', a.address, p_reason);
-  return a.address;
-end
-$$;
-
-create or replace function pgmail.unsuppress(p_address text, p_stream text default '', p_reason text default null) returns boolean
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
-as $$
-declare t integer := pgmail.need_tenant(); a pgmail.address := pgmail.parse_address(p_address);
-begin
-  if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
-  delete from pgmail.suppression s where s.tenant_id = t and s.address = a.address and s.stream = coalesce(p_stream, '');
-  if not found then return false; end if;
-  perform pgmail.record_act(t, 'suppression.remove', a.address, p_reason);
-  return true;
 end
 $$;
 

@@ -5,6 +5,10 @@
 ------------------------------------------------------------------------------------------------ replies
 
 ------------------------------------------------------------------------------------------------ suppression
+alter table pgmail.suppression drop constraint suppression_reason_check;
+alter table pgmail.suppression add constraint suppression_reason_check
+  check (reason in ('bounced', 'complained', 'unsubscribed', 'manual', 'invalid'));
+create index suppression_expiry on pgmail.suppression (expires_at) where expires_at is not null;
 
 ------------------------------------------------------------------------------------------------ restore
 

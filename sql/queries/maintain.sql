@@ -32,6 +32,10 @@ select pgmail.fold_tallies_v1(20000) as folded;
 -- Idempotency keys past their day.
 select pgmail.purge_idempotency_v1(5000) as purged;
 
+-- name: purge_suppressions :one
+-- Suppressions that have expired.
+select pgmail.purge_suppressions_v1(5000) as purged;
+
 -- name: make_partitions :one
 -- Weekly partitions well ahead.
 select pgmail.make_partitions_v1(35) as made;

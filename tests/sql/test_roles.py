@@ -13,7 +13,7 @@ PURE = {"now", "uuid_floor", "uuid_time", "current_tenant", "state_of", "phase_o
 MANAGE = {
     *("retry", "discard", "revoke_key", "list_keys", "save_template", "publish_template", "save_asset"),
     *("suppress", "unsuppress", "save_stream", "pause_mail", "resume_mail"),
-    *("hold", "release"),
+    *("hold", "release", "suppress_many"),
 }
 LOOK = {"stopped_by", "lane_name"}
 LEAD = {
@@ -26,7 +26,14 @@ LEAD = {
         "fold_touches_v1",
         "wake_due_v1",
     ),
-    *("repair_lanes_v1", "expire_v1", "fold_tallies_v1", "purge_idempotency_v1", "make_partitions_v1"),
+    *(
+        "repair_lanes_v1",
+        "expire_v1",
+        "fold_tallies_v1",
+        "purge_idempotency_v1",
+        "purge_suppressions_v1",
+        "make_partitions_v1",
+    ),
     "orphans_v1",
     "partition_state",
 }

@@ -77,6 +77,7 @@ def test_what_prints_data_takes_json():
         "resume",
         "revoke",
         "save",
+        "export",
         "add",
         "remove",
         "grant",
