@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pgmail.cli import parts
@@ -54,7 +55,16 @@ def run_worker(settings: Settings) -> int:
         make_leader=_make_leader(settings),
         dsn=settings.database("worker"),
         concurrency=settings.worker_concurrency,
+        ward_argv=[sys.executable, "-c", "from pgmail.app import run_apart; run_apart()"],
     )
+
+
+def run_apart() -> None:
+    """Be a process apart of a worker, which started it: see `worker.ward`."""
+    from pgmail.cli import common  # noqa: PLC0415
+    from pgmail.worker.apart import serve  # noqa: PLC0415
+
+    serve(lambda: transports(common.settings()))
 
 
 def run_maintain(settings: Settings) -> int:

@@ -60,7 +60,8 @@ class Message:
     """A message in the cache: decoded once, its parts once, its bytes once where all recipients share them."""
 
     __slots__ = (
-        "compiled", "content", "date", "domain", "fetching", "headers", "parts", "personal", "row", "shared", "weight",
+        "compiled", "content", "date", "domain", "fetching", "headers", "parts", "personal", "row", "shared",
+        "suspect", "weight",
     )  # fmt: skip
 
     def __init__(self, row: MessageRow, message_id_domain: str = "") -> None:
@@ -74,6 +75,7 @@ class Message:
         self.compiled: Compiled | None = None  # of its inline template, if it is for many
         self.shared: Wire | None = None
         self.fetching: asyncio.Lock | None = None  # its attachments are fetched by one slot, for all of them
+        self.suspect = False  # a worker died while it held one of its recipients
         self.weight = 0  # as accounted for in the cache
 
     @property
@@ -129,6 +131,9 @@ class Library:
                     # One broken row must not end a worker that holds others: it is left out, and so a dead letter.
                     _log.error("message.unreadable", message=str(row.id), error=str(error))
             by_id = {person.id: person for person in people}
+            for lease in leases:
+                if lease.rescues and (tenant, lease.message_id) in held:
+                    held[tenant, lease.message_id].suspect = True
             found.append(
                 {
                     lease.id: (held[tenant, lease.message_id], by_id[lease.id])
@@ -201,6 +206,19 @@ class Library:
         self._shrink()  # attachments came after the message was weighed
         assert wire is not None  # noqa: S101 - all of it was fetched
         return wire
+
+    async def sources(self, tenant: int, message: Message) -> Bundle | None:
+        """Fetch attachments and a stored template, and neither compile nor render anything here.
+
+        For who does that elsewhere: None where the template is the message's own. Raises Impossible, DatabaseAway.
+        """
+        if message.parts is None:
+            message.parts = await self._parts(tenant, message)
+            self._weigh(tenant, message)
+        row = message.row
+        if row.template is None:
+            return None
+        return await self._bundle(tenant, row.template, row.template_version or 0, message.content.subject)
 
     def _known(self, tenant: int, message: Message) -> Compiled | None:
         """The compiled template of a message, if its sources are at hand."""

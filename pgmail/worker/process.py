@@ -32,6 +32,7 @@ from pgmail.worker.rules import Rules
 from pgmail.worker.sender import Sender
 from pgmail.worker.settler import Settler
 from pgmail.worker.slots import Slots
+from pgmail.worker.ward import Ward
 
 _log = structlog.get_logger()
 
@@ -46,8 +47,12 @@ async def run_worker(
     make_leader: MakeLeader,
     dsn: str,
     concurrency: int,
+    ward: Ward | None = None,
 ) -> None:
-    """Run one worker process until `until` is set; raises what it crashed of (`FencedOut` when declared dead)."""
+    """Run one worker process until `until` is set; raises what it crashed of (`FencedOut` when declared dead).
+
+    `ward` is where mail is made that a worker died with; it is closed at the end.
+    """
     database = Database(dsn, name="pgmail worker", low=1, high=max(3, settings.worker_pool_size))
     beats = Database(dsn, name="pgmail beat", low=1, high=1)
     presence = Presence(
@@ -75,7 +80,7 @@ async def run_worker(
     )  # fmt: skip
     sender = Sender(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
-        fresh=lambda: presence.fresh, lapsed=claimer.lapsed,
+        fresh=lambda: presence.fresh, lapsed=claimer.lapsed, ward=ward,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [presence, leader, settler, slots, claimer]
@@ -88,6 +93,8 @@ async def run_worker(
         await run_all(parts, until=until, drain_seconds=settings.drain_seconds)
     finally:
         await relays.close()
+        if ward is not None:
+            await ward.close()
         await database.close()
         await beats.close()
         _log.info("worker.stopped", epoch=presence.epoch, left=claimer.out)

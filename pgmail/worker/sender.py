@@ -6,6 +6,7 @@ ours while making a mail (a template, a missing asset) is a dead letter; a relay
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -20,17 +21,22 @@ from pgmail.render.mime import Wire
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store.work import Lease, Settlement
+from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
 from pgmail.worker.job import Job
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
+from pgmail.worker.ward import Crashed, Ward, WardAway
 
 _log = structlog.get_logger()
 
 GiveBack = Callable[[Lease, str | None], Awaitable[None]]
 
 NOT_EIGHTBIT = "5.6.3"  # RFC 3463, section 3.7: conversion required and not supported
-MOST_RESCUES = 10  # workers that died holding a mail, before it is taken for what kills them
+SENT_APART = (
+    2  # workers that died with a mail although it could be rendered: it is sent from a process apart, too
+)
+WARD_SECONDS = 5.0  # a mail waits when no process apart can be started
 
 
 class Sender:
@@ -46,14 +52,16 @@ class Sender:
         *,
         fresh: Callable[[], bool] = lambda: True,
         lapsed: Callable[[Job], None] | None = None,
+        ward: Ward | None = None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
-        `lapsed` takes mail back that missed the moment its tokens were for.
+        `lapsed` takes mail back that missed the moment its tokens were for. `ward` is where mail is made that
+        a worker died with; without one it is made here, as any other.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
-        self._lapsed = lapsed
+        self._lapsed, self._ward = lapsed, ward
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -62,11 +70,6 @@ class Sender:
         lease = job.lease
         if job.message is None or job.person is None:
             self._settle(job, "dead", reason="poison", error="its content is gone or cannot be read")
-            return
-        if lease.rescues >= MOST_RESCUES:
-            self._settle(
-                job, "dead", reason="poison", error=f"{lease.rescues} workers died while they held it"
-            )
             return
         if not self._fresh():
             await self._give_back(lease, None)  # others may count us as dead by now, and send it themselves
@@ -98,7 +101,16 @@ class Sender:
                 smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
             )  # fmt: skip
             try:
-                result = await transport.deliver(envelope)
+                if self._ward is not None and lease.rescues >= SENT_APART:
+                    result = await self._ward.deliver(job.relay, envelope)
+                else:
+                    result = await transport.deliver(envelope)
+            except Crashed as crashed:
+                self._crashed(job, crashed, "sending", began=True, doubt=True, relay=job.relay)
+                return
+            except WardAway as away:
+                await self._wait_for_ward(job, away)
+                return
             except Exception as fault:  # noqa: BLE001
                 # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt.
                 _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
@@ -122,6 +134,8 @@ class Sender:
         lease = job.lease
         assert job.message is not None and job.person is not None  # noqa: S101, PT018 - looked at by `send`
         try:
+            if job.message.suspect and self._ward is not None:
+                return await self._wire_apart(self._ward, job, eightbit=eightbit)
             wire = self._library.wire_now(lease.tenant, job.message, job.person, eightbit=eightbit)
             if wire is None:
                 wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
@@ -132,6 +146,12 @@ class Sender:
         except DatabaseAway:
             await self._give_back(lease, None)
             return None
+        except Crashed as crashed:
+            self._crashed(job, crashed, "rendering", began=False)
+            return None
+        except WardAway as away:
+            await self._wait_for_ward(job, away)
+            return None
         except PgmailError:
             raise
         except Exception as fault:  # noqa: BLE001
@@ -140,6 +160,27 @@ class Sender:
             self._settle(job, "dead", reason="poison", error=f"{type(fault).__name__}: {fault}")
             return None
         return wire
+
+    async def _wire_apart(self, ward: Ward, job: Job, *, eightbit: bool) -> Wire:
+        """Make a suspect's bytes in a process apart. Raises as `Ward.render`."""
+        message, person = job.message, job.person
+        assert message is not None and person is not None  # noqa: S101, PT018 - looked at by `send`
+        bundle = await self._library.sources(job.lease.tenant, message)
+        return await ward.render(
+            Render(message.row, message.domain, person, message.parts or (), bundle, eightbit)
+        )
+
+    def _crashed(self, job: Job, crashed: Crashed, at: str, **facts: Any) -> None:
+        """Quarantine what crashed a process that had this mail and no other."""
+        lease = job.lease
+        _log.error("mail.poison", id=str(lease.id), message=str(lease.message_id), at=at, error=str(crashed))
+        error = f"{at} it alone, in a process apart, {crashed}; workers that died while they held it: {lease.rescues}"
+        self._settler.add(lease.tenant, job.settlement("dead", reason="poison", error=error, **facts))
+
+    async def _wait_for_ward(self, job: Job, away: WardAway) -> None:
+        _log.error("ward.away", id=str(job.lease.id), error=str(away))
+        await asyncio.sleep(WARD_SECONDS)  # else it would be claimed and given back all the time
+        await self._give_back(job.lease, f"a worker died with it, and it cannot be tried apart: {away}")
 
     def _settle(self, job: Job, kind: str, **facts: Any) -> None:
         """Settle a mail that the remote side was never asked about."""

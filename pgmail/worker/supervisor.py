@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 import structlog
 import uvloop
@@ -20,6 +21,7 @@ from pgmail.processes import ProcessTree, Spec, die_with_parent
 from pgmail.store.faults import FencedOut
 from pgmail.transport.base import Transport
 from pgmail.worker.process import MakeLeader, run_worker
+from pgmail.worker.ward import Ward
 
 _log = structlog.get_logger()
 
@@ -46,29 +48,32 @@ def run_one(
     make_leader: MakeLeader,
     dsn: str,
     concurrency: int,
+    ward_argv: Sequence[str] = (),
 ) -> int:
-    """Run the worker in this process until SIGTERM or SIGINT; drains. Returns the exit code."""
+    """Run the worker in this process until SIGTERM or SIGINT; drains. Returns the exit code.
+
+    `ward_argv` starts a process apart, for mail that a worker died with.
+    """
     die_with_parent(seconds=settings.drain_seconds + 5)
     calm_collector()
     try:
-        uvloop.run(_until_told(settings, transports, make_leader, dsn, concurrency))
+        uvloop.run(
+            _until_told(
+                partial(
+                    run_worker, settings, transports, make_leader=make_leader, dsn=dsn, concurrency=concurrency,
+                    ward=Ward(ward_argv) if ward_argv else None,
+                )
+            )
+        )  # fmt: skip
     except FencedOut as error:
         _log.error("worker.fenced_out", error=str(error))
         return 75  # EX_TEMPFAIL: start me again, as a new worker
     return 0
 
 
-async def _until_told(
-    settings: Settings,
-    transports: Mapping[str, Transport],
-    make_leader: MakeLeader,
-    dsn: str,
-    concurrency: int,
-) -> None:
+async def _until_told(work: Callable[..., Awaitable[None]]) -> None:
     until = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, until.set)
-    await run_worker(
-        settings, transports, until=until, make_leader=make_leader, dsn=dsn, concurrency=concurrency
-    )
+    await work(until=until)

@@ -1,0 +1,187 @@
+"""A process apart: what a worker's `Ward` starts, gives one mail at a time, and watches.
+
+Orders come on standard input, answers go to standard output: four octets of length, then MessagePack. It knows
+no database and no other mail, and keeps nothing from one order to the next.
+
+What can go wrong here is what it is for. It ends with its worker: at the end of its input, at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from pgmail.domain.mail import Part
+from pgmail.domain.reply import Envelope, Result
+from pgmail.errors import TemplateFault
+from pgmail.render.mime import Wire
+from pgmail.render.templates import Bundle, compile_bundle
+from pgmail.store.work import MessageRow, RecipientRow
+from pgmail.transport.base import Transport
+from pgmail.worker.content import Library, Message
+
+if TYPE_CHECKING:
+    from pgmail.store.database import Database
+
+
+class Render(msgspec.Struct, tag=True):
+    """Make the bytes of one mail; without a bundle its template is its own."""
+
+    message: MessageRow
+    message_id_domain: str
+    person: RecipientRow
+    parts: tuple[Part, ...]
+    bundle: Bundle | None
+    eightbit: bool
+
+
+class Deliver(msgspec.Struct, tag=True):
+    """Hand one envelope to a relay, by its name; asks before the final dot where `asks`."""
+
+    relay: str
+    envelope: Envelope
+    asks: bool
+
+
+class Go(msgspec.Struct, tag=True):
+    """The answer to `Dot`: the final dot may go out."""
+
+
+class Ready(msgspec.Struct, tag=True):
+    """The process has started."""
+
+
+class Made(msgspec.Struct, tag=True):
+    """The bytes of a mail."""
+
+    wire: Wire
+
+
+class Faulty(msgspec.Struct, tag=True):
+    """Its template has a fault, as of `TemplateFault`."""
+
+    kind: str
+    part: str
+    message: str
+    line: int | None
+
+
+class Failed(msgspec.Struct, tag=True):
+    """Something raised what nobody expected."""
+
+    error: str
+
+
+class Dot(msgspec.Struct, tag=True):
+    """The final dot is next: wait for `Go`."""
+
+
+class Delivered(msgspec.Struct, tag=True):
+    """What came of a delivery."""
+
+    result: Result
+
+
+Order = Render | Deliver | Go
+Answer = Ready | Made | Faulty | Failed | Dot | Delivered
+_encode = msgspec.msgpack.Encoder().encode
+_read_order = msgspec.msgpack.Decoder(Order).decode
+_answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def serve(make_transports: Callable[[], Mapping[str, Transport]]) -> None:
+    """Be a process apart: render and deliver what comes on standard input until it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # its worker decides when it ends
+    # Answers have the pipe for themselves: what else is printed goes where errors go.
+    pipe = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(pipe, "wb", buffering=0) as answers, contextlib.suppress(BrokenPipeError):
+        asyncio.run(_serve(make_transports, lambda answer: _write(answers.fileno(), answer)))
+
+
+async def _serve(
+    make_transports: Callable[[], Mapping[str, Transport]], answer: Callable[[Answer], None]
+) -> None:
+    orders: asyncio.Queue[Order] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+
+    async def listen() -> None:
+        try:
+            while True:
+                size = await reader.readexactly(4)
+                orders.put_nowait(_read_order(await reader.readexactly(int.from_bytes(size))))
+        except asyncio.IncompleteReadError:
+            os._exit(0)  # the worker is gone or done; what is on the wire is in doubt already
+
+    listening = loop.create_task(listen())
+    answer(Ready())
+    while not listening.done():
+        order = await orders.get()
+        try:
+            if isinstance(order, Render):
+                answer(_render(order))
+            elif isinstance(order, Deliver):
+                answer(await _deliver(order, make_transports(), orders, answer))
+        except BrokenPipeError:
+            return
+        except Exception as error:  # noqa: BLE001 - the worker settles it, in these words
+            answer(Failed(f"{type(error).__name__}: {error}"))
+
+
+def _render(order: Render) -> Answer:
+    message = Message(order.message, order.message_id_domain)
+    message.parts = order.parts
+    try:
+        if order.bundle is not None:
+            message.compiled = compile_bundle(order.bundle)
+        # Nothing is left to fetch: it needs no database.
+        library = Library(cast("Database", None), order.message_id_domain)
+        made = library.wire_now(0, message, order.person, eightbit=order.eightbit)
+    except TemplateFault as fault:
+        return Faulty(fault.kind, fault.part, fault.message, fault.line)
+    assert made is not None  # noqa: S101 - all that it needs came with the order
+    return Made(made)
+
+
+async def _deliver(
+    order: Deliver,
+    transports: Mapping[str, Transport],
+    orders: asyncio.Queue[Order],
+    answer: Callable[[Answer], None],
+) -> Answer:
+    async def ask() -> None:
+        answer(Dot())
+        await orders.get()
+
+    try:
+        return Delivered(await transports[order.relay].deliver(order.envelope, ask if order.asks else None))
+    finally:
+        for transport in transports.values():
+            await transport.close()
+
+
+def read_answer(body: bytes) -> Answer:
+    """An answer as it came through the pipe."""
+    return _answers.decode(body)
+
+
+def framed(value: Order | Answer) -> bytes:
+    """A value as it goes through a pipe."""
+    body = _encode(value)
+    return len(body).to_bytes(4) + body
+
+
+def _write(fd: int, value: Answer) -> None:
+    left = memoryview(framed(value))
+    while left:
+        left = left[os.write(fd, left) :]
