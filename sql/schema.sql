@@ -373,6 +373,44 @@ CREATE FUNCTION pgmail.has_control(p_text text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select p_text ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]' $$;
 
+CREATE FUNCTION pgmail.hold(id uuid, reason text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; was integer; why text;
+begin
+  if length(hold.reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, hold.id) f;
+  why := concat_ws(': ', 'by ' || pgmail.actor(), nullif(hold.reason, ''));
+  begin
+  with free as materialized (
+    select q.id from pgmail.queue q
+    where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at <> 'infinity'
+    order by q.id for update skip locked
+  ), stopped as (
+    update pgmail.queue q set due_at = 'infinity', held_due_at = q.due_at, hold_reason = why
+    where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, detail)
+    select t, s.id, m, 'email.held', why from stopped s
+  )
+  select count(*) into n from stopped;
+  exception when serialization_failure then
+    n := 0;   -- as in cancel
+  end;
+  -- Read after the update: a second hold at the same moment finds what the first one did.
+  select count(*) - n into was from pgmail.queue q
+  where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at = 'infinity';
+  if n > 0 then perform pgmail.record_act(t, 'email.hold', hold.id::text, hold.reason); end if;
+  n := n + was;
+  return jsonb_build_object('status', case when n = cardinality(ids) then 'held' when n > 0 then 'partly_held' else 'too_late' end,
+    'held', n, 'too_late', cardinality(ids) - n);
+end
+$$;
+
 CREATE FUNCTION pgmail.idle_lanes_v1(p_tenant integer, p_lanes bigint[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -916,6 +954,25 @@ begin
     select tenant_id, key from pgmail.idempotency where expires_at <= pgmail.now()
     order by expires_at limit p_most for update skip locked) x
   where d.tenant_id = x.tenant_id and d.key = x.key;
+  get diagnostics n = row_count;
+  return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.purge_suppressions_v1(p_most integer DEFAULT 5000) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare n integer;
+begin
+  with late as materialized (
+    select s.tenant_id, s.address, s.stream from pgmail.suppression s where s.expires_at <= pgmail.now()
+    order by s.expires_at limit p_most for update skip locked
+  )
+  delete from pgmail.suppression s using late x
+  where s.tenant_id = x.tenant_id and s.address = x.address and s.stream = x.stream;
   get diagnostics n = row_count;
   return n;
 end
@@ -1509,6 +1566,55 @@ CREATE FUNCTION pgmail.relay_state_v1(p_name text, p_state text, p_reason text, 
     blocked_until = excluded.blocked_until, changed_at = excluded.changed_at, changed_by = excluded.changed_by,
     up_since = case when excluded.state = 'up' and r.state <> 'up' and r.up_since is not null then pgmail.now() else r.up_since end
   where r.state <> 'paused' or r.changed_by = 'worker' or r.blocked_until <= pgmail.now()
+$$;
+
+CREATE FUNCTION pgmail.release(id uuid, reason text DEFAULT NULL::text) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; doubtful integer; who text := pgmail.actor();
+begin
+  if length(release.reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, release.id) f;
+  begin
+  with free as materialized (
+    select q.id from pgmail.queue q
+    where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at = 'infinity'
+      and coalesce(q.hold_reason, '') not like 'in doubt%'
+    order by q.id for update skip locked
+  ), freed as (
+    update pgmail.queue q set due_at = coalesce(q.held_due_at, pgmail.now()), held_due_at = null, hold_reason = null,
+      later = q.later or q.held_due_at > pgmail.now()
+    where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at, q.wait
+  ), facts as materialized (
+    select f.*, g.stream, g.priority, r.site from freed f
+    join pgmail.message g on g.tenant_id = t and g.id = m
+    join pgmail.recipient r on r.tenant_id = t and r.id = f.id and r.id = any (ids)
+  ), touched as (
+    insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+    select t, f.lane, f.stream, f.priority, f.site, min(f.due_at) from facts f group by f.lane, f.stream, f.priority, f.site
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, detail)
+    select t, f.id, m, case when f.due_at > pgmail.now() and f.wait = 'scheduled' then 'email.scheduled' else 'email.queued' end,
+      concat_ws(': ', 'released by ' || who, nullif(release.reason, '')) from facts f
+  )
+  select count(*) into n from facts;
+  exception when serialization_failure then
+    n := 0;
+  end;
+  select count(*) into doubtful from pgmail.queue q
+  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity' and q.hold_reason like 'in doubt%';
+  if n = 0 and doubtful > 0 then
+    perform pgmail.refuse('in_doubt', '/id', 'it may have been sent already, so it is not released: look at the other side''s log, '
+      || 'then resolve it, retry it (which may send it twice) or cancel it', 409);
+  end if;
+  if n > 0 then perform pgmail.record_act(t, 'email.release', release.id::text, release.reason); end if;
+  return jsonb_build_object('status', case when n = cardinality(ids) then 'released' when n > 0 then 'partly_released' else 'not_held' end,
+    'released', n, 'not_held', cardinality(ids) - n - doubtful, 'in_doubt', doubtful);
+end
 $$;
 
 CREATE FUNCTION pgmail.release_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_reason text DEFAULT NULL::text) RETURNS SETOF uuid
@@ -2540,26 +2646,95 @@ CREATE FUNCTION pgmail.suppress(p_address text, p_reason text DEFAULT 'manual'::
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.need_tenant(); a pgmail.address := pgmail.parse_address(p_address);
+declare t integer := pgmail.need_tenant(); a pgmail.address := pgmail.parse_address(p_address); f record;
 begin
-  if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
-  if p_reason is null or p_reason not in ('bounced', 'complained', 'unsubscribed', 'manual') then
-    perform pgmail.refuse('invalid_reason', '/reason', 'must be bounced, complained, unsubscribed or manual');
-  end if;
-  if coalesce(p_stream, '') <> '' and not exists (select 1 from pgmail.stream s where s.tenant_id = t and s.name = p_stream) then
-    perform pgmail.refuse('unknown_stream', '/stream', format('no stream is named %L', left(p_stream, 63)));
-  end if;
-  if length(p_source) > 1000 then perform pgmail.refuse('invalid_source', '/source', 'longer than 1,000 characters'); end if;
-  if p_expires_at <= pgmail.now() then perform pgmail.refuse('time_in_past', '/expires_at', 'it has passed'); end if;
-  if p_expires_at > pgmail.now() + interval '100 years' then
-    perform pgmail.refuse('time_too_far', '/expires_at', 'lies more than 100 years ahead; leave it out for ever');
-  end if;
+  select * into f from pgmail.suppression_fault(t, a.fault, p_reason, p_source, coalesce(p_stream, ''), p_expires_at);
+  if f.code is not null then perform pgmail.refuse(f.code, f.field, f.message); end if;
   insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by, expires_at)
   values (t, a.address, coalesce(p_stream, ''), p_reason, p_source, pgmail.actor(), p_expires_at)
   on conflict (tenant_id, address, stream) do update set reason = excluded.reason, source = excluded.source,
     created_at = pgmail.now(), created_by = excluded.created_by, expires_at = excluded.expires_at;
-  perform pgmail.record_act(t, 'suppression.add', a.address, p_reason);
+  perform pgmail.record_act(t, 'suppression.add', concat_ws(' ', a.address, nullif(p_stream, '')), p_reason);
   return a.address;
+end
+$$;
+
+CREATE FUNCTION pgmail.suppress_many(p_addresses text[], p_streams text[], p_reasons text[], p_sources text[], p_created timestamp with time zone[], p_expires timestamp with time zone[], p_strict boolean DEFAULT true, p_store boolean DEFAULT true, p_audit bigint DEFAULT NULL::bigint, OUT audit bigint, OUT added integer, OUT changed integer, OUT unchanged integer, OUT faults jsonb, OUT entries jsonb) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $_$
+declare t integer := pgmail.need_tenant(); who text := pgmail.actor(); now_ timestamptz := pgmail.now(); bad jsonb;
+begin
+  if cardinality(p_addresses) > 10000 then perform pgmail.refuse('batch_too_large', '', 'at most 10,000 entries at once', 413); end if;
+  with given as materialized (
+    select u.n - 1 as position, pgmail.parse_address(u.address) as a, coalesce(u.stream, '') as stream, u.reason, u.source,
+      least(coalesce(u.created, now_), now_) as created, u.expires
+    from unnest(p_addresses, p_streams, p_reasons, p_sources, p_created, p_expires)
+      with ordinality u(address, stream, reason, source, created, expires, n)
+  ), judged as materialized (
+    select g.position, (g.a).address as address, g.stream, g.reason, g.source, g.created, g.expires, f.code, f.field, f.message
+    from given g cross join lateral pgmail.suppression_fault(t, (g.a).fault, g.reason, g.source, g.stream, g.expires) f
+  ), fresh as materialized (
+    select distinct on (j.address, j.stream) j.* from judged j where j.code is null
+    order by j.address, j.stream, j.position desc
+  ), compared as materialized (
+    select f.*, s.address is not null as known,
+      s.address is not null and (s.reason, s.source, s.expires_at) is not distinct from (f.reason, f.source, f.expires) as same
+    from fresh f left join lateral (
+      select x.address, x.reason, x.source, x.expires_at from pgmail.suppression x
+      where x.tenant_id = t and x.address = f.address and x.stream = f.stream limit 1) s on true
+  ), stored as (
+    -- In one order for all: two imports at once do not deadlock.
+    insert into pgmail.suppression as s (tenant_id, address, stream, reason, source, created_at, created_by, expires_at)
+    select t, c.address, c.stream, c.reason, c.source, c.created, who, c.expires from compared c
+    where not c.same and p_store and not (p_strict and exists (select from judged j where j.code is not null))
+    order by c.address, c.stream
+    on conflict (tenant_id, address, stream) do update set reason = excluded.reason, source = excluded.source,
+      created_at = excluded.created_at, created_by = excluded.created_by, expires_at = excluded.expires_at
+  )
+  select count(*) filter (where not c.known), count(*) filter (where c.known and not c.same), count(*) filter (where c.same),
+    (select jsonb_agg(jsonb_build_object('position', j.position, 'code', j.code, 'field', j.field, 'message', j.message)
+       order by j.position) from judged j where j.code is not null),
+    jsonb_agg(jsonb_build_array(c.address, c.stream) order by c.position)
+  into added, changed, unchanged, bad, entries from compared c;
+  faults := coalesce(bad, '[]'); entries := coalesce(entries, '[]');
+  if p_strict and bad is not null then
+    perform pgmail.refuse(bad->0->>'code', '/' || (bad->0->>'position') || (bad->0->>'field'), bad->0->>'message');
+  end if;
+  audit := p_audit;
+  if not p_store then return; end if;
+  if audit is null then
+    insert into pgmail.audit (tenant_id, actor, action, object, reason)
+    values (t, who, 'suppression.import', '0', null) returning id into audit;
+  end if;
+  update pgmail.audit x set object = (x.object::bigint + added + changed)::text,
+    reason = (select string_agg(k.reason, ', ' order by k.reason) from (
+      select trim(y) as reason from string_to_table(x.reason, ',') y
+      union select distinct r from unnest(p_reasons) r where r ~ '^[a-z]{1,20}$') k)
+  where x.id = audit and x.tenant_id = t and x.actor = who and x.action = 'suppression.import';
+  if not found then perform pgmail.refuse('not_found', '/audit', 'no such import of yours', 404); end if;
+end
+$_$;
+
+CREATE FUNCTION pgmail.suppression_fault(p_tenant integer, p_fault text, p_reason text, p_source text, p_stream text, p_expires_at timestamp with time zone, OUT code text, OUT field text, OUT message text) RETURNS record
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+  if p_fault is not null then
+    code := 'invalid_address'; field := '/address'; message := p_fault;
+  elsif p_reason is null or p_reason not in ('bounced', 'complained', 'unsubscribed', 'manual', 'invalid') then
+    code := 'invalid_reason'; field := '/reason'; message := 'must be bounced, complained, unsubscribed, manual or invalid';
+  elsif p_stream <> '' and not exists (select from pgmail.stream s where s.tenant_id = p_tenant and s.name = p_stream) then
+    code := 'unknown_stream'; field := '/stream'; message := format('no stream is named %L', left(p_stream, 63));
+  elsif length(p_source) > 1000 then
+    code := 'invalid_source'; field := '/source'; message := 'longer than 1,000 characters';
+  elsif p_expires_at <= pgmail.now() then
+    code := 'time_in_past'; field := '/expires_at'; message := 'it has passed';
+  elsif p_expires_at > pgmail.now() + interval '100 years' then
+    code := 'time_too_far'; field := '/expires_at'; message := 'lies more than 100 years ahead; leave it out for ever';
+  end if;
 end
 $$;
 
@@ -2690,7 +2865,7 @@ begin
   if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
   delete from pgmail.suppression s where s.tenant_id = t and s.address = a.address and s.stream = coalesce(p_stream, '');
   if not found then return false; end if;
-  perform pgmail.record_act(t, 'suppression.remove', a.address, p_reason);
+  perform pgmail.record_act(t, 'suppression.remove', concat_ws(' ', a.address, nullif(p_stream, '')), p_reason);
   return true;
 end
 $$;
@@ -2777,7 +2952,8 @@ begin
       when 'deferred' then
         w := format('waits until %s: attempt %s was answered %s', s.due_at, s.attempts,
           coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
-      when 'held' then w := format('is held: %s. pgmail.retry(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'));
+      when 'held' then w := format('is held: %s. pgmail.%s(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'),
+        case when q.hold_reason like 'by %' then 'release' else 'retry' end);
       when 'queued' then
         select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
          where y.tenant_id = t and y.id = s.recipient_id;
@@ -3393,7 +3569,7 @@ CREATE TABLE pgmail.suppression (
     created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     created_by text DEFAULT SESSION_USER NOT NULL,
     expires_at timestamp with time zone,
-    CONSTRAINT suppression_reason_check CHECK ((reason = ANY (ARRAY['bounced'::text, 'complained'::text, 'unsubscribed'::text, 'manual'::text])))
+    CONSTRAINT suppression_reason_check CHECK ((reason = ANY (ARRAY['bounced'::text, 'complained'::text, 'unsubscribed'::text, 'manual'::text, 'invalid'::text])))
 );
 
 CREATE TABLE pgmail.tag (
@@ -3600,6 +3776,8 @@ CREATE INDEX recipient_default_tenant_id_address_id_idx ON pgmail.recipient_defa
 CREATE INDEX recipient_message ON ONLY pgmail.recipient USING btree (tenant_id, message_id);
 
 CREATE INDEX recipient_default_tenant_id_message_id_idx ON pgmail.recipient_default USING btree (tenant_id, message_id);
+
+CREATE INDEX suppression_expiry ON pgmail.suppression USING btree (expires_at) WHERE (expires_at IS NOT NULL);
 
 ALTER INDEX pgmail.attachment_pkey ATTACH PARTITION pgmail.attachment_default_pkey;
 

@@ -292,6 +292,12 @@ async def template(database: Database, tenant: int, name: str, version: int) -> 
     return await database.one(_Q["template"], {"tenant": tenant, "name": name, "version": version})
 
 
+async def suppressed(database: Database, tenant: int, stream: str, address: str) -> str | None:
+    """Why an address gets no mail of a stream by now, or None."""
+    row = await database.one(_Q["suppressed"], {"tenant": tenant, "stream": stream, "address": address})
+    return None if row is None else str(row.reason)
+
+
 async def streams(database: Database) -> list[StreamRow]:
     """Every stream's policy."""
     return [StreamRow(*row) for row in await database.many(_Q["streams"])]

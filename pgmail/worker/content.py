@@ -207,6 +207,10 @@ class Library:
         assert wire is not None  # noqa: S101 - all of it was fetched
         return wire
 
+    async def suppressed(self, tenant: int, stream: str, person: RecipientRow) -> str | None:
+        """Why a recipient that was loaded a while ago gets no mail by now, or None. Raises DatabaseAway."""
+        return await work.suppressed(self._database, tenant, stream, person.address)
+
     async def sources(self, tenant: int, message: Message) -> Bundle | None:
         """Fetch attachments and a stored template, and neither compile nor render anything here.
 

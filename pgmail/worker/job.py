@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from pgmail.store.work import Lease, RecipientRow, Settlement, StreamRow
@@ -17,10 +18,12 @@ class Job:
 
     `relay` is who carries it. `at` is the moment (monotonic) that its tokens are for, 0 without a limit; it
     lapses at `until`. `gates` bound how many of its kind are on the wire at once; `called_by` is the one that it
-    waited at and that let it on.
+    waited at and that let it on. `loaded_at` (monotonic) is when its recipient was last looked up.
     """
 
-    __slots__ = ("at", "called_by", "gates", "lane", "lease", "message", "person", "relay", "stream", "until")
+    __slots__ = (
+        "at", "called_by", "gates", "lane", "lease", "loaded_at", "message", "person", "relay", "stream", "until",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Job:
     ) -> None:
         self.lease, self.lane, self.stream, self.message, self.person = lease, lane, stream, message, person
         self.relay = stream.relay
+        self.loaded_at = time.monotonic()
         self.at = self.until = 0.0
         self.gates: tuple[Gate, ...] = ()
         self.called_by: Gate | None = None

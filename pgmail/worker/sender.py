@@ -36,6 +36,7 @@ NOT_EIGHTBIT = "5.6.3"  # RFC 3463, section 3.7: conversion required and not sup
 SENT_APART = (
     2  # workers that died with a mail although it could be rendered: it is sent from a process apart, too
 )
+LOOKED_UP_SECONDS = 1.0  # after which a suppression may have come that this worker has not seen
 WARD_SECONDS = 5.0  # a mail waits when no process apart can be started
 
 
@@ -95,6 +96,8 @@ class Sender:
                 return
             if self._late(job):  # what it needed had to be fetched
                 return
+            if await self._stopped(job):
+                return
             rcpt = job.person.rcpt
             envelope = Envelope(
                 sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,
@@ -121,6 +124,21 @@ class Sender:
                 break
             eightbit = False  # another host of the same relay, which does not take what the last one did
         await self._judge(job, result)
+
+    async def _stopped(self, job: Job) -> bool:
+        """Look up again whether a mail that waited here may go. True if not: it is settled, or given back."""
+        person = job.person
+        if person is None or time.monotonic() - job.loaded_at <= LOOKED_UP_SECONDS:
+            return False
+        try:
+            reason = await self._library.suppressed(job.lease.tenant, job.lane.stream, person)
+        except DatabaseAway:
+            await self._give_back(job.lease, None)
+            return True
+        job.loaded_at = time.monotonic()
+        if reason is not None:
+            self._settle(job, "suppressed", reason=reason)
+        return reason is not None
 
     def _late(self, job: Job) -> bool:
         """Hand a mail back whose tokens' moment has passed. True if it has."""

@@ -32,6 +32,12 @@ left join lateral (
   where x.tenant_id = %(tenant)s and x.address = r.address and x.stream in ('', %(stream)s)
     and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1) s on true;
 
+-- name: suppressed :one
+-- Why one address gets no mail of a stream by now; no row where it does.
+select x.reason from pgmail.suppression x
+where x.tenant_id = %(tenant)s and x.address = %(address)s and x.stream in ('', %(stream)s)
+  and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1;
+
 -- name: messages :many
 -- The content of messages, each fetched once a process while it is cached.
 select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content, m.scheduled_at

@@ -219,6 +219,35 @@ def test_hold_and_release_say_what_they_reached(shell):
     assert shell.refused("release", uuid4()).endswith("[not_found]")
 
 
+def test_suppressions_go_into_a_file_and_come_back(shell, tmp_path):
+    path, out = tmp_path / "list.csv", tmp_path / "out"
+    many = "".join(f"u{n}@example.org\n" for n in range(4_500))
+    path.write_text("email,reason\na@example.org,HardBounce\nnobody,\n" + many)
+    dry = shell.json("suppression", "import", path, "--dry-run", code=1)
+    assert (dry["added"], dry["refused"], dry["rows"]) == (4501, 1, 4502)
+    assert dry["faults"] == [
+        {"line": 3, "address": "nobody", "code": "invalid_address", "message": "has no @"}
+    ]
+    assert shell.json("suppression", "list") == []
+    first = shell.run(
+        "suppression", "import", path, "--reason", "unsubscribed", "--stream", "broadcast", code=1
+    )
+    assert first.stdout == "4501 added, 0 changed, 0 unchanged, 1 refused\n"
+    assert first.stderr.splitlines()[0] == "line 3: nobody: has no @ [invalid_address]"
+    again = shell.json(
+        "suppression", "import", path, "--reason", "unsubscribed", "--stream", "broadcast", code=1
+    )
+    assert (again["added"], again["changed"], again["unchanged"]) == (0, 0, 4501)
+    shell.run("suppression", "export", "--output", out)
+    lines = out.read_text().splitlines()
+    assert (len(lines), lines[0]) == (4502, "address,stream,reason,source,created_at,created_by,expires_at")
+    assert lines[1].startswith("a@example.org,broadcast,bounced,,")
+    shell.run("suppression", "export", "--jsonl", "--output", out)
+    assert shell.run("suppression", "import", out).stdout == "0 added, 0 changed, 4501 unchanged, 0 refused\n"
+    path.write_text("name,city\nAda,London\n")
+    assert shell.refused("suppression", "import", path).endswith("[invalid_csv]")
+
+
 def test_cancel_and_reschedule_say_what_they_reached(shell):
     email_id = send(shell, "--at", "in 2 hours", "--to", "bob@example.org")
     assert shell.run("reschedule", email_id, "tomorrow at 9am").stdout == "rescheduled 2 of 2 recipients\n"

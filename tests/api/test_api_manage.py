@@ -161,6 +161,31 @@ async def test_a_full_stream_is_429_with_the_seconds_to_wait(api, db):
     assert (answer.headers["retry-after"], answer.json()["name"]) == ("60", "rate_limit_exceeded")
 
 
+async def test_many_addresses_are_suppressed_at_once_or_none_and_exported(api):
+    bad = [{"address": "a@example.org"}, {"email": "nobody"}]
+    assert refused(await api.post("/suppressions", json=bad), 422, "invalid_address", "/1/address") is True
+    unknown = [{"address": "a@example.org", "why": "x"}]
+    assert refused(await api.post("/suppressions", json=unknown), 422, "unknown_key", "/0/why") is True
+    too_many = [{"address": f"u{n}@example.org"} for n in range(1001)]
+    assert refused(await api.post("/suppressions", json=too_many), 413, "batch_too_large", "") is True
+    assert (await put(api, "GET", "/suppressions"))["data"] == []
+    good = [
+        {"address": "B@example.org"},
+        {"email": "a@example.org", "stream": "broadcast", "reason": "bounced"},
+    ]
+    answer = await put(api, "POST", "/suppressions", good)
+    assert [entry["id"] for entry in answer["data"]] == ["b@example.org", "a@example.org broadcast"]
+    assert (answer["added"], answer["changed"], answer["unchanged"]) == (2, 0, 0)
+    assert (await put(api, "POST", "/suppressions", good))["unchanged"] == 2
+    file = await api.get("/suppressions/export")
+    assert file.headers["content-type"].startswith("text/csv")
+    lines = [line.split(",")[:3] for line in file.text.splitlines()]
+    assert lines == [
+        ["address", "stream", "reason"], ["a@example.org", "broadcast", "bounced"], ["b@example.org", "", "manual"],
+    ]  # fmt: skip
+    assert len((await api.get("/suppressions/export?stream=broadcast")).text.splitlines()) == 2
+
+
 async def test_a_suppressed_address_is_shown_and_set_free(api):
     entry = await put(api, "POST", "/suppressions", {"address": "Gone@Example.org", "source": "by hand"})
     assert (entry["id"], entry["address"], entry["stream"]) == ("gone@example.org", "gone@example.org", None)

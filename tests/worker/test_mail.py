@@ -1,11 +1,14 @@
 """What becomes of mail, with a whole worker, a real database and a real SMTP server."""
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from pgmail.domain import ids
+from pgmail.domain.reply import Phase, Reply, Result
+from pgmail.worker import sender
 from tests.sql.kit import differences, events, one, recipients, rows, send, send_many, state, states, stream
 from tests.waiting import eventually
 from tests.worker.kit import Scripted, doubts, header, leased, settled
@@ -266,3 +269,46 @@ async def test_a_lean_stream_tells_no_sending_event(app, owner, crew, lean):
     mail = send(app, stream="news")
     await eventually(lambda: state(app, mail) == "sent")
     assert ("sending" in events(app, mail)) is not lean
+
+
+async def test_an_address_suppressed_while_its_mail_waits_in_a_worker_gets_nothing(
+    app, owner, crew, sink, monkeypatch
+):
+    """Its content is loaded, and it waits there for a place on the wire."""
+    monkeypatch.setattr(sender, "LOOKED_UP_SECONDS", 0.2)
+    slow = Scripted()
+    slow.gate = asyncio.Event()
+    first = send(app, "first@example.org")
+    await crew.hire({"default": slow}, concurrency=1)
+    await eventually(lambda: slow.begun == 1)
+    mail = send(app, "ada@example.org")
+    await eventually(lambda: state(app, mail) == "sending")
+    owner.execute("select pgmail.suppress('ada@example.org', 'complained')")
+    at = time.monotonic()
+    await eventually(lambda: time.monotonic() - at > 0.3)
+    slow.gate.set()
+    await eventually(lambda: state(app, mail) == "suppressed")
+    assert state(app, first) == "sent"
+    assert [envelope.recipient for envelope in slow.delivered] == ["first@example.org"]
+
+
+@pytest.mark.parametrize("waits", ["scheduled", "deferred", "paused", "held"])
+async def test_a_suppression_stops_mail_whatever_it_waits_for(app, owner, crew, db_clock, waits):
+    transport = Scripted(*[Result(phase=Phase.RCPT, reply=Reply(450, "later"))] * (waits == "deferred"))
+    later = {"scheduled_at": (db_clock.now() + timedelta(hours=1)).isoformat()}
+    if waits == "paused":
+        one(owner, "select pgmail.pause_mail('stream', 'transactional', 'because', null, false)")
+    mail = send(app, "ada@example.org", **(later if waits == "scheduled" else {}))
+    if waits == "held":
+        one(owner, "select pgmail.hold(%s)", [mail])
+    await crew.hire({"default": transport})
+    await eventually(lambda: state(app, mail) == {"paused": "queued"}.get(waits, waits))
+    owner.execute("select pgmail.suppress('ada@example.org', 'complained')")
+    if waits == "paused":
+        one(owner, "select pgmail.resume_mail('stream', 'transactional', 'go on', false)")
+    elif waits == "held":
+        one(owner, "select pgmail.release(%s)", [mail])
+    else:
+        db_clock.advance(timedelta(hours=2))
+    await eventually(lambda: state(app, mail) == "suppressed")
+    assert len(transport.delivered) == (waits == "deferred")
