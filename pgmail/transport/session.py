@@ -298,7 +298,10 @@ class Session(asyncio.Protocol):
         self._reading = True
         before = self.mails
         ended = False
-        for raw in self._parser.feed(data):
+        replies = self._parser.feed(data)
+        left = len(replies)
+        for raw in replies:
+            left -= 1
             if not line or self._skip:
                 self._aside(raw)
             else:
@@ -312,6 +315,11 @@ class Session(asyncio.Protocol):
                     break
                 if step is _WAIT or (step is _SPEAK and mail.ready is None):
                     continue
+                if step is _DONE and chunking and left and replies[-1].code != 421:
+                    # Nothing follows a mail by BDAT before its reply, hence a reply was too many, and there is
+                    # no 354 to tell which: what was taken for the verdict may be about the recipient.
+                    mail.reply, mail.nonsense = None, "more replies than commands"
+                    step = Step.NONSENSE
                 self._follow(mail, step)
                 ended = ended or step is _DONE
             if self._fault is not None:
@@ -324,7 +332,8 @@ class Session(asyncio.Protocol):
             self._later = True
             self._loop.call_soon(self._push_later)
         elif self._fault is None:
-            self._push()
+            # Octets that complete no reply buy no time: a remote that drips them would be waited for forever.
+            self._push(restart=bool(replies))
         self._wake()
 
     def _push_later(self) -> None:

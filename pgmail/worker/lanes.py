@@ -145,6 +145,13 @@ class LaneBook:
         """Learn the database's time, the only clock that due times know."""
         self._told_time, self._told_at = time, self._now()
 
+    def present(self) -> datetime:
+        """The database's time now: as it was told last, and what passed here since (monotonic).
+
+        This machine's own wall clock may be wrong, or be set while mail waits; it decides nothing.
+        """
+        return self._told_time + timedelta(seconds=self._now() - self._told_at)
+
     def wake_all(self) -> None:
         """Look at every lane at the next chance: something came, we do not know where."""
         for _, _, lane in self._later:
@@ -214,7 +221,7 @@ class LaneBook:
         """What to claim from the chosen lanes: even shares of `rows`, from their heads."""
         now = self._now()
         share, more = divmod(rows, len(lanes))  # the first lanes, which waited longest, get what is over
-        present = self._told_time + timedelta(seconds=now - self._told_at)
+        present = self.present()
         result = []
         for n, lane in enumerate(lanes):
             due, after = lane.due, lane.after

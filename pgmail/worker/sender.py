@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -52,17 +53,19 @@ class Sender:
         worker: Callable[[], int],
         *,
         fresh: Callable[[], bool] = lambda: True,
+        present: Callable[[], datetime],
         lapsed: Callable[[Job], None] | None = None,
         ward: Ward | None = None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
+        `present` is the database's time: what expires, and how old a mail is, must not hang on this machine's clock.
         `lapsed` takes mail back that missed the moment its tokens were for. `ward` is where mail is made that
         a worker died with; without one it is made here, as any other.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
-        self._lapsed, self._ward = lapsed, ward
+        self._lapsed, self._ward, self._present = lapsed, ward, present
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -78,7 +81,7 @@ class Sender:
         if job.person.suppressed is not None:
             self._settle(job, "suppressed", reason=job.person.suppressed)
             return
-        if lease.expires_at is not None and lease.expires_at.timestamp() <= time.time():
+        if lease.expires_at is not None and lease.expires_at <= self._present():
             self._settle(job, "expired", reason="expires_at passed before it was sent")
             return
         if self._late(job):
@@ -230,8 +233,7 @@ class Sender:
             said = " ".join(str(x) for x in (verdict.code, verdict.reply) if x) or verdict.error
             await self._give_back(lease, f"relay {relay}: {verdict.reason}" + (f": {said}" if said else ""))
 
-    @staticmethod
-    def _outcome(job: Job, verdict: Verdict, facts: dict[str, Any]) -> Settlement | None:
+    def _outcome(self, job: Job, verdict: Verdict, facts: dict[str, Any]) -> Settlement | None:
         """The settlement that a verdict asks for; None to give the lease back."""
         match verdict.kind:
             case "sent":
@@ -250,7 +252,7 @@ class Sender:
                     max_age_seconds=stream.max_age_seconds,
                 )  # fmt: skip
                 since = job.lease.tried_since
-                age = 0.0 if since is None else max(0.0, time.time() - since.timestamp())
+                age = 0.0 if since is None else max(0.0, (self._present() - since).total_seconds())
                 attempt = job.lease.attempts + 1
                 delay = next_delay(policy, attempt, random.random, age_seconds=age)
                 doubt = verdict.kind == "in_doubt"

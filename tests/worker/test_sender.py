@@ -48,7 +48,7 @@ class Desk:
         self._blocked, self._eightbit, self._well = blocked, eightbit, well
         self.sender = Sender(
             self.library, self, self, self._give_back, lambda: 7,
-            fresh=lambda: fresh, lapsed=self.lapsed.append,
+            fresh=lambda: fresh, present=lambda: datetime.now(UTC), lapsed=self.lapsed.append,
         )  # fmt: skip
 
     # what a sender asks of relays and of the settler
