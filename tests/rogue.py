@@ -86,7 +86,9 @@ def _says(octets: bytes, means: str = "broken") -> Fault:
     return Fault(act, means)
 
 
-def _says_and(octets: bytes, then: Callable[[Wire], Awaitable[None]], means: str = "broken", **more: bool) -> Fault:
+def _says_and(
+    octets: bytes, then: Callable[[Wire], Awaitable[None]], means: str = "broken", **more: bool
+) -> Fault:
     async def act(wire: Wire, _usual: bytes) -> None:
         if octets:
             await wire.say(octets)

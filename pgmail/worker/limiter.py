@@ -27,6 +27,7 @@ CHUNK_SECONDS = 0.5  # of tokens are asked for at a time
 LEAST_WAIT, MOST_WAIT = 0.02, 5.0  # seconds until an exhausted limit is asked again
 SHARE_SECONDS = 1.0  # between two looks at permits
 UNUSED_SECONDS = 5.0  # after which a worker wants no permits of a key any more
+STEPPED_SECONDS = 10.0  # no answer takes that long: the database's clock was set
 COMPARED_SECONDS = 30.0  # for which a comparison of clocks is believed, and once more
 AHEAD = 2  # mails claimed for each permit: the next one is ready when one ends
 
@@ -173,6 +174,8 @@ class Limiter:
         now = self._now()
         if now - self._compared_at > COMPARED_SECONDS:
             self._compared_at, self._apart, self._apart_new = now, self._apart_new, math.inf
+        if now - clock > min(self._apart, self._apart_new) + STEPPED_SECONDS:
+            self._apart = self._apart_new = math.inf
         self._apart_new = min(self._apart_new, now - clock)
         return clock + min(self._apart, self._apart_new)
 

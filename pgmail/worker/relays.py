@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 PAUSE_SECONDS = 300.0  # between two tries of a login that was refused
+# A circuit never waits longer. Were the database's clock set back, its moment could lie a day ahead.
+MOST_AWAY_SECONDS = 120.0
 RAMP_START, RAMP_DONE = 1, 100  # mails on the wire at once; after so many answers it is no longer bounded
 
 
@@ -133,7 +135,10 @@ class Relays:
             if row.state == "paused" and row.seconds is None:
                 blocked[row.name] = math.inf, row.state
             elif row.state != "up" and row.name in self._circuits:
-                blocked[row.name] = now + (row.seconds or 0.0), row.state
+                seconds = row.seconds or 0.0
+                if row.state == "away":
+                    seconds = min(seconds, MOST_AWAY_SECONDS)
+                blocked[row.name] = now + seconds, row.state
         for name in self._blocked.keys() - blocked.keys():
             if name in self._circuits:
                 self._start_ramp(name)  # another worker, or an operator, says that it is back

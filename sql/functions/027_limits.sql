@@ -164,7 +164,10 @@ begin
        where r.name = (select x.name from pgmail.relay x where x.name = k.name and x.up_since is null for no key update skip locked);
     end if;
     gap := pgmail.limit_gap(k.limits, coalesce(k.up_since, case when k.known then now_ else now_ - interval '8 days' end), now_);
+    -- No token is given further ahead than the horizon: a last one that lies there was given by another clock, which
+    -- was set back, or was that of a server that is gone. Nobody waits for what that one called the present.
     ahead := case when k.last_at = '-infinity' then 0
+                  when k.last_at > now_ + interval '10 seconds' then gap
                   else greatest(0, extract(epoch from k.last_at - now_)::double precision + gap) end;
     granted := case when ahead > horizon then 0 else least(k.want, 1 + floor((horizon - ahead) / gap))::integer end;
     starts_in := ahead;

@@ -31,13 +31,14 @@ begin
 end
 $$;
 
--- Take or keep the lead for p_seconds. A lease row, so a transaction-mode pooler may sit in between.
+-- Take or keep the lead for p_seconds. A lease row, so a transaction-mode pooler may sit in between. One that ends later
+-- than any lease may was written by another clock, which was set back: it binds nobody.
 create or replace function pgmail.lead_v1(p_epoch bigint, p_seconds double precision) returns boolean
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
 begin
   update pgmail.leader set epoch = p_epoch, until = clock_timestamp() + p_seconds * interval '1 second'
-   where epoch = p_epoch or until < clock_timestamp();
+   where epoch = p_epoch or until < clock_timestamp() or until > clock_timestamp() + p_seconds * interval '10 seconds';
   return found;
 end
 $$;

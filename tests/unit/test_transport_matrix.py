@@ -153,7 +153,9 @@ async def test_a_fault_while_the_body_is_under_way_is_never_in_doubt(
     limits["quit"] = 0.05
     if fault.slow:
         limits["block"] = LIMIT
-    rogue = Rogue(Strike(Phase.BODY, fault, 1), offers=mode.offers, on_strike=lambda: limits.pop("block", None))
+    rogue = Rogue(
+        Strike(Phase.BODY, fault, 1), offers=mode.offers, on_strike=lambda: limits.pop("block", None)
+    )
     relay = open_relay(await open_script(rogue.serve), "tls=none&max_connections=1")
     async with asyncio.timeout(AT_MOST):
         told, other = await asyncio.gather(relay.deliver(a_mail(1, lines=BIG)), relay.deliver(a_mail(2)))

@@ -74,7 +74,9 @@ async def test_a_fault_before_the_mail_is_the_relays_and_sends_nothing(
     assert rogue.mails_in_clear == 0
 
 
-@pytest.mark.parametrize(("phase", "fault"), [cell for cell in CELLS if cell[0] in (Phase.STARTTLS, HANDSHAKE)])
+@pytest.mark.parametrize(
+    ("phase", "fault"), [cell for cell in CELLS if cell[0] in (Phase.STARTTLS, HANDSHAKE)]
+)
 async def test_opportunistic_tls_that_fails_in_any_way_falls_back_to_clear_text(
     *, open_script, open_relay, limits, server_tls, phase, fault
 ):

@@ -68,7 +68,11 @@ class Cut:
         wire = Wire(reader, writer)
         await wire.say(b"220 cut\r\n")
         await reader.readline()
-        await wire.say(b"250-cut\r\n250-CHUNKING\r\n250 PIPELINING\r\n" if self.chunking else b"250-cut\r\n250 PIPELINING\r\n")
+        await wire.say(
+            b"250-cut\r\n250-CHUNKING\r\n250 PIPELINING\r\n"
+            if self.chunking
+            else b"250-cut\r\n250 PIPELINING\r\n"
+        )
         left = self.at
         for number, group in enumerate(self.groups):
             if self.chunking:
@@ -197,7 +201,10 @@ async def test_a_reset_that_goes_wrong_costs_the_connection_and_no_mail(served, 
     if FAULTS[fault].slow:
         limits["command"] = 0.5  # that of EHLO too
     rogue = Rogue(
-        Strike(RSET, FAULTS[fault]), offers=MODES[mode], refuse=True, on_strike=lambda: limits.pop("command", None)
+        Strike(RSET, FAULTS[fault]),
+        offers=MODES[mode],
+        refuse=True,
+        on_strike=lambda: limits.pop("command", None),
     )
     relay = await served(rogue.serve)
     told, other, third = await deliver(relay, 1, 2, 3)
@@ -249,7 +256,9 @@ async def test_a_remote_that_takes_no_more_octets_is_given_up_and_nothing_is_in_
 
     limits["block"] = LIMIT
     big = (b"x" * 998 + b"\r\n") * 10_000
-    rogue = Rogue(Strike(Phase.BODY, Fault(deaf), 1), offers=MODES[mode], on_strike=lambda: limits.pop("block", None))
+    rogue = Rogue(
+        Strike(Phase.BODY, Fault(deaf), 1), offers=MODES[mode], on_strike=lambda: limits.pop("block", None)
+    )
     relay = await served(rogue.serve)
     async with asyncio.timeout(AT_MOST):
         told, other = await asyncio.gather(relay.deliver(a_mail(1, lines=big)), relay.deliver(a_mail(2)))
