@@ -201,7 +201,10 @@ class Rogue:
         farewell: bytes = b"",
         on_strike: Callable[[], object] = lambda: None,
     ) -> None:
-        """`refuse`: the first mail's recipient is nobody. `closes_after` so many mails it says `farewell` and hangs up."""
+        """`refuse`: the first mail's recipient is nobody.
+
+        `closes_after`: it hangs up on a connection after so many mails, with `farewell` behind the last reply.
+        """
         self.taken: Counter[str] = Counter()  # by mail: "m1"
         self.connections = 0
         self.mails_in_clear = 0
@@ -319,11 +322,11 @@ class _Connection:
         self._secure = True
 
     async def _after_354(self) -> None:
-        if self._rogue._strike is not None and self._rogue._strike.phase is Phase.BODY:
+        strike = self._rogue._strike
+        if strike is not None and strike.phase is Phase.BODY and not self._rogue.struck:
             # Behind its 354, of the body nothing read: what is broken here is not in doubt.
-            if not self._rogue.struck:
-                self._note(struck=await self._answer(Phase.BODY, b""))
-                await self._wire.wait_for_end()
+            self._note(struck=await self._answer(Phase.BODY, b""))
+            await self._wire.wait_for_end()
         body = await self._wire.reader.readuntil(b"\r\n.\r\n")
         assert body.count(b"Message-ID: ") == 1
         await self._end_of_data()

@@ -36,11 +36,14 @@ class Database:
         wait_seconds: float = 5.0,
         check: bool = False,
         prepare: bool = True,
+        idle_seconds: float = 600.0,
     ) -> None:
         """`low` and `high` bound the number of connections; `name` is what `pg_stat_activity` shows.
 
         `check` tries a connection before lending it, a round trip each time: for who answers people, and would
         rather be slow than say that the database is away because it was a moment ago.
+
+        Of the connections above `low`, one is closed whenever it was not needed for `idle_seconds`.
         """
         self.dsn = dsn
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
@@ -50,7 +53,7 @@ class Database:
             open=False,
             timeout=wait_seconds,
             name=name,
-            max_idle=600,
+            max_idle=idle_seconds,
             # Who waits for a connection is who tries again; after that the next who asks does.
             reconnect_timeout=wait_seconds,
             kwargs={

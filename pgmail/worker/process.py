@@ -5,8 +5,8 @@
     leader     given from outside: any worker can lead
 
 Stopping drains: claim nothing, let what is on the wire finish within `drain_seconds`, give the rest back, write
-what is known. Connections: 3 from the pool, the listener's own, and one
-for the beat alone: a worker that is busy with large attachments must not look dead.
+what is known. Connections: 1 to 3 from the pool, the listener's own,
+and one for the beat alone: a worker that is busy with large attachments must not look dead. So 3 or 4 at rest, 5 under load.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from pgmail.worker.ward import Ward
 
 _log = structlog.get_logger()
 
+IDLE_SECONDS = (
+    20.0  # after a burst each of the pool's connections but one is closed, so soon one after the other
+)
+
 MakeLeader = Callable[[Database, Presence], tuple[Service, Callable[[], bool]]]
 
 
@@ -53,7 +57,9 @@ async def run_worker(
 
     `ward` is where mail is made that a worker died with; it is closed at the end.
     """
-    database = Database(dsn, name="pgmail worker", low=1, high=max(3, settings.worker_pool_size))
+    database = Database(
+        dsn, name="pgmail worker", low=1, high=max(3, settings.worker_pool_size), idle_seconds=IDLE_SECONDS
+    )
     beats = Database(dsn, name="pgmail beat", low=1, high=1)
     presence = Presence(
         beats,

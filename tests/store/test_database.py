@@ -130,3 +130,14 @@ async def test_a_fault_of_ours_is_not_hidden_as_an_outage(pool):
     with pytest.raises(psycopg.errors.UndefinedColumn):
         await pool.one(Query("broken", "one", "select no_such_column", "to fail"))
     assert await pool.reachable()
+
+
+async def test_connections_that_a_burst_opened_are_closed_when_they_are_not_needed(db, owner):
+    made = Pool(db.dsn_for("worker"), name="a burst", low=1, high=3, idle_seconds=0.1)
+    await made.open()
+    held = "select count(*) from pg_stat_activity where application_name = 'a burst'"
+    async with made.connection(), made.connection(), made.connection():
+        assert one(owner, held) == 3
+    await eventually(lambda: one(owner, held) == 1)
+    assert await made.reachable()
+    await made.close()

@@ -4,7 +4,7 @@ Also certificates, real ones: expired, not valid yet, for another host, of an un
 """
 
 import asyncio
-import datetime
+import datetime as dt
 import socket
 import ssl
 
@@ -113,13 +113,13 @@ async def test_a_server_that_does_not_answer_a_connection_is_a_connect_fault(ope
 
 # --- certificates ---
 
-DAY = datetime.timedelta(days=1)
+DAY = dt.timedelta(days=1)
 
 
 @pytest.fixture
 def certificates(certificate_authority):
     """A server's TLS context by what is wrong with its certificate."""
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.dt.now(dt.UTC)
 
     def make(wrong):
         authority = trustme.CA() if wrong == "authority" else certificate_authority

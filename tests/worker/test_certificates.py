@@ -1,6 +1,6 @@
-"""A relay whose certificate is not accepted: its mail waits, says why, spends no attempt, and goes once it is mended."""
+"""A relay whose certificate is not accepted: its mail waits, says why, spends no attempt, goes once it is mended."""
 
-import datetime
+import datetime as dt
 import ssl
 
 import pytest
@@ -10,7 +10,7 @@ from tests.sql.kit import differences, events, one, rows, send, state
 from tests.waiting import eventually
 from tests.worker.kit import Crew, settled
 
-DAY = datetime.timedelta(days=1)
+DAY = dt.timedelta(days=1)
 
 
 def context(authority, *names, **valid):
@@ -23,7 +23,7 @@ def context(authority, *names, **valid):
 async def test_mail_waits_for_a_certificate_to_be_mended_and_is_never_sent_in_the_clear(
     *, db, app, owner, open_sink, certificate_authority, ca_file, wrong
 ):
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.dt.now(dt.UTC)
     bad = {
         "expired": lambda: context(certificate_authority, not_before=now - 9 * DAY, not_after=now - DAY),
         "name": lambda: context(certificate_authority, "mx.example"),

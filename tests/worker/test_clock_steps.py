@@ -5,7 +5,7 @@ database says. And the database's clock may step back: a standby that is promote
 """
 
 import asyncio
-import datetime as datetimes
+import datetime as dt
 import time
 from datetime import timedelta
 
@@ -35,10 +35,10 @@ def wall(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(time, "time", lambda: true() + seconds)
         monkeypatch.setattr(time, "time_ns", lambda: int((true() + seconds) * 1e9))
 
-    class Stepped(datetimes.datetime):
+    class Stepped(dt.datetime):
         @classmethod
         def now(cls, tz=None):
-            return datetimes.datetime.fromtimestamp(time.time(), tz)
+            return dt.datetime.fromtimestamp(time.time(), tz)
 
     for name in ("pgmail.worker.lanes.datetime", "pgmail.clock.datetime"):
         monkeypatch.setattr(name, Stepped)
@@ -135,9 +135,7 @@ async def test_a_limit_goes_on_when_the_databases_clock_steps_back(db, db_clock,
         await limiter.fetch({key: 5})
         return bool(limiter.reserve([key], 1))
 
-    async with asyncio.timeout(5):
-        while not await more():
-            await asyncio.sleep(0.01)
+    await eventually(more, 5)
 
 
 def test_somebody_can_lead_when_the_databases_clock_stepped_back(owner):
