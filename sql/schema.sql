@@ -461,7 +461,7 @@ CREATE FUNCTION pgmail.lead_v1(p_epoch bigint, p_seconds double precision) RETUR
     AS $$
 begin
   update pgmail.leader set epoch = p_epoch, until = clock_timestamp() + p_seconds * interval '1 second'
-   where epoch = p_epoch or until < clock_timestamp();
+   where epoch = p_epoch or until < clock_timestamp() or until > clock_timestamp() + p_seconds * interval '10 seconds';
   return found;
 end
 $$;
@@ -2799,7 +2799,10 @@ begin
        where r.name = (select x.name from pgmail.relay x where x.name = k.name and x.up_since is null for no key update skip locked);
     end if;
     gap := pgmail.limit_gap(k.limits, coalesce(k.up_since, case when k.known then now_ else now_ - interval '8 days' end), now_);
+    -- No token is given further ahead than the horizon: a last one that lies there was given by another clock, which
+    -- was set back, or was that of a server that is gone. Nobody waits for what that one called the present.
     ahead := case when k.last_at = '-infinity' then 0
+                  when k.last_at > now_ + interval '10 seconds' then gap
                   else greatest(0, extract(epoch from k.last_at - now_)::double precision + gap) end;
     granted := case when ahead > horizon then 0 else least(k.want, 1 + floor((horizon - ahead) / gap))::integer end;
     starts_in := ahead;
