@@ -119,7 +119,7 @@ DAY = dt.timedelta(days=1)
 @pytest.fixture
 def certificates(certificate_authority):
     """A server's TLS context by what is wrong with its certificate."""
-    now = dt.dt.now(dt.UTC)
+    now = dt.datetime.now(dt.UTC)
 
     def make(wrong):
         authority = trustme.CA() if wrong == "authority" else certificate_authority

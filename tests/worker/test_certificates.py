@@ -23,7 +23,7 @@ def context(authority, *names, **valid):
 async def test_mail_waits_for_a_certificate_to_be_mended_and_is_never_sent_in_the_clear(
     *, db, app, owner, open_sink, certificate_authority, ca_file, wrong
 ):
-    now = dt.dt.now(dt.UTC)
+    now = dt.datetime.now(dt.UTC)
     bad = {
         "expired": lambda: context(certificate_authority, not_before=now - 9 * DAY, not_after=now - DAY),
         "name": lambda: context(certificate_authority, "mx.example"),
