@@ -6,7 +6,8 @@
 
 Stopping drains: claim nothing, let what is on the wire finish within `drain_seconds`, give the rest back, write
 what is known. Connections: 1 to 3 from the pool, the listener's own,
-and one for the beat alone: a worker that is busy with large attachments must not look dead. So 3 or 4 at rest, 5 under load.
+and one for the beat alone: a worker that is busy with large attachments must not look dead. So 3 or 4 at rest, at
+most 5 under load.
 """
 
 from __future__ import annotations
