@@ -53,7 +53,8 @@ grant execute on function
   pgmail.save_template(text, text, text, text, text[], jsonb, boolean), pgmail.publish_template(text, integer, text[], jsonb),
   pgmail.save_asset(text, text, text, bytea), pgmail.suppress(text, text, text, text, timestamptz),
   pgmail.unsuppress(text, text, text), pgmail.save_stream(text, jsonb),
-  pgmail.pause_mail(text, text, text, timestamptz, boolean), pgmail.resume_mail(text, text, text, boolean)
+  pgmail.pause_mail(text, text, text, timestamptz, boolean), pgmail.resume_mail(text, text, text, boolean),
+  pgmail.erase(text, text, uuid, integer, boolean)
   to {prefix}api, {prefix}admin;
 grant execute on function pgmail.stopped_by(text, integer, text), pgmail.lane_name(text, integer, text)
   to {prefix}api, {prefix}reader, {prefix}admin;
@@ -61,6 +62,7 @@ revoke execute on function pgmail.create_key(text, text, bytea) from {prefix}api
 grant execute on function pgmail.check_key_v1(bytea) to {prefix}api;
 grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(text), pgmail.recount(),
   pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state(),
+  pgmail.retention_state(), pgmail.set_retention(integer, integer, text), pgmail.erase_for(text, text, text, uuid, integer, boolean),
   pgmail.set_limit(text, text, integer, real, integer, real, text), pgmail.remove_limit(text, text), pgmail.set_tenant(text, real)
   to {prefix}admin;
 
@@ -70,14 +72,15 @@ grant execute on function
   pgmail.release_v1(integer, bigint, uuid[], integer[], text), pgmail.settle_v1(integer, bigint, jsonb),
   pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
   pgmail.relay_state_v1(text, text, text, double precision), pgmail.idle_lanes_v1(integer, bigint[]),
-  pgmail.take_tokens_v1(bigint, text[], text[], integer[]),
+  pgmail.suppressed_as(integer, text), pgmail.take_tokens_v1(bigint, text[], text[], integer[]),
   pgmail.share_permits_v1(bigint, text[], text[], integer[], integer[]), pgmail.register_relays_v1(text[])
   to {prefix}worker;
 grant execute on function
   pgmail.worker_start_v1(text, integer, text, integer), pgmail.worker_beat_v1(bigint, text, boolean), pgmail.worker_stop_v1(bigint),
   pgmail.lead_v1(bigint, double precision), pgmail.rescue_v1(bigint), pgmail.orphans_v1(), pgmail.fold_touches_v1(), pgmail.wake_due_v1(timestamptz),
   pgmail.repair_lanes_v1(), pgmail.expire_v1(integer), pgmail.fold_tallies_v1(integer), pgmail.purge_idempotency_v1(integer),
-  pgmail.make_partitions_v1(integer), pgmail.partition_state()
+  pgmail.make_partitions_v1(integer), pgmail.partition_state(), pgmail.make_partition_v2(integer), pgmail.drop_partition_v1(text),
+  pgmail.drop_strays_v1(text, integer), pgmail.empty_content_v1(integer), pgmail.retention_state()
   to {prefix}worker, {prefix}maintain;
 grant select on pgmail.message, pgmail.attachment, pgmail.recipient, pgmail.template, pgmail.asset, pgmail.stream,
   pgmail.suppression, pgmail.lane, pgmail.tenant, pgmail.queue to {prefix}worker;
