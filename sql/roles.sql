@@ -94,34 +94,46 @@ grant select on pgmail.message, pgmail.attachment, pgmail.tag, pgmail.recipient,
   pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total, pgmail.tenant, pgmail.stream, pgmail.template,
   pgmail.asset, pgmail.suppression, pgmail.audit, pgmail.ledger to {prefix}api, {prefix}reader, {prefix}admin;
 
--- Row-level security. Policies name the roles they are for; the owner (who runs the functions) needs none.
+-- Row-level security. Policies name the roles they are for; the owner (who runs the functions) needs none. A policy takes
+-- its table's lock, for which all mail waits: so those that are as they should be (their comment says as what they were
+-- made) are left alone, and an upgrade that changes none locks no table.
 do $do$
-declare t record; who text;
+declare t record; who text; all_ text := '{prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin'; wanted text[]; made_as text;
 begin
-  for t in select c.oid::regclass as name, c.relname,
+  for t in select c.oid, c.oid::regclass as name, c.relname, c.relrowsecurity as secured,
              exists (select 1 from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped) as by_tenant
            from pg_class c
            where c.relnamespace = 'pgmail'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
              and c.relname <> 'alembic_version'
   loop
-    execute format('alter table %s enable row level security', t.name);
-    for who in select polname from pg_policy where polrelid = t.name and starts_with(polname, '{prefix}') loop
-      execute format('drop policy %I on %s', who, t.name);
-    end loop;
+    if not t.secured then execute format('alter table %s enable row level security', t.name); end if;
+    wanted := '{}';   -- name, what it says
     if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain') then
-      execute format('create policy {prefix}fleet on %s for select to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin using (true)', t.name);
+      wanted := array['fleet', 'for select to ' || all_ || ' using (true)'];
     elsif t.relname in ('bucket', 'permit') then
-      execute format('create policy {prefix}every on %s for select to {prefix}admin using (true)', t.name);
+      wanted := array['every', 'for select to {prefix}admin using (true)'];
     elsif t.relname = 'limits' then
       -- What holds for a tenant: the limits of relays and sites, and its own. pgmail.tenant shows a tenant itself only.
-      execute format('create policy {prefix}tenant on %s for select to {prefix}api, {prefix}reader using (scope <> ''tenant'' or name in (select x.name from pgmail.tenant x))', t.name);
-      execute format('create policy {prefix}every on %s for select to {prefix}worker, {prefix}admin using (true)', t.name);
+      wanted := array['tenant', 'for select to {prefix}api, {prefix}reader using (scope <> ''tenant'' or name in (select x.name from pgmail.tenant x))',
+                      'every', 'for select to {prefix}worker, {prefix}admin using (true)'];
     elsif t.by_tenant or t.relname = 'tenant' then
-      execute format('create policy {prefix}tenant on %s for select to {prefix}api, {prefix}reader using (%s)', t.name,
-        case t.relname when 'pause' then 'tenant_id is null or tenant_id' when 'tenant' then 'id' else 'tenant_id' end
-        || ' = (select pgmail.current_tenant())');
-      execute format('create policy {prefix}every on %s for select to {prefix}worker, {prefix}maintain, {prefix}admin using (true)', t.name);
+      wanted := array['tenant', format('for select to {prefix}api, {prefix}reader using (%s)',
+                        case t.relname when 'pause' then 'tenant_id is null or tenant_id' when 'tenant' then 'id' else 'tenant_id' end
+                        || ' = (select pgmail.current_tenant())'),
+                      'every', 'for select to {prefix}worker, {prefix}maintain, {prefix}admin using (true)'];
     end if;
+    made_as := md5(wanted::text);
+    continue when (select count(*) filter (where obj_description(p.oid, 'pg_policy') = made_as) = cardinality(wanted) / 2
+                      and count(*) = cardinality(wanted) / 2
+                   from pg_policy p where p.polrelid = t.oid and starts_with(p.polname, '{prefix}'));
+    for who in select polname from pg_policy where polrelid = t.oid and starts_with(polname, '{prefix}') loop
+      execute format('drop policy %I on %s', who, t.name);
+    end loop;
+    for i in 1 .. cardinality(wanted) / 2 loop
+      who := '{prefix}' || wanted[2 * i - 1];
+      execute format('create policy %I on %s %s', who, t.name, wanted[2 * i]);
+      execute format('comment on policy %I on %s is %L', who, t.name, made_as);
+    end loop;
   end loop;
 end
 $do$;

@@ -22,6 +22,7 @@ from pgmail.api import (
     lanes,
     limits,
     openapi,
+    people,
     problems,
     queue,
     streams,
@@ -46,7 +47,7 @@ GUARDED = (
     *(suppressions.add_suppression, suppressions.list_suppressions, suppressions.remove_suppression),
     *(dead_letters.list_dead_letters, dead_letters.retry_dead_letters, dead_letters.discard_dead_letters),
     *(lanes.list_lanes, lanes.pause_lanes, lanes.resume_lanes),
-    *(limits.list_limits, queue.show_queue),
+    *(limits.list_limits, queue.show_queue, people.erase_person),
 )
 OPEN = (health.live, health.ready)
 

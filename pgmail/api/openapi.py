@@ -125,10 +125,12 @@ _SCHEMAS = {
         max_attempts=_INTEGER,
         max_age_seconds=_INTEGER,
         max_queued=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
+        keep_content_days=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
     ),
     "Suppression": _object(
         address=_TEXT, email=_TEXT, stream=_TEXT, reason=_TEXT, source=_TEXT, expires_at=_MOMENT
     ),
+    "Erasure": _object(["address", "reason"], address=_TEXT, reason=_TEXT, after=_TEXT, dry_run=_BOOLEAN),
     "DeadLetters": _DEAD,
     "Pause": _object(
         ["reason"],

@@ -148,9 +148,13 @@ async def _partitions(connection: Connection, _: Settings) -> Finding:
 async def _retention(connection: Connection, _: Settings) -> Finding:
     (row,) = await _ask(connection, "retention")
     if row["overdue"]:
-        message = f"{row['overdue']} partitions should have gone a day ago; a lock, or unsettled mail, keeps them"
+        message = (
+            f"{row['overdue']} partitions should have gone a day ago; a lock, or unsettled mail, keeps them"
+        )
         return Finding("retention", "warning", message, "pgmail retention show; pgmail dead list")
-    days = {word: f"{row[word]} days" if row[word] else "for ever" for word in ("content_days", "record_days")}
+    days = {
+        word: f"{row[word]} days" if row[word] else "for ever" for word in ("content_days", "record_days")
+    }
     return Finding(
         "retention", "ok", f"content is kept {days['content_days']}, the record {days['record_days']}"
     )

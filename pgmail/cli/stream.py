@@ -120,6 +120,4 @@ def _whole(text: str, option: str) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is neither a whole number nor none", param_hint=option
-        ) from None
+        raise click.BadParameter(f"{text!r} is neither a whole number nor none", param_hint=option) from None

@@ -128,7 +128,9 @@ class Leader(Loop):
     async def _partitions(self) -> None:
         try:
             made = 0
-            while (row := await self._database.one(_Q["make_partition"])) and row.made:  # each its own transaction
+            while (
+                row := await self._database.one(_Q["make_partition"])
+            ) and row.made:  # each its own transaction
                 made += 1
             if made:
                 _log.info("leader.partitions_made", count=made)

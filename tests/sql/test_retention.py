@@ -197,7 +197,9 @@ def test_for_ever_is_for_ever_and_nonsense_is_refused(app, owner, hand, later):
 
 
 def stored(owner, message):
-    return kit.one(owner, "select convert_from(content, 'UTF8')::jsonb from pgmail.message where id = %s", [message])
+    return kit.one(
+        owner, "select convert_from(content, 'UTF8')::jsonb from pgmail.message where id = %s", [message]
+    )
 
 
 def test_a_stream_that_keeps_less_has_its_settled_texts_files_and_variables_emptied(app, owner, hand, later):
