@@ -94,46 +94,56 @@ grant select on pgmail.message, pgmail.attachment, pgmail.tag, pgmail.recipient,
   pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total, pgmail.tenant, pgmail.stream, pgmail.template,
   pgmail.asset, pgmail.suppression, pgmail.audit, pgmail.ledger to {prefix}api, {prefix}reader, {prefix}admin;
 
--- Row-level security. Policies name the roles they are for; the owner (who runs the functions) needs none. A policy takes
--- its table's lock, for which all mail waits: so those that are as they should be (their comment says as what they were
--- made) are left alone, and an upgrade that changes none locks no table.
+-- Row-level security. Policies name the roles they are for; the owner (who runs the functions) needs none. Making one takes
+-- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should
+-- be are left alone, and an upgrade that changes none locks no table for them.
 do $do$
-declare t record; who text; all_ text := '{prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin'; wanted text[]; made_as text;
+declare
+  t record; p record; fleet text[] := array['{prefix}api', '{prefix}worker', '{prefix}maintain', '{prefix}reader', '{prefix}admin'];
+  mine text := '= (select pgmail.current_tenant())'; wanted jsonb := '[]';
 begin
-  for t in select c.oid, c.oid::regclass as name, c.relname, c.relrowsecurity as secured,
+  for t in select c.oid::regclass as name, c.relname, c.relrowsecurity as secured,
              exists (select 1 from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped) as by_tenant
            from pg_class c
            where c.relnamespace = 'pgmail'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
              and c.relname <> 'alembic_version'
   loop
     if not t.secured then execute format('alter table %s enable row level security', t.name); end if;
-    wanted := '{}';   -- name, what it says
     if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain') then
-      wanted := array['fleet', 'for select to ' || all_ || ' using (true)'];
+      wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'fleet', 'roles', fleet, 'condition', 'true');
     elsif t.relname in ('bucket', 'permit') then
-      wanted := array['every', 'for select to {prefix}admin using (true)'];
+      wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}admin'], 'condition', 'true');
     elsif t.relname = 'limits' then
       -- What holds for a tenant: the limits of relays and sites, and its own. pgmail.tenant shows a tenant itself only.
-      wanted := array['tenant', 'for select to {prefix}api, {prefix}reader using (scope <> ''tenant'' or name in (select x.name from pgmail.tenant x))',
-                      'every', 'for select to {prefix}worker, {prefix}admin using (true)'];
+      wanted := wanted
+        || jsonb_build_object('tab', t.name, 'named', 'tenant', 'roles', array['{prefix}api', '{prefix}reader'],
+                              'condition', 'scope <> ''tenant''::text or name in (select x.name from pgmail.tenant x)')
+        || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}worker', '{prefix}admin'], 'condition', 'true');
     elsif t.by_tenant or t.relname = 'tenant' then
-      wanted := array['tenant', format('for select to {prefix}api, {prefix}reader using (%s)',
-                        case t.relname when 'pause' then 'tenant_id is null or tenant_id' when 'tenant' then 'id' else 'tenant_id' end
-                        || ' = (select pgmail.current_tenant())'),
-                      'every', 'for select to {prefix}worker, {prefix}maintain, {prefix}admin using (true)'];
+      wanted := wanted
+        || jsonb_build_object('tab', t.name, 'named', 'tenant', 'roles', array['{prefix}api', '{prefix}reader'], 'condition',
+             case t.relname when 'pause' then 'tenant_id is null or tenant_id ' when 'tenant' then 'id ' else 'tenant_id ' end || mine)
+        || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}worker', '{prefix}maintain', '{prefix}admin'], 'condition', 'true');
     end if;
-    made_as := md5(wanted::text);
-    continue when (select count(*) filter (where obj_description(p.oid, 'pg_policy') = made_as) = cardinality(wanted) / 2
-                      and count(*) = cardinality(wanted) / 2
-                   from pg_policy p where p.polrelid = t.oid and starts_with(p.polname, '{prefix}'));
-    for who in select polname from pg_policy where polrelid = t.oid and starts_with(polname, '{prefix}') loop
-      execute format('drop policy %I on %s', who, t.name);
-    end loop;
-    for i in 1 .. cardinality(wanted) / 2 loop
-      who := '{prefix}' || wanted[2 * i - 1];
-      execute format('create policy %I on %s %s', who, t.name, wanted[2 * i]);
-      execute format('comment on policy %I on %s is %L', who, t.name, made_as);
-    end loop;
+  end loop;
+  -- As PostgreSQL writes a condition back, without blanks, brackets and the names that it gives to columns.
+  for p in
+    select w.*, h.polname is not null as there, coalesce(w.tab, h.polrelid::regclass) as on_, coalesce('{prefix}' || w.named, h.polname) as called
+    from jsonb_to_recordset(wanted) w(tab regclass, named text, roles text[], condition text)
+    full join (select x.* from pg_policy x join pg_class c on c.oid = x.polrelid
+               where c.relnamespace = 'pgmail'::regnamespace and x.polname in ('{prefix}tenant', '{prefix}every', '{prefix}fleet')) h
+      on h.polrelid = w.tab and h.polname = '{prefix}' || w.named
+    where w.tab is null or h.polname is null or h.polcmd <> 'r' or not h.polpermissive
+      or (select array_agg(r.rolname::text order by r.rolname::text) from pg_roles r where r.oid = any (h.polroles))
+         is distinct from (select array_agg(x order by x) from unnest(w.roles) x)
+      or lower(regexp_replace(replace(pg_get_expr(h.polqual, h.polrelid), ' AS current_tenant', ''), '[\s()]', '', 'g'))
+         <> lower(regexp_replace(w.condition, '[\s()]', '', 'g'))
+  loop
+    if p.there then execute format('drop policy %I on %s', p.called, p.on_); end if;
+    if p.tab is not null then
+      execute format('create policy %I on %s for select to %s using (%s)', p.called, p.on_,
+        (select string_agg(quote_ident(x), ', ') from unnest(p.roles) x), p.condition);
+    end if;
   end loop;
 end
 $do$;
