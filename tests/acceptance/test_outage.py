@@ -37,6 +37,11 @@ def relay_clock(monkeypatch):
 
 
 @pytest.fixture
+def clocks(db_clock, relay_clock, db):
+    return db_clock, relay_clock, db
+
+
+@pytest.fixture
 async def crew(db, sink):
     made = Crew(db, sink)
     yield made
@@ -50,9 +55,8 @@ def enqueue(app, n, site, **more):
 
 
 @pytest.mark.parametrize("mails", [1000, pytest.param(10_000, marks=pytest.mark.long)])
-async def test_eight_hours_without_the_relay_cost_nothing_but_time(
-    db_clock, relay_clock, app, owner, open_sink, db, mails
-):
+async def test_eight_hours_without_the_relay_cost_nothing_but_time(clocks, app, owner, open_sink, mails):
+    db_clock, relay_clock, db = clocks
     most = 0
 
     def watch(_):
@@ -105,11 +109,15 @@ async def test_a_second_relay_takes_over_and_mail_returns_to_the_first(
     first, second = Recording(otherwise=AWAY), Recording()
     first.probes_as(AWAY)
     await crew.hire({"first": first, "second": second, "default": Recording()})
-    await eventually(lambda: one(owner, "select count(*) from pgmail.relay where name in ('first', 'second')") == 2)
+    await eventually(
+        lambda: one(owner, "select count(*) from pgmail.relay where name in ('first', 'second')") == 2
+    )
     owner.execute("""select pgmail.save_stream('news', '{"relay": ["first", "second"]}')""")
     enqueue(app, 300, "a", stream="news")
     await eventually(lambda: settled(owner) == {"sent": 300}, 30)
-    assert rows(owner, "select relay, max(attempts), count(*) from pgmail.outcome group by 1") == [("second", 1, 300)]
+    assert rows(owner, "select relay, max(attempts), count(*) from pgmail.outcome group by 1") == [
+        ("second", 1, 300)
+    ]
     first.otherwise = ACCEPTED
     first.probes_as(None)
     relay_clock.shift += HOURS * 3600
@@ -125,7 +133,9 @@ def sent_by_first(app, owner):
     return one(owner, "select count(*) from pgmail.outcome where relay = 'first'")
 
 
-async def test_twice_the_traffic_for_a_while_grows_the_queue_and_urgent_mail_does_not_feel_it(app, owner, crew):
+async def test_twice_the_traffic_for_a_while_grows_the_queue_and_urgent_mail_does_not_feel_it(
+    app, owner, crew
+):
     """Five minutes, scaled: traffic of twice what the relay takes for three seconds, then what it takes half of."""
     takes, slots = 0.02, 4
     rate = 0.5 * slots / takes  # a second: what it surely takes

@@ -7,6 +7,7 @@ from tests.sql import kit
 
 ADA = "Ada.Lovelace@example.org"
 ada = ADA.lower()
+BOB = {"address": "bob@example.org", "variables": {"name": "Bob"}}
 
 
 def erase(connection, address=ADA, reason="asked by letter", **more):
@@ -61,7 +62,7 @@ def test_nothing_of_a_person_is_left_and_the_books_are_what_they_were(app, owner
     )  # fmt: skip
     personal = kit.send(
         app,
-        [{"address": ADA, "variables": {"name": "Lovelace"}}, {"address": "bob@example.org", "variables": {"name": "B"}}],
+        [{"address": ADA, "variables": {"name": "Lovelace"}}, BOB],
         mode="personal", text="Dear {{ name }}",
     )  # fmt: skip
     bob = kit.recipients(app, personal)[1]

@@ -26,7 +26,9 @@ def old_db(empty_db, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(migrate.sqlfiles, "functions", lambda: [OLD / "functions.sql"])
         patched.setattr(
-            migrate, "roles_sql", lambda prefix: (OLD / "roles.sql").read_text("utf-8").replace("{prefix}", prefix)
+            migrate,
+            "roles_sql",
+            lambda prefix: (OLD / "roles.sql").read_text("utf-8").replace("{prefix}", prefix),
         )
         done = migrate.upgrade(empty_db.dsn, prefix=PREFIX, revision="0002")
     assert done[-1] == f"roles {PREFIX}* are set up"
