@@ -402,7 +402,7 @@ CREATE FUNCTION pgmail.erase_batch(p_tenant integer, p_address text, p_reason te
     AS $$
 declare
   a pgmail.address := pgmail.parse_address(p_address); person text; who text := pgmail.actor(); now_ timestamptz := pgmail.now();
-  ids uuid[]; late uuid[]; mine uuid[]; alone uuid[]; named uuid[]; busy uuid[]; r record;
+  ids uuid[]; late uuid[]; mine uuid[]; alone uuid[]; named uuid[]; busy uuid[];
   cancelled_ integer := 0; discarded_ integer := 0; waiting_ integer := 0; changed_ integer := 0; listed integer; next_ uuid;
 begin
   if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
@@ -474,8 +474,8 @@ begin
     cross join lateral (select z.message_id from pgmail.recipient z where z.tenant_id = p_tenant and z.id = u.id limit 1) y
     cross join lateral (
       select m.key_id is null and pgmail.erased_content(m.content, m.key_id, a.address, 'x@erased.invalid') <> m.content
-          or pgmail.erased_text(concat_ws(' ', m.tags, m.metadata, m.idempotency_key), a.address, '') <> concat_ws(' ', m.tags, m.metadata, m.idempotency_key)
-          or m.sender = a.address as in_it
+          or pgmail.erased_text(m.metadata::text, a.address, '') <> m.metadata::text
+          or strpos(lower(m.idempotency_key), a.address) > 0 or m.sender = a.address as in_it
       from pgmail.message m where m.tenant_id = p_tenant and m.id = y.message_id limit 1) g
     cross join lateral (
       select count(*) = 0 as sole, coalesce(bool_or(
@@ -492,20 +492,17 @@ begin
   select count(*) into listed from pgmail.suppression s where s.tenant_id = p_tenant and s.address = a.address;
 
   if not p_dry_run then
+    -- Tags, which hold no @ but may hold a name, are found by name and value.
+    delete from pgmail.tag x using (
+      select m.id, k.key, k.value from pgmail.message m, jsonb_each_text(m.tags) k where m.tenant_id = p_tenant and m.id = any (alone)) g
+     where x.tenant_id = p_tenant and x.name = g.key and x.value = g.value and x.message_id = g.id;
     update pgmail.message m set content = pgmail.erased_content(pgmail.emptied(m.content, m.key_id), null, a.address, person), key_id = null, tags = null,
-      metadata = null, idempotency_key = pgmail.erased_text(m.idempotency_key, a.address, person), sender = case m.sender when a.address then person else m.sender end
+      metadata = null, idempotency_key = case when strpos(lower(m.idempotency_key), a.address) = 0 then m.idempotency_key end, sender = case m.sender when a.address then person else m.sender end
      where m.tenant_id = p_tenant and m.id = any (alone);
     delete from pgmail.attachment x where x.tenant_id = p_tenant and x.message_id = any (alone);
-    -- Tags are keyed by name and value: found from the emails that had them.
-    for r in select m.id, m.tags from pgmail.message m where m.tenant_id = p_tenant and m.id = any (named) loop
-      update pgmail.tag x set value = pgmail.erased_text(x.value, a.address, person) from jsonb_each_text(r.tags) k
-       where x.tenant_id = p_tenant and x.name = k.key and x.value = k.value and x.message_id = r.id
-         and pgmail.erased_text(k.value, a.address, person) <> k.value;
-    end loop;
-    delete from pgmail.tag x where x.tenant_id = p_tenant and x.message_id = any (alone);
     update pgmail.message m set content = pgmail.erased_content(m.content, m.key_id, a.address, person),
-      tags = pgmail.erased_text(m.tags::text, a.address, person)::jsonb, metadata = pgmail.erased_text(m.metadata::text, a.address, person)::jsonb,
-      idempotency_key = pgmail.erased_text(m.idempotency_key, a.address, person), sender = case m.sender when a.address then person else m.sender end
+      metadata = pgmail.erased_text(m.metadata::text, a.address, person)::jsonb,
+      idempotency_key = case when strpos(lower(m.idempotency_key), a.address) = 0 then m.idempotency_key end, sender = case m.sender when a.address then person else m.sender end
      where m.tenant_id = p_tenant and m.id = any (named);
     update pgmail.event e set reply = pgmail.erased_text(e.reply, a.address, person), detail = pgmail.erased_text(e.detail, a.address, person)
      where e.tenant_id = p_tenant and e.recipient_id = any (mine)
@@ -2293,7 +2290,9 @@ begin
   if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null then
     p := e.people[1];
     select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
-        exists (select from pgmail.suppression y where y.tenant_id = t and y.address = p.address and y.stream in ('', e.stream)
+        exists (select from pgmail.suppression y where y.tenant_id = t and y.stream in ('', e.stream)
+                and y.address = any (case when exists (select from pgmail.erasure_salt x where x.tenant_id = t)
+                                     then pgmail.suppressed_as(t, p.address) else array[p.address] end)
                 and (y.expires_at is null or y.expires_at > now_)),
         e.due_at is null and exists (select from pgmail.worker w where w.asleep)
       into site_, lane_, active_, gone, asleep_
