@@ -55,7 +55,8 @@ grant execute on function
   pgmail.unsuppress(text, text, text),
   pgmail.suppress_many(text[], text[], text[], text[], timestamptz[], timestamptz[], boolean, boolean, bigint),
   pgmail.save_stream(text, jsonb),
-  pgmail.pause_mail(text, text, text, timestamptz, boolean), pgmail.resume_mail(text, text, text, boolean)
+  pgmail.pause_mail(text, text, text, timestamptz, boolean), pgmail.resume_mail(text, text, text, boolean),
+  pgmail.erase(text, text, uuid, integer, boolean)
   to {prefix}api, {prefix}admin;
 grant execute on function pgmail.stopped_by(text, integer, text), pgmail.lane_name(text, integer, text)
   to {prefix}api, {prefix}reader, {prefix}admin;
@@ -63,6 +64,7 @@ revoke execute on function pgmail.create_key(text, text, bytea) from {prefix}api
 grant execute on function pgmail.check_key_v1(bytea) to {prefix}api;
 grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(text), pgmail.recount(),
   pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state(),
+  pgmail.retention_state(), pgmail.set_retention(integer, integer, text), pgmail.erase_for(text, text, text, uuid, integer, boolean),
   pgmail.set_limit(text, text, integer, real, integer, real, text), pgmail.remove_limit(text, text), pgmail.set_tenant(text, real)
   to {prefix}admin;
 
@@ -72,14 +74,16 @@ grant execute on function
   pgmail.release_v1(integer, bigint, uuid[], integer[], text), pgmail.settle_v1(integer, bigint, jsonb),
   pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
   pgmail.relay_state_v1(text, text, text, double precision), pgmail.idle_lanes_v1(integer, bigint[]),
-  pgmail.take_tokens_v1(bigint, text[], text[], integer[]),
+  pgmail.suppressed_as(integer, text), pgmail.take_tokens_v1(bigint, text[], text[], integer[]),
   pgmail.share_permits_v1(bigint, text[], text[], integer[], integer[]), pgmail.register_relays_v1(text[])
   to {prefix}worker;
 grant execute on function
   pgmail.worker_start_v1(text, integer, text, integer), pgmail.worker_beat_v1(bigint, text, boolean), pgmail.worker_stop_v1(bigint),
   pgmail.lead_v1(bigint, double precision), pgmail.rescue_v1(bigint), pgmail.orphans_v1(), pgmail.fold_touches_v1(), pgmail.wake_due_v1(timestamptz),
-  pgmail.repair_lanes_v1(), pgmail.expire_v1(integer), pgmail.fold_tallies_v1(integer), pgmail.purge_idempotency_v1(integer), pgmail.purge_suppressions_v1(integer),
-  pgmail.make_partitions_v1(integer), pgmail.partition_state()
+  pgmail.repair_lanes_v1(), pgmail.expire_v1(integer), pgmail.fold_tallies_v1(integer), pgmail.purge_idempotency_v1(integer),
+  pgmail.purge_suppressions_v1(integer),
+  pgmail.make_partitions_v1(integer), pgmail.partition_state(), pgmail.make_partition_v2(integer), pgmail.drop_partition_v1(text),
+  pgmail.drop_strays_v1(text, integer), pgmail.empty_content_v1(integer), pgmail.retention_state()
   to {prefix}worker, {prefix}maintain;
 grant select on pgmail.message, pgmail.attachment, pgmail.recipient, pgmail.template, pgmail.asset, pgmail.stream,
   pgmail.suppression, pgmail.lane, pgmail.tenant, pgmail.queue to {prefix}worker;
@@ -93,33 +97,55 @@ grant select on pgmail.message, pgmail.attachment, pgmail.tag, pgmail.recipient,
   pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total, pgmail.tenant, pgmail.stream, pgmail.template,
   pgmail.asset, pgmail.suppression, pgmail.audit, pgmail.ledger to {prefix}api, {prefix}reader, {prefix}admin;
 
--- Row-level security. Policies name the roles they are for; the owner (who runs the functions) needs none.
+-- Row-level security. Policies name the roles they are for; the owner (who runs the functions) needs none. Making one takes
+-- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should
+-- be are left alone, and an upgrade that changes none locks no table for them.
 do $do$
-declare t record; who text;
+declare
+  t record; p record; fleet text[] := array['{prefix}api', '{prefix}worker', '{prefix}maintain', '{prefix}reader', '{prefix}admin'];
+  mine text := '= (select pgmail.current_tenant())'; wanted jsonb := '[]';
 begin
-  for t in select c.oid::regclass as name, c.relname,
+  for t in select c.oid::regclass as name, c.relname, c.relrowsecurity as secured,
              exists (select 1 from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped) as by_tenant
            from pg_class c
            where c.relnamespace = 'pgmail'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
              and c.relname <> 'alembic_version'
   loop
-    execute format('alter table %s enable row level security', t.name);
-    for who in select polname from pg_policy where polrelid = t.name and starts_with(polname, '{prefix}') loop
-      execute format('drop policy %I on %s', who, t.name);
-    end loop;
+    if not t.secured then execute format('alter table %s enable row level security', t.name); end if;
     if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain') then
-      execute format('create policy {prefix}fleet on %s for select to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin using (true)', t.name);
+      wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'fleet', 'roles', fleet, 'condition', 'true');
     elsif t.relname in ('bucket', 'permit') then
-      execute format('create policy {prefix}every on %s for select to {prefix}admin using (true)', t.name);
+      wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}admin'], 'condition', 'true');
     elsif t.relname = 'limits' then
       -- What holds for a tenant: the limits of relays and sites, and its own. pgmail.tenant shows a tenant itself only.
-      execute format('create policy {prefix}tenant on %s for select to {prefix}api, {prefix}reader using (scope <> ''tenant'' or name in (select x.name from pgmail.tenant x))', t.name);
-      execute format('create policy {prefix}every on %s for select to {prefix}worker, {prefix}admin using (true)', t.name);
+      wanted := wanted
+        || jsonb_build_object('tab', t.name, 'named', 'tenant', 'roles', array['{prefix}api', '{prefix}reader'],
+                              'condition', 'scope <> ''tenant''::text or name in (select x.name from pgmail.tenant x)')
+        || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}worker', '{prefix}admin'], 'condition', 'true');
     elsif t.by_tenant or t.relname = 'tenant' then
-      execute format('create policy {prefix}tenant on %s for select to {prefix}api, {prefix}reader using (%s)', t.name,
-        case t.relname when 'pause' then 'tenant_id is null or tenant_id' when 'tenant' then 'id' else 'tenant_id' end
-        || ' = (select pgmail.current_tenant())');
-      execute format('create policy {prefix}every on %s for select to {prefix}worker, {prefix}maintain, {prefix}admin using (true)', t.name);
+      wanted := wanted
+        || jsonb_build_object('tab', t.name, 'named', 'tenant', 'roles', array['{prefix}api', '{prefix}reader'], 'condition',
+             case t.relname when 'pause' then 'tenant_id is null or tenant_id ' when 'tenant' then 'id ' else 'tenant_id ' end || mine)
+        || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}worker', '{prefix}maintain', '{prefix}admin'], 'condition', 'true');
+    end if;
+  end loop;
+  -- As PostgreSQL writes a condition back, without blanks, brackets and the names that it gives to columns.
+  for p in
+    select w.*, h.polname is not null as there, coalesce(w.tab, h.polrelid::regclass) as on_, coalesce('{prefix}' || w.named, h.polname) as called
+    from jsonb_to_recordset(wanted) w(tab regclass, named text, roles text[], condition text)
+    full join (select x.* from pg_policy x join pg_class c on c.oid = x.polrelid
+               where c.relnamespace = 'pgmail'::regnamespace and x.polname in ('{prefix}tenant', '{prefix}every', '{prefix}fleet')) h
+      on h.polrelid = w.tab and h.polname = '{prefix}' || w.named
+    where w.tab is null or h.polname is null or h.polcmd <> 'r' or not h.polpermissive
+      or (select array_agg(r.rolname::text order by r.rolname::text) from pg_roles r where r.oid = any (h.polroles))
+         is distinct from (select array_agg(x order by x) from unnest(w.roles) x)
+      or lower(regexp_replace(replace(pg_get_expr(h.polqual, h.polrelid), ' AS current_tenant', ''), '[\s()]', '', 'g'))
+         <> lower(regexp_replace(w.condition, '[\s()]', '', 'g'))
+  loop
+    if p.there then execute format('drop policy %I on %s', p.called, p.on_); end if;
+    if p.tab is not null then
+      execute format('create policy %I on %s for select to %s using (%s)', p.called, p.on_,
+        (select string_agg(quote_ident(x), ', ') from unnest(p.roles) x), p.condition);
     end if;
   end loop;
 end

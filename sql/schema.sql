@@ -247,6 +247,342 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.drop_partition_v1(p_base text, OUT name text, OUT moved bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $_$
+declare
+  days integer := pgmail.kept_days(p_base); w record; low uuid; high uuid; most constant integer := 2000; tenants integer[]; messages uuid[];
+begin
+  if days is null or p_base <> all (pgmail.partitioned_tables()) then return; end if;
+  perform set_config('lock_timeout', '200ms', true);
+  for w in select * from pgmail.weekly_partitions(p_base) p where p.until + days * interval '24 hours' <= pgmail.now() loop
+    -- What hangs on a message or a recipient goes after it: nobody is left without the state that its outcome says.
+    continue when to_regclass('pgmail.' || case when p_base in ('attachment', 'tag') then 'message' when p_base in ('outcome', 'event') then 'recipient' end
+                              || right(w.name, 9)) is not null;
+    -- An email and its recipients are of one hour, which may be of two weeks.
+    low := pgmail.uuid_floor(w.since - interval '1 hour'); high := pgmail.uuid_floor(w.until + interval '1 hour');
+    continue when (select count(*) from (select from pgmail.needed_messages(low, high) limit most + 1) x) > most;
+    execute format('lock table only pgmail.%I in access exclusive mode', p_base);
+    -- Whoever reads a partition holds its parent, too; but for VACUUM and the like, which nobody should wait for now.
+    execute format('lock table only pgmail.%I, only pgmail.%I in access exclusive mode nowait', p_base || '_default', w.name);
+    -- Asked again now that nothing can be written: a dead letter may have been retried meanwhile, or an email have died.
+    select array_agg(n.tenant_id), array_agg(n.message_id) into tenants, messages from pgmail.needed_messages(low, high) n;
+    execute format('alter table pgmail.%I detach partition pgmail.%I', p_base, w.name);
+    -- Events and outcomes are found by the ids of their recipients, for which there is an index.
+    execute format(case
+        when p_base = 'message' then 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m) join pgmail.%2$I x on x.tenant_id = n.t and x.id = n.m'
+        when p_base = 'tag' then 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m) join pgmail.message g on g.tenant_id = n.t and g.id = n.m
+            cross join lateral jsonb_each_text(g.tags) k join pgmail.%2$I x on x.tenant_id = n.t and x.name = k.key and x.value = k.value and x.message_id = n.m'
+        when p_base in ('attachment', 'recipient') then 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m) join pgmail.%2$I x on x.tenant_id = n.t and x.message_id = n.m'
+        else 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m)
+            cross join lateral (select r.id from pgmail.recipient r where r.tenant_id = n.t and r.message_id = n.m) r
+            join pgmail.%2$I x on x.tenant_id = n.t and x.recipient_id = r.id' end,
+      p_base || '_default', w.name) using tenants, messages;
+    get diagnostics moved = row_count;
+    execute format('drop table pgmail.%I', w.name);
+    name := w.name;
+    return;
+  end loop;
+end
+$_$;
+
+CREATE FUNCTION pgmail.drop_strays_v1(p_base text, p_most integer DEFAULT 5000) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $_$
+declare days integer := pgmail.kept_days(p_base); past timestamptz; n integer;
+begin
+  if days is null or p_base <> all (pgmail.partitioned_tables()) then return 0; end if;
+  past := pgmail.now() - days * interval '24 hours';
+  execute format($q$delete from pgmail.%1$I d where d.ctid = any (array(
+      select x.ctid from pgmail.%1$I x where x.%2$I < $1
+        and (x.tenant_id, x.%3$I) not in (select n.tenant_id, n.message_id from pgmail.needed_messages('00000000-0000-0000-0000-000000000000', $2) n)
+      limit $3 for update skip locked))$q$,
+      p_base || '_default', pgmail.partition_key(p_base), case p_base when 'message' then 'id' else 'message_id' end)
+    using pgmail.uuid_floor(past), pgmail.uuid_floor(past + interval '1 hour'), p_most;
+  get diagnostics n = row_count;
+  return n;
+end
+$_$;
+
+CREATE FUNCTION pgmail.emptied(p_content bytea, p_key_id integer) RETURNS bytea
+    LANGUAGE sql IMMUTABLE
+    AS $$
+  select convert_to(case when p_key_id is null
+    then jsonb_build_object('from', convert_from(p_content, 'UTF8')::jsonb->'from') else '{}' end::text, 'UTF8')
+$$;
+
+CREATE FUNCTION pgmail.empty_content_v1(p_most integer DEFAULT 500) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare s record; mark uuid; seen uuid[]; mine uuid[]; done uuid[]; due uuid;
+begin
+  for s in select x.tenant_id, x.name, x.keep_content_days from pgmail.stream x where x.keep_content_days is not null order by 1, 2 loop
+    due := pgmail.uuid_floor(pgmail.now() - s.keep_content_days * interval '24 hours');
+    insert into pgmail.content_mark (tenant_id, stream, done_to) values (s.tenant_id, s.name, '00000000-0000-0000-0000-000000000000')
+      on conflict do nothing;
+    -- Two leaders for a moment: one does it.
+    select c.done_to into mark from pgmail.content_mark c where c.tenant_id = s.tenant_id and c.stream = s.name for update skip locked;
+    continue when not found;
+    select array_agg(x.id order by x.id), array_agg(x.id) filter (where x.stream = s.name) into seen, mine from (
+      select m.id, m.stream from pgmail.message m where m.tenant_id = s.tenant_id and m.id > mark and m.id < due order by m.id limit p_most) x;
+    if seen is not null then
+      done := pgmail.empty_messages(s.tenant_id, coalesce(mine, '{}'));
+      insert into pgmail.content_left (tenant_id, message_id, stream)
+      select s.tenant_id, u.id, s.name from unnest(mine) u(id) where u.id <> all (done) on conflict do nothing;
+      update pgmail.content_mark c set done_to = seen[cardinality(seen)] where c.tenant_id = s.tenant_id and c.stream = s.name;
+      return cardinality(seen);
+    end if;
+    -- What waited when its turn came; and what the fleet's own retention took meanwhile.
+    select array_agg(x.message_id) into mine from (
+      select l.message_id from pgmail.content_left l where l.tenant_id = s.tenant_id and l.stream = s.name
+        and not exists (
+          select from pgmail.recipient r
+          where r.tenant_id = s.tenant_id and r.message_id = l.message_id
+            and (exists (select from pgmail.queue q where q.tenant_id = s.tenant_id and q.id = r.id)
+                 or exists (select from pgmail.dead_letter d where d.tenant_id = s.tenant_id and d.recipient_id = r.id)))
+      order by l.message_id limit p_most) x;
+    if mine is not null then
+      done := pgmail.empty_messages(s.tenant_id, mine);
+      delete from pgmail.content_left l where l.tenant_id = s.tenant_id and l.message_id = any (done);
+      return cardinality(mine);
+    end if;
+  end loop;
+  return 0;
+end
+$$;
+
+CREATE FUNCTION pgmail.empty_messages(p_tenant integer, p_ids uuid[]) RETURNS uuid[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare done uuid[]; people uuid[]; busy uuid[];
+begin
+  select array_agg(r.id), array_agg(distinct r.message_id) filter (where r.waits) into people, busy
+  from unnest(p_ids) u(id) cross join lateral (
+    select x.id, x.message_id,
+      exists (select from pgmail.queue q where q.tenant_id = p_tenant and q.id = x.id)
+      or exists (select from pgmail.dead_letter d where d.tenant_id = p_tenant and d.recipient_id = x.id) as waits
+    from pgmail.recipient x
+    where x.tenant_id = p_tenant and x.message_id = u.id
+      and x.id >= pgmail.uuid_floor(pgmail.uuid_time(u.id) - interval '1 hour')
+      and x.id < pgmail.uuid_floor(pgmail.uuid_time(u.id) + interval '1 hour')) r;
+  done := array(select u.id from unnest(p_ids) u(id) where busy is null or u.id <> all (busy) order by 1);
+  update pgmail.message m set content = pgmail.emptied(m.content, m.key_id), key_id = null where m.tenant_id = p_tenant and m.id = any (done);
+  delete from pgmail.attachment a where a.tenant_id = p_tenant and a.message_id = any (done);
+  update pgmail.recipient r set variables = null
+   where r.tenant_id = p_tenant and r.id = any (people) and r.message_id = any (done) and r.variables is not null;
+  return done;
+end
+$$;
+
+CREATE FUNCTION pgmail.erase(address text, reason text, after uuid DEFAULT NULL::uuid, most integer DEFAULT 1000, dry_run boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$ select pgmail.erase_batch(pgmail.need_tenant(), erase.address, erase.reason, erase.after, erase.most, erase.dry_run) $$;
+
+CREATE FUNCTION pgmail.erase_batch(p_tenant integer, p_address text, p_reason text, p_after uuid, p_most integer, p_dry_run boolean) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+  a pgmail.address := pgmail.parse_address(p_address); person text; who text := pgmail.actor(); now_ timestamptz := pgmail.now();
+  ids uuid[]; late uuid[]; mine uuid[]; alone uuid[]; named uuid[]; busy uuid[];
+  cancelled_ integer := 0; discarded_ integer := 0; waiting_ integer := 0; changed_ integer := 0; listed integer; next_ uuid;
+begin
+  if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
+  if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  if p_most is null or p_most not between 1 and 10000 then perform pgmail.refuse('invalid_limit', '/most', 'must be 1 to 10,000'); end if;
+  if not p_dry_run then
+    -- Two erasures of one tenant go one after the other: they may meet in an email.
+    perform pg_advisory_xact_lock(hashtextextended('pgmail.erase/' || p_tenant, 0));
+    insert into pgmail.erasure_salt (tenant_id, salt)
+    values (p_tenant, sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))) on conflict do nothing;
+  end if;
+  person := pgmail.erased_token(p_tenant, a.address);
+
+  select array_agg(x.id order by x.id) into ids from (
+    select y.id from pgmail.recipient y where y.tenant_id = p_tenant and y.address = a.address and (p_after is null or y.id > p_after)
+    order by y.id limit p_most) x;
+  ids := coalesce(ids, '{}');
+  next_ := case when cardinality(ids) = p_most then ids[p_most] end;
+
+  if p_dry_run then
+    select count(*) filter (where q.leased_by is null), coalesce(array_agg(q.id) filter (where q.leased_by is not null), '{}') into cancelled_, late
+      from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (ids);
+    select count(*) into discarded_ from pgmail.dead_letter d where d.tenant_id = p_tenant and d.recipient_id = any (ids);
+  else
+    with free as materialized (
+      select q.id, q.message_id, q.attempts from pgmail.queue q
+      where q.tenant_id = p_tenant and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
+    ), gone as (
+      delete from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
+    ), facts as materialized (
+      select free.*, g.stream, y.site from free
+      cross join lateral (select x.stream from pgmail.message x where x.tenant_id = p_tenant and x.id = free.message_id limit 1) g
+      cross join lateral (select x.site from pgmail.recipient x where x.tenant_id = p_tenant and x.id = free.id limit 1) y
+    ), outcomes as (
+      insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
+      select p_tenant, f.id, f.message_id, 'cancelled', now_, f.stream, f.site, f.attempts, 'by ' || who || ': the person was erased' from facts f
+    ), events as (
+      insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
+      select p_tenant, f.id, f.message_id, 'email.cancelled', f.site, 'by ' || who || ': the person was erased' from facts f
+    ), tallies as (
+      insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, f.stream, 'cancelled', count(*) from facts f group by f.stream
+    )
+    select count(*) into cancelled_ from facts;
+    with gone as (
+      delete from pgmail.dead_letter d where d.tenant_id = p_tenant and d.recipient_id = any (ids) returning d.*
+    ), outcomes as (
+      insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, code, enhanced, reply, reason)
+      select p_tenant, g.recipient_id, g.message_id, 'cancelled', now_, g.stream, g.site, g.attempts, g.code, g.enhanced, g.reply,
+        'discarded by ' || who || ': the person was erased' from gone g
+    ), events as (
+      insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
+      select p_tenant, g.recipient_id, g.message_id, 'email.cancelled', g.site, 'discarded by ' || who || ': the person was erased' from gone g
+    ), tallies as (
+      insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, g.stream, k.kind, k.sign * count(*)
+      from gone g, (values ('cancelled', 1), ('dead', -1)) k(kind, sign) group by g.stream, k.kind, k.sign
+    )
+    select count(*) into discarded_ from gone;
+    late := array(select q.id from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (ids));
+  end if;
+
+  -- Which of these emails are this person's alone, which of the others name the person, and which of those still wait.
+  select array_agg(x.message_id) filter (where x.sole), array_agg(x.message_id) filter (where not x.sole and x.in_it and not x.waits),
+      array_agg(x.message_id) filter (where not x.sole and x.in_it and x.waits)
+    into alone, named, busy
+  from (
+    select y.message_id, o.sole, o.waits, g.in_it
+    from unnest(ids) u(id)
+    cross join lateral (select z.message_id from pgmail.recipient z where z.tenant_id = p_tenant and z.id = u.id limit 1) y
+    cross join lateral (
+      select m.key_id is null and pgmail.erased_content(m.content, m.key_id, a.address, 'x@erased.invalid') <> m.content
+          or pgmail.erased_text(m.metadata::text, a.address, '') <> m.metadata::text
+          or strpos(lower(m.idempotency_key), a.address) > 0 or m.sender = a.address as in_it
+      from pgmail.message m where m.tenant_id = p_tenant and m.id = y.message_id limit 1) g
+    cross join lateral (
+      select count(*) = 0 as sole, coalesce(bool_or(
+          exists (select from pgmail.queue q where q.tenant_id = p_tenant and q.id = z.id)
+          or exists (select from pgmail.dead_letter d where d.tenant_id = p_tenant and d.recipient_id = z.id)), false) as waits
+      from pgmail.recipient z where z.tenant_id = p_tenant and z.message_id = y.message_id and z.id <> u.id) o
+    where u.id <> all (late)) x;
+  mine := array(
+    select u.id from unnest(ids) u(id)
+    cross join lateral (select z.message_id from pgmail.recipient z where z.tenant_id = p_tenant and z.id = u.id limit 1) y
+    where u.id <> all (late) and (busy is null or y.message_id <> all (busy)));
+  waiting_ := cardinality(ids) - cardinality(late) - cardinality(mine);
+  changed_ := coalesce(cardinality(alone), 0) + coalesce(cardinality(named), 0);
+  select count(*) into listed from pgmail.suppression s where s.tenant_id = p_tenant and s.address = a.address;
+
+  if not p_dry_run then
+    -- Tags, which hold no @ but may hold a name, are found by name and value.
+    delete from pgmail.tag x using (
+      select m.id, k.key, k.value from pgmail.message m, jsonb_each_text(m.tags) k where m.tenant_id = p_tenant and m.id = any (alone)) g
+     where x.tenant_id = p_tenant and x.name = g.key and x.value = g.value and x.message_id = g.id;
+    update pgmail.message m set content = pgmail.erased_content(pgmail.emptied(m.content, m.key_id), null, a.address, person), key_id = null, tags = null,
+      metadata = null, idempotency_key = case when strpos(lower(m.idempotency_key), a.address) = 0 then m.idempotency_key end, sender = case m.sender when a.address then person else m.sender end
+     where m.tenant_id = p_tenant and m.id = any (alone);
+    delete from pgmail.attachment x where x.tenant_id = p_tenant and x.message_id = any (alone);
+    update pgmail.message m set content = pgmail.erased_content(m.content, m.key_id, a.address, person),
+      metadata = pgmail.erased_text(m.metadata::text, a.address, person)::jsonb,
+      idempotency_key = case when strpos(lower(m.idempotency_key), a.address) = 0 then m.idempotency_key end, sender = case m.sender when a.address then person else m.sender end
+     where m.tenant_id = p_tenant and m.id = any (named);
+    update pgmail.event e set reply = pgmail.erased_text(e.reply, a.address, person), detail = pgmail.erased_text(e.detail, a.address, person)
+     where e.tenant_id = p_tenant and e.recipient_id = any (mine)
+       and (e.reply, e.detail) is distinct from (pgmail.erased_text(e.reply, a.address, person), pgmail.erased_text(e.detail, a.address, person));
+    update pgmail.outcome o set reply = pgmail.erased_text(o.reply, a.address, person), reason = pgmail.erased_text(o.reason, a.address, person)
+     where o.tenant_id = p_tenant and o.recipient_id = any (mine)
+       and (o.reply, o.reason) is distinct from (pgmail.erased_text(o.reply, a.address, person), pgmail.erased_text(o.reason, a.address, person));
+    update pgmail.recipient y set address = person, rcpt = null, name = null, variables = null, key_id = null
+     where y.tenant_id = p_tenant and y.id = any (mine);
+    if p_after is null then
+      perform pgmail.record_act(p_tenant, 'person.erase', person, pgmail.erased_text(p_reason, a.address, person));
+    end if;
+    if next_ is null then
+      with opted as (
+        delete from pgmail.suppression s where s.tenant_id = p_tenant and s.address = a.address returning s.*
+      )
+      insert into pgmail.suppression as s (tenant_id, address, stream, reason, source, created_at, created_by, expires_at)
+      select o.tenant_id, person, o.stream, o.reason, pgmail.erased_text(o.source, a.address, person), o.created_at, o.created_by, o.expires_at from opted o
+      on conflict (tenant_id, address, stream) do update set reason = excluded.reason, source = excluded.source,
+        created_at = excluded.created_at, created_by = excluded.created_by, expires_at = excluded.expires_at;
+      update pgmail.audit x set object = pgmail.erased_text(x.object, a.address, person), reason = pgmail.erased_text(x.reason, a.address, person)
+       where x.tenant_id = p_tenant
+         and (x.object, x.reason) is distinct from (pgmail.erased_text(x.object, a.address, person), pgmail.erased_text(x.reason, a.address, person));
+    end if;
+  end if;
+  return jsonb_build_object('person', person, 'recipients', cardinality(mine), 'messages', changed_, 'cancelled', cancelled_,
+    'discarded', discarded_, 'too_late', cardinality(late), 'waiting', waiting_, 'suppressions', case when next_ is null then listed else 0 end, 'next', next_);
+end
+$$;
+
+CREATE FUNCTION pgmail.erase_for(tenant text, address text, reason text, after uuid DEFAULT NULL::uuid, most integer DEFAULT 1000, dry_run boolean DEFAULT false) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer;
+begin
+  select x.id into t from pgmail.tenant x where x.name = erase_for.tenant;
+  if t is null then perform pgmail.refuse('unknown_tenant', '/tenant', format('no tenant is named %L', left(tenant, 63)), 404); end if;
+  return pgmail.erase_batch(t, address, reason, after, most, dry_run);
+end
+$$;
+
+CREATE FUNCTION pgmail.erased_boxes(p_boxes jsonb, p_address text, p_token text) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    AS $$
+  select coalesce(jsonb_agg(case when pgmail.lower_text(x->>'address') = p_address then jsonb_build_object('address', p_token) else x end order by i), '[]')
+  from jsonb_array_elements(p_boxes) with ordinality u(x, i)
+$$;
+
+CREATE FUNCTION pgmail.erased_content(p_content bytea, p_key_id integer, p_address text, p_token text) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+declare was jsonb; c jsonb; k text;
+begin
+  if p_key_id is not null then return p_content; end if;
+  was := convert_from(p_content, 'UTF8')::jsonb; c := was;
+  foreach k in array array['to', 'cc', 'reply_to'] loop
+    if jsonb_typeof(c->k) = 'array' then c := jsonb_set(c, array[k], pgmail.erased_boxes(c->k, p_address, p_token)); end if;
+  end loop;
+  c := pgmail.erased_text(c::text, p_address, p_token)::jsonb;
+  return case when c = was then p_content else convert_to(c::text, 'UTF8') end;
+end
+$$;
+
+CREATE FUNCTION pgmail.erased_text(p_text text, p_address text, p_token text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$
+  select regexp_replace(p_text,
+    '(?<=^|[^A-Za-z0-9._%+-]|\\[nrtbf])' || regexp_replace(p_address, '([^[:alnum:]@_])', '\\\1', 'g') || '(?![A-Za-z0-9-]|\.[A-Za-z0-9])',
+    p_token, 'gi')
+$$;
+
+CREATE FUNCTION pgmail.erased_token(p_tenant integer, p_address text) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select 'erased-' || left(encode(sha256(s.salt || sha256(s.salt || convert_to(p_address, 'UTF8'))), 'hex'), 32) || '@erased.invalid'
+  from pgmail.erasure_salt s where s.tenant_id = p_tenant
+$$;
+
 CREATE FUNCTION pgmail.expire_v1(p_most integer DEFAULT 1000) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -302,6 +638,11 @@ begin
        and r.id >= pgmail.uuid_floor(t - interval '1 hour') and r.id < pgmail.uuid_floor(t + interval '1 hour');
   else
     select r.message_id, array[r.id] into message_id, recipients from pgmail.recipient r where r.tenant_id = p_tenant and r.id = p_id;
+    if not found then
+      select min(r.message_id::text)::uuid, array_agg(r.id order by r.position) into message_id, recipients from pgmail.recipient r
+       where r.tenant_id = p_tenant and r.message_id = p_id
+         and r.id >= pgmail.uuid_floor(t - interval '1 hour') and r.id < pgmail.uuid_floor(t + interval '1 hour');
+    end if;
   end if;
 end
 $$;
@@ -443,6 +784,11 @@ CREATE FUNCTION pgmail.is_plain(p_address text) RETURNS boolean
     '^[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+)*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?$'
 $_$;
 
+CREATE FUNCTION pgmail.kept_days(p_base text) RETURNS integer
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$ select case when p_base in ('message', 'attachment', 'tag') then r.content_days else r.record_days end from pgmail.retention r $$;
+
 CREATE FUNCTION pgmail.key_conflict() RETURNS pgmail.email
     LANGUAGE sql IMMUTABLE
     AS $$ select pgmail.faulty('idempotency_conflict', '/idempotency_key', 'this key was used with another email in the last 24 hours', 409) $$;
@@ -536,33 +882,52 @@ CREATE FUNCTION pgmail.lower_text(p_text text) RETURNS text
     AS $$ select case when p_text ~ '[^\x01-\x7f]' then lower(translate(p_text, U&'\0130\03A3', U&'i\03C3') collate pg_catalog.pg_c_utf8) collate "default"
                        else lower(p_text collate "C") collate "default" end $$;
 
-CREATE FUNCTION pgmail.make_partitions_v1(p_days integer DEFAULT 35) RETURNS integer
+CREATE FUNCTION pgmail.make_partition(p_base text, p_week timestamp with time zone) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare w timestamptz; base text; part text; col text; made integer := 0; stray bigint;
+declare
+  part text := p_base || '_' || to_char(p_week at time zone 'UTC', 'YYYYMMDD'); col text := pgmail.partition_key(p_base);
+  low uuid := pgmail.uuid_floor(p_week); high uuid := pgmail.uuid_floor(p_week + interval '168 hours');
 begin
   perform set_config('lock_timeout', '500ms', true);
+  execute format('create table pgmail.%I (like pgmail.%I including all)', part, p_base);
+  execute format('alter table pgmail.%I enable row level security', part);
+  execute format('lock table only pgmail.%I in access exclusive mode', p_base || '_default');
+  execute format('with moved as (delete from pgmail.%I where %I >= %L and %I < %L returning *) insert into pgmail.%I select * from moved',
+    p_base || '_default', col, low, col, high, part);
+  execute format('alter table pgmail.%I attach partition pgmail.%I for values from (%L) to (%L)', p_base, part, low, high);
+  return part;
+end
+$$;
+
+CREATE FUNCTION pgmail.make_partition_v2(p_days integer DEFAULT 35) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare w timestamptz; base text;
+begin
   for w in select generate_series(date_trunc('week', pgmail.now() at time zone 'UTC') - interval '1 week',
                                   pgmail.now() at time zone 'UTC' + p_days * interval '1 day', interval '1 week') at time zone 'UTC'
   loop
     foreach base in array pgmail.partitioned_tables() loop
-      part := base || '_' || to_char(w at time zone 'UTC', 'YYYYMMDD');
-      continue when to_regclass('pgmail.' || part) is not null;
-      col := case base when 'message' then 'id' when 'recipient' then 'id'
-                       when 'attachment' then 'message_id' when 'tag' then 'message_id' else 'recipient_id' end;
-      execute format('create table pgmail.%I (like pgmail.%I including all)', part, base);
-      execute format('alter table pgmail.%I enable row level security', part);
-      -- Mail that arrived while this partition was missing.
-      execute format('lock table only pgmail.%I in access exclusive mode', base || '_default');
-      execute format('with moved as (delete from pgmail.%I where %I >= %L and %I < %L returning *) insert into pgmail.%I select * from moved',
-        base || '_default', col, pgmail.uuid_floor(w), col, pgmail.uuid_floor(w + interval '1 week'), part);
-      get diagnostics stray = row_count;
-      execute format('alter table pgmail.%I attach partition pgmail.%I for values from (%L) to (%L)',
-        base, part, pgmail.uuid_floor(w), pgmail.uuid_floor(w + interval '1 week'));
-      made := made + 1;
+      if to_regclass('pgmail.' || base || '_' || to_char(w at time zone 'UTC', 'YYYYMMDD')) is null then
+        return pgmail.make_partition(base, w);
+      end if;
     end loop;
   end loop;
+  return null;
+end
+$$;
+
+CREATE FUNCTION pgmail.make_partitions_v1(p_days integer DEFAULT 35) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare made integer := 0;
+begin
+  perform set_config('lock_timeout', '500ms', true);
+  while pgmail.make_partition_v2(p_days) is not null loop made := made + 1; end loop;
   return made;
 end
 $$;
@@ -570,10 +935,14 @@ $$;
 CREATE FUNCTION pgmail.need_recipients(p_tenant integer, p_id uuid, OUT message_id uuid, OUT recipients uuid[]) RETURNS record
     LANGUAGE plpgsql STABLE
     AS $$
+declare days integer;
 begin
   select f.message_id, f.recipients into message_id, recipients from pgmail.find_recipients(p_tenant, p_id) f;
   if message_id is null then
-    perform pgmail.refuse('not_found', '/id', format('no email or recipient has the id %s', p_id), 404);
+    days := pgmail.kept_days('recipient');
+    perform pgmail.refuse('not_found', '/id', format('no email or recipient has the id %s', p_id)
+      || case when pgmail.uuid_time(p_id) < pgmail.now() - days * interval '24 hours'
+         then format(', or it is past its retention of %s days', days) else '' end, 404);
   end if;
 end
 $$;
@@ -591,6 +960,18 @@ begin
   end if;
   return t;
 end
+$$;
+
+CREATE FUNCTION pgmail.needed_messages(p_low uuid, p_high uuid) RETURNS TABLE(tenant_id integer, message_id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+  select t.id, x.message_id from pgmail.tenant t cross join lateral (
+    select q.message_id from pgmail.queue q where q.tenant_id = t.id and q.id >= p_low and q.id < p_high
+    union
+    select d.message_id from pgmail.dead_letter d where d.tenant_id = t.id and d.recipient_id >= p_low and d.recipient_id < p_high) x
 $$;
 
 CREATE FUNCTION pgmail.orphans_v1() RETURNS SETOF bigint
@@ -656,24 +1037,27 @@ exception when others then
 end
 $_$;
 
+CREATE FUNCTION pgmail.partition_key(p_base text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select case when p_base in ('message', 'recipient') then 'id' when p_base in ('attachment', 'tag') then 'message_id' else 'recipient_id' end $$;
+
 CREATE FUNCTION pgmail.partition_state(OUT days_left integer, OUT strays bigint) RETURNS record
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
-    AS $_$
-declare base text; n bigint; last_ timestamptz := 'infinity'; l timestamptz;
+    AS $$
+declare base text; n bigint; last_ timestamptz := 'infinity'; first_ timestamptz; l timestamptz;
 begin
   strays := 0;
   foreach base in array pgmail.partitioned_tables() loop
-    execute format('select count(*) from (select 1 from pgmail.%I limit 1000) x', base || '_default') into n;
+    select min(p.since), max(p.until) into first_, l from pgmail.weekly_partitions(base) p;
+    execute format('select count(*) from (select 1 from pgmail.%I where %I >= %L limit 1000) x', base || '_default',
+      pgmail.partition_key(base), coalesce(pgmail.uuid_floor(first_), '00000000-0000-0000-0000-000000000000')) into n;
     strays := strays + n;
-    select max(to_timestamp(substring(c.relname from '[0-9]{8}$'), 'YYYYMMDD') + interval '1 week') into l
-      from pg_inherits i join pg_class c on c.oid = i.inhrelid
-     where i.inhparent = ('pgmail.' || base)::regclass and c.relname ~ '_[0-9]{8}$';
     last_ := least(last_, coalesce(l, '-infinity'));
   end loop;
   days_left := case when last_ = '-infinity' then 0 else greatest(0, extract(day from last_ - pgmail.now()))::integer end;
 end
-$_$;
+$$;
 
 CREATE FUNCTION pgmail.partitioned_tables() RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -1821,6 +2205,27 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.retention_state(OUT content_days integer, OUT record_days integer, OUT changed_at timestamp with time zone, OUT changed_by text, OUT oldest_content timestamp with time zone, OUT oldest_record timestamp with time zone, OUT overdue integer, OUT kept bigint) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare base text; days integer; n bigint;
+begin
+  select r.content_days, r.record_days, r.changed_at, r.changed_by into content_days, record_days, changed_at, changed_by from pgmail.retention r;
+  select min(p.since) into oldest_content from pgmail.weekly_partitions('message') p;
+  select min(p.since) into oldest_record from pgmail.weekly_partitions('recipient') p;
+  overdue := 0; kept := 0;
+  foreach base in array pgmail.partitioned_tables() loop
+    days := pgmail.kept_days(base);
+    continue when days is null;
+    overdue := overdue + (select count(*) from pgmail.weekly_partitions(base) p where p.until + (days + 1) * interval '24 hours' <= pgmail.now());
+    execute format('select count(*) from (select from pgmail.%I where %I < %L limit 1000) x', base || '_default',
+      pgmail.partition_key(base), pgmail.uuid_floor(pgmail.now() - days * interval '24 hours')) into n;
+    kept := kept + n;
+  end loop;
+end
+$$;
+
 CREATE FUNCTION pgmail.retry(recipient_id uuid, reason text DEFAULT NULL::text) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1917,7 +2322,7 @@ begin
   end if;
   select min(x collate "C") into k from jsonb_object_keys(p_settings) x
    where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
-     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued']);
+     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued', 'keep_content_days']);
   if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
   if p_settings ? 'relay' then
     select x.names, x.weights into named, weighed from pgmail.read_relays(p_settings->'relay') x;
@@ -1933,7 +2338,8 @@ begin
     end if;
     update pgmail.stream x set priority = s.priority, relay = s.relay, relays = s.relays, relay_weights = s.relay_weights, on_doubt = s.on_doubt, trace = s.trace,
       retry_base_seconds = s.retry_base_seconds, retry_factor = s.retry_factor, retry_cap_seconds = s.retry_cap_seconds,
-      retry_jitter = s.retry_jitter, max_attempts = s.max_attempts, max_age_seconds = s.max_age_seconds, max_queued = s.max_queued
+      retry_jitter = s.retry_jitter, max_attempts = s.max_attempts, max_age_seconds = s.max_age_seconds, max_queued = s.max_queued,
+      keep_content_days = s.keep_content_days
     where x.tenant_id = t and x.name = p_name;
   exception
     when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then
@@ -1990,7 +2396,9 @@ begin
   if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null then
     p := e.people[1];
     select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
-        exists (select from pgmail.suppression y where y.tenant_id = t and y.address = p.address and y.stream in ('', e.stream)
+        exists (select from pgmail.suppression y where y.tenant_id = t and y.stream in ('', e.stream)
+                and y.address = any (case when exists (select from pgmail.erasure_salt x where x.tenant_id = t)
+                                     then pgmail.suppressed_as(t, p.address) else array[p.address] end)
                 and (y.expires_at is null or y.expires_at > now_)),
         e.due_at is null and exists (select from pgmail.worker w where w.asleep)
       into site_, lane_, active_, gone, asleep_
@@ -2141,6 +2549,24 @@ begin
   perform pgmail.record_act(null, 'limit.set', p_scope || ' ' || named, concat_ws(', ',
     pgmail.rate_words(p_messages, p_per_seconds), p_connections || ' connections', p_note));
   return named;
+end
+$$;
+
+CREATE FUNCTION pgmail.set_retention(p_content_days integer, p_record_days integer, p_reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  if p_content_days not between 1 and 36500 then
+    perform pgmail.refuse('invalid_retention', '/content_days', 'must be 1 to 36,500 days, or null for ever');
+  elsif p_record_days not between 1 and 36500 then
+    perform pgmail.refuse('invalid_retention', '/record_days', 'must be 1 to 36,500 days, or null for ever');
+  elsif p_record_days is not null and coalesce(p_content_days > p_record_days, true) then
+    perform pgmail.refuse('invalid_retention', '/content_days', 'content cannot be kept for longer than the record of it');
+  end if;
+  update pgmail.retention set content_days = p_content_days, record_days = p_record_days, changed_at = pgmail.now(), changed_by = pgmail.actor();
+  perform pgmail.record_act(null, 'retention.set',
+    format('content %s, record %s', coalesce(p_content_days || ' days', 'for ever'), coalesce(p_record_days || ' days', 'for ever')), p_reason);
 end
 $$;
 
@@ -2595,7 +3021,7 @@ begin
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
       select y.reason, y.source from pgmail.suppression y
-      where suppressing and y.tenant_id = p_tenant and y.address = x.address and y.stream in ('', x.stream)
+      where suppressing and y.tenant_id = p_tenant and y.address = any (pgmail.suppressed_as(p_tenant, x.address)) and y.stream in ('', x.stream)
         and (y.expires_at is null or y.expires_at > now_)
       limit 1) u on true
   ), recipients as (
@@ -2717,6 +3143,11 @@ begin
   if not found then perform pgmail.refuse('not_found', '/audit', 'no such import of yours', 404); end if;
 end
 $_$;
+
+CREATE FUNCTION pgmail.suppressed_as(p_tenant integer, p_address text) RETURNS text[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$ begin return array_remove(array[p_address, pgmail.erased_token(p_tenant, p_address)], null); end $$;
 
 CREATE FUNCTION pgmail.suppression_fault(p_tenant integer, p_fault text, p_reason text, p_source text, p_stream text, p_expires_at timestamp with time zone, OUT code text, OUT field text, OUT message text) RETURNS record
     LANGUAGE plpgsql STABLE
@@ -2929,6 +3360,17 @@ CREATE FUNCTION pgmail.was_sent(p_tenant integer, p_body jsonb) RETURNS boolean
     and d.body_hash = pgmail.body_hash(p_body) and d.expires_at > pgmail.now())
 $$;
 
+CREATE FUNCTION pgmail.weekly_partitions(p_base text) RETURNS TABLE(name text, since timestamp with time zone, until timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+  select c.relname::text, w.since, w.since + interval '168 hours'
+  from pg_inherits i join pg_class c on c.oid = i.inhrelid,
+    lateral (select to_date(substring(c.relname from '[0-9]{8}$'), 'YYYYMMDD')::timestamp at time zone 'UTC') w(since)
+  where i.inhparent = to_regclass('pgmail.' || quote_ident(p_base)) and c.relname ~ '_[0-9]{8}$'
+  order by w.since
+$_$;
+
 CREATE FUNCTION pgmail.why(id uuid) RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -3115,6 +3557,18 @@ CREATE TABLE pgmail.bucket (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE pgmail.content_left (
+    tenant_id integer NOT NULL,
+    message_id uuid NOT NULL,
+    stream text NOT NULL
+);
+
+CREATE TABLE pgmail.content_mark (
+    tenant_id integer NOT NULL,
+    stream text NOT NULL,
+    done_to uuid NOT NULL
+);
+
 CREATE TABLE pgmail.database_role (
     role_name name NOT NULL,
     tenant_id integer,
@@ -3139,6 +3593,11 @@ CREATE TABLE pgmail.dead_letter (
     enhanced text,
     reply text,
     expires_at timestamp with time zone
+);
+
+CREATE TABLE pgmail.erasure_salt (
+    tenant_id integer NOT NULL,
+    salt bytea NOT NULL
 );
 
 CREATE TABLE pgmail.event (
@@ -3517,6 +3976,18 @@ CREATE TABLE pgmail.relay (
     CONSTRAINT relay_state_check CHECK ((state = ANY (ARRAY['up'::text, 'away'::text, 'paused'::text])))
 );
 
+CREATE TABLE pgmail.retention (
+    singleton boolean DEFAULT true NOT NULL,
+    content_days integer DEFAULT 30,
+    record_days integer DEFAULT 90,
+    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    changed_by text DEFAULT SESSION_USER NOT NULL,
+    CONSTRAINT retention_check CHECK (((record_days IS NULL) OR ((content_days IS NOT NULL) AND (content_days <= record_days)))),
+    CONSTRAINT retention_content_days_check CHECK (((content_days >= 1) AND (content_days <= 36500))),
+    CONSTRAINT retention_record_days_check CHECK (((record_days >= 1) AND (record_days <= 36500))),
+    CONSTRAINT retention_singleton_check CHECK (singleton)
+);
+
 CREATE TABLE pgmail.schema_version (
     singleton boolean DEFAULT true NOT NULL,
     version integer NOT NULL,
@@ -3548,8 +4019,10 @@ CREATE TABLE pgmail.stream (
     created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     relays text[],
     relay_weights real[],
+    keep_content_days integer,
     CONSTRAINT stream_check CHECK (((relays IS NULL) OR (((cardinality(relays) >= 2) AND (cardinality(relays) <= 16)) AND (relays[1] = relay)))),
     CONSTRAINT stream_check1 CHECK (((relay_weights IS NULL) OR ((relays IS NOT NULL) AND (cardinality(relay_weights) = cardinality(relays)) AND ((0)::double precision < ALL (relay_weights))))),
+    CONSTRAINT stream_keep_content_days_check CHECK (((keep_content_days >= 1) AND (keep_content_days <= 36500))),
     CONSTRAINT stream_max_age_seconds_check CHECK ((max_age_seconds > 0)),
     CONSTRAINT stream_max_attempts_check CHECK ((max_attempts > 0)),
     CONSTRAINT stream_max_queued_check CHECK ((max_queued >= 0)),
@@ -3675,11 +4148,20 @@ ALTER TABLE ONLY pgmail.audit
 ALTER TABLE ONLY pgmail.bucket
     ADD CONSTRAINT bucket_pkey PRIMARY KEY (scope, name);
 
+ALTER TABLE ONLY pgmail.content_left
+    ADD CONSTRAINT content_left_pkey PRIMARY KEY (tenant_id, message_id);
+
+ALTER TABLE ONLY pgmail.content_mark
+    ADD CONSTRAINT content_mark_pkey PRIMARY KEY (tenant_id, stream);
+
 ALTER TABLE ONLY pgmail.database_role
     ADD CONSTRAINT database_role_pkey PRIMARY KEY (role_name);
 
 ALTER TABLE ONLY pgmail.dead_letter
     ADD CONSTRAINT dead_letter_pkey PRIMARY KEY (tenant_id, recipient_id);
+
+ALTER TABLE ONLY pgmail.erasure_salt
+    ADD CONSTRAINT erasure_salt_pkey PRIMARY KEY (tenant_id);
 
 ALTER TABLE ONLY pgmail.event
     ADD CONSTRAINT event_pkey PRIMARY KEY (tenant_id, recipient_id, id);
@@ -3728,6 +4210,9 @@ ALTER TABLE ONLY pgmail.recipient_default
 
 ALTER TABLE ONLY pgmail.relay
     ADD CONSTRAINT relay_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY pgmail.retention
+    ADD CONSTRAINT retention_pkey PRIMARY KEY (singleton);
 
 ALTER TABLE ONLY pgmail.schema_version
     ADD CONSTRAINT schema_version_pkey PRIMARY KEY (singleton);
@@ -3810,9 +4295,15 @@ ALTER TABLE pgmail.audit ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.bucket ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.content_left ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.content_mark ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.database_role ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.dead_letter ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.erasure_salt ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.event ENABLE ROW LEVEL SECURITY;
 
@@ -3847,6 +4338,8 @@ ALTER TABLE pgmail.recipient ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.recipient_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.relay ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.retention ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.schema_version ENABLE ROW LEVEL SECURITY;
 

@@ -22,6 +22,7 @@ from pgmail.api import (
     lanes,
     limits,
     openapi,
+    people,
     problems,
     queue,
     streams,
@@ -47,7 +48,7 @@ GUARDED = (
     suppressions.export_suppressions,
     *(dead_letters.list_dead_letters, dead_letters.retry_dead_letters, dead_letters.discard_dead_letters),
     *(lanes.list_lanes, lanes.pause_lanes, lanes.resume_lanes),
-    *(limits.list_limits, queue.show_queue),
+    *(limits.list_limits, queue.show_queue, people.erase_person),
 )
 OPEN = (health.live, health.ready)
 

@@ -128,8 +128,10 @@ _SCHEMAS = {
         max_attempts=_INTEGER,
         max_age_seconds=_INTEGER,
         max_queued=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
+        keep_content_days=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
     ),
     "Suppressions": Schema(one_of=[_SUPPRESSION, _list(_SUPPRESSION)], description="one, or up to 1,000"),
+    "Erasure": _object(["address", "reason"], address=_TEXT, reason=_TEXT, after=_TEXT, dry_run=_BOOLEAN),
     "DeadLetters": _DEAD,
     "Pause": _object(
         ["reason"],

@@ -145,6 +145,21 @@ async def _partitions(connection: Connection, _: Settings) -> Finding:
     return Finding("partitions", "ok", f"made {days} days ahead")
 
 
+async def _retention(connection: Connection, _: Settings) -> Finding:
+    (row,) = await _ask(connection, "retention")
+    if row["overdue"]:
+        message = (
+            f"{row['overdue']} partitions should have gone a day ago; a lock, or unsettled mail, keeps them"
+        )
+        return Finding("retention", "warning", message, "pgmail retention show; pgmail dead list")
+    days = {
+        word: f"{row[word]} days" if row[word] else "for ever" for word in ("content_days", "record_days")
+    }
+    return Finding(
+        "retention", "ok", f"content is kept {days['content_days']}, the record {days['record_days']}"
+    )
+
+
 async def _workers(connection: Connection, settings: Settings) -> Finding:
     rows = [row for row in await _ask(connection, "workers") if row["program"] == "worker"]
     silent = max(settings.silence_seconds, 10.0)
@@ -226,6 +241,7 @@ _CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
     "tenant": _tenant,
     "roles": _roles,
     "partitions": _partitions,
+    "retention": _retention,
     "workers": _workers,
     "leader": _leader,
     "relays": _relays,

@@ -35,6 +35,8 @@ COMMANDS = {
     "stream": "pgmail.cli.stream:stream",
     "suppression": "pgmail.cli.suppression:suppression",
     "tenant": "pgmail.cli.tenant:tenant",
+    "retention": "pgmail.cli.retention:retention",
+    "erase": "pgmail.cli.erase:erase",
     "bench": "pgmail.cli.bench:bench",
     "config": "pgmail.cli.config:config",
     "doctor": "pgmail.cli.doctor:doctor",

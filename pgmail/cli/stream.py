@@ -24,6 +24,7 @@ _LIST = {
     "max_attempts": "attempts",
     "max_age_seconds": "max age s",
     "max_queued": "limit",
+    "keep_content_days": "content days",
 }
 
 
@@ -68,13 +69,18 @@ def list_(as_json: bool) -> None:
 @click.option("--max-attempts", type=int, help="Attempts before it is a dead letter. Defaults to 20.")
 @click.option("--max-age-seconds", type=int, help="Age at which it is a dead letter. Defaults to 259200.")
 @click.option("--max-queued", metavar="N", help="Most recipients that wait, or none. Defaults to none.")
-def save(name: str, max_queued: str | None, **given: Any) -> None:
+@click.option(
+    "--keep-content-days", metavar="N", help="Days that settled texts are kept, or none: as the fleet does."
+)
+def save(name: str, max_queued: str | None, keep_content_days: str | None, **given: Any) -> None:
     """Create a stream, or change what is given of one."""
     settings = {key: value for key, value in given.items() if value is not None}
     if "relay" in settings:
         settings["relay"] = relays_of(settings["relay"])
     if max_queued is not None:
-        settings["max_queued"] = None if max_queued == "none" else _whole(max_queued)
+        settings["max_queued"] = _whole(max_queued, "--max-queued")
+    if keep_content_days is not None:
+        settings["keep_content_days"] = _whole(keep_content_days, "--keep-content-days")
 
     async def act() -> None:
         from pgmail.store import streams  # noqa: PLC0415
@@ -108,10 +114,10 @@ def relays_text(relay: str | list[str] | list[dict[str, Any]]) -> str:
     return ",".join(one if isinstance(one, str) else f"{one['name']}={one['weight']:g}" for one in relay)
 
 
-def _whole(text: str) -> int:
+def _whole(text: str, option: str) -> int | None:
+    if text == "none":
+        return None
     try:
         return int(text)
     except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is neither a whole number nor none", param_hint="--max-queued"
-        ) from None
+        raise click.BadParameter(f"{text!r} is neither a whole number nor none", param_hint=option) from None

@@ -18,6 +18,7 @@ import structlog
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway, PgmailError
 from pgmail.maintain.rescuer import Watch
+from pgmail.maintain.retention import Retention
 from pgmail.service import Loop
 from pgmail.store import presence as store
 from pgmail.store.database import Database
@@ -43,6 +44,7 @@ class Leader(Loop):
         # Reads must come much more often than the silence they measure.
         self._tick_seconds = min(TICK_SECONDS, silence_seconds / 5)
         self._since: Any = None
+        self._retention = Retention(database)
         self._tasks: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
             ("rescue", 0.0, self._rescue),  # at every tick
             ("orphans", 30.0, self._orphans),
@@ -53,6 +55,7 @@ class Leader(Loop):
             ("purge_idempotency", 60.0, lambda: self._count("purge_idempotency")),
             ("purge_suppressions", 60.0, lambda: self._count("purge_suppressions")),
             ("make_partitions", 3600.0, self._partitions),
+            ("retention", 600.0, self._retain),
         ]
         self._due = dict.fromkeys((name for name, _, _ in self._tasks), 0.0)
 
@@ -125,11 +128,20 @@ class Leader(Loop):
 
     async def _partitions(self) -> None:
         try:
-            row = await self._database.one(_Q["make_partitions"])
-            if row and row.made:
-                _log.info("leader.partitions_made", count=row.made)
+            made = 0
+            while (
+                row := await self._database.one(_Q["make_partition"])
+            ) and row.made:  # each its own transaction
+                made += 1
+            if made:
+                _log.info("leader.partitions_made", count=made)
         finally:
             state = await self._database.one(_Q["partition_state"])
             if state and (state.days_left < LOW_DAYS or state.strays):
                 self._due["make_partitions"] = time.monotonic() + 60.0
                 _log.error("leader.partitions_low", days_left=state.days_left, strays=state.strays)
+
+    async def _retain(self) -> None:
+        """Take one short step; the next follows at the next tick, so that nothing else waits for all of it."""
+        if await self._retention.step():
+            self._due["retention"] = 0.0

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import psycopg
 import sqlalchemy
@@ -31,7 +32,13 @@ from pgmail.errors import DatabaseAway, PgmailError, Refused, SchemaMismatch, Se
 from pgmail.store import schema
 from pgmail.store.schema import SchemaState
 
-LOCK_TIMEOUT_SECONDS: Final = 5
+# A lock that is waited for makes all mail queue up behind it: shortly, then everything is let go and tried again.
+# Less than PostgreSQL's deadlock_timeout, so that no send is ever the victim of an upgrade.
+LOCK_TIMEOUT_SECONDS: Final = 0.5
+PATIENCE_SECONDS: Final = 60.0
+PAUSE_SECONDS: Final = 1.0  # between two tries; mail that waited goes meanwhile
+
+T = TypeVar("T")
 
 _PREFIX: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,31}")
 _SECTION: Final = re.compile(r"^-- section: (\w+)[ \t]*$", re.MULTILINE)
@@ -54,6 +61,11 @@ def upgrade(dsn: str, *, prefix: str, revision: str = "head", roles: bool = True
     should run. A schema newer than this program is left alone (SchemaMismatch).
     """
     script = roles_sql(prefix) if roles else ""
+    return _patiently(lambda: _upgrade(dsn, prefix, revision, script))
+
+
+def _upgrade(dsn: str, prefix: str, revision: str, script: str) -> list[str]:
+    """Try it once; `script` is that of the roles, empty for none."""
     done: list[str] = []
     with _one_line(), _transaction(dsn) as (connection, raw):
         if (
@@ -79,7 +91,7 @@ def upgrade(dsn: str, *, prefix: str, revision: str = "head", roles: bool = True
             done.append(f"applied {len(sqlfiles.functions())} files of functions")
             _run(raw, "mark_upgraded")
             _run(raw, "make_partitions")  # the first mail should not have to wait for a leader
-            if roles:
+            if script:
                 done.append(_apply_roles(raw, script, prefix))
     return done
 
@@ -90,6 +102,10 @@ def downgrade(dsn: str, revision: str, *, confirmed: bool = False) -> list[str]:
     Refused (`holds_data`, 409) without `confirmed` when mail, templates, suppressions or keys would be at
     stake. Roles stay: they belong to the cluster, and other databases may use them.
     """
+    return _patiently(lambda: _downgrade(dsn, revision, confirmed=confirmed))
+
+
+def _downgrade(dsn: str, revision: str, *, confirmed: bool) -> list[str]:
     done: list[str] = []
     with _one_line(), _transaction(dsn) as (connection, raw):
         if not _ask(raw, "version_is_kept"):
@@ -139,6 +155,18 @@ def run_step(file: str, direction: Literal["up", "down"]) -> None:
     _run_file(raw, path)
 
 
+def _patiently(attempt: Callable[[], T]) -> T:
+    """Try again while a lock is not to be had. Each attempt is a transaction of its own that lets go of everything."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return attempt()
+        except Refused as error:
+            if error.code != "locked" or time.monotonic() + PAUSE_SECONDS > until:
+                raise
+        time.sleep(PAUSE_SECONDS)
+
+
 @contextmanager
 def _transaction(dsn: str) -> Iterator[tuple[sqlalchemy.Connection, psycopg.Connection[Any]]]:
     """One transaction, seen as SQLAlchemy's connection for Alembic and as the driver's own for raw SQL."""
@@ -152,7 +180,7 @@ def _transaction(dsn: str) -> Iterator[tuple[sqlalchemy.Connection, psycopg.Conn
         raw = connection.connection.driver_connection
         assert isinstance(raw, psycopg.Connection)  # noqa: S101 - made by the creator above
         _run(raw, "take_turn")
-        _run(raw, "wait_at_most", lock_timeout=f"{LOCK_TIMEOUT_SECONDS}s")
+        _run(raw, "wait_at_most", lock_timeout=f"{LOCK_TIMEOUT_SECONDS * 1000:.0f}ms")
         yield connection, raw
 
 
@@ -269,7 +297,7 @@ def _one_line() -> Iterator[None]:
             raise Refused(
                 "locked",
                 "",
-                f"another transaction held a lock for more than {LOCK_TIMEOUT_SECONDS} s ({text}); "
+                f"another transaction held a lock for more than {PATIENCE_SECONDS:g} s ({text}); "
                 "nothing was changed; try again",
                 503,
             ) from error

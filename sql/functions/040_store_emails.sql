@@ -124,7 +124,7 @@ begin
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
       select y.reason, y.source from pgmail.suppression y
-      where suppressing and y.tenant_id = p_tenant and y.address = x.address and y.stream in ('', x.stream)
+      where suppressing and y.tenant_id = p_tenant and y.address = any (pgmail.suppressed_as(p_tenant, x.address)) and y.stream in ('', x.stream)
         and (y.expires_at is null or y.expires_at > now_)
       limit 1) u on true
   ), recipients as (

@@ -23,7 +23,9 @@ begin
   if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null then
     p := e.people[1];
     select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
-        exists (select from pgmail.suppression y where y.tenant_id = t and y.address = p.address and y.stream in ('', e.stream)
+        exists (select from pgmail.suppression y where y.tenant_id = t and y.stream in ('', e.stream)
+                and y.address = any (case when exists (select from pgmail.erasure_salt x where x.tenant_id = t)
+                                     then pgmail.suppressed_as(t, p.address) else array[p.address] end)
                 and (y.expires_at is null or y.expires_at > now_)),
         e.due_at is null and exists (select from pgmail.worker w where w.asleep)
       into site_, lane_, active_, gone, asleep_

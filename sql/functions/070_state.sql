@@ -25,7 +25,8 @@ as $$
 $$;
 
 -- The message of an id that may be a message's or a recipient's, and its recipients. Ids carry time: recipients of a
--- message were made within its hour, so one or two partitions are touched.
+-- message were made within its hour, so one or two partitions are touched. A message goes before its recipients where
+-- content is kept for less time than the record.
 create or replace function pgmail.find_recipients(p_tenant integer, p_id uuid, out message_id uuid, out recipients uuid[])
 language plpgsql stable
 as $$
@@ -38,6 +39,11 @@ begin
        and r.id >= pgmail.uuid_floor(t - interval '1 hour') and r.id < pgmail.uuid_floor(t + interval '1 hour');
   else
     select r.message_id, array[r.id] into message_id, recipients from pgmail.recipient r where r.tenant_id = p_tenant and r.id = p_id;
+    if not found then
+      select min(r.message_id::text)::uuid, array_agg(r.id order by r.position) into message_id, recipients from pgmail.recipient r
+       where r.tenant_id = p_tenant and r.message_id = p_id
+         and r.id >= pgmail.uuid_floor(t - interval '1 hour') and r.id < pgmail.uuid_floor(t + interval '1 hour');
+    end if;
   end if;
 end
 $$;
@@ -45,10 +51,14 @@ $$;
 create or replace function pgmail.need_recipients(p_tenant integer, p_id uuid, out message_id uuid, out recipients uuid[])
 language plpgsql stable
 as $$
+declare days integer;
 begin
   select f.message_id, f.recipients into message_id, recipients from pgmail.find_recipients(p_tenant, p_id) f;
   if message_id is null then
-    perform pgmail.refuse('not_found', '/id', format('no email or recipient has the id %s', p_id), 404);
+    days := pgmail.kept_days('recipient');
+    perform pgmail.refuse('not_found', '/id', format('no email or recipient has the id %s', p_id)
+      || case when pgmail.uuid_time(p_id) < pgmail.now() - days * interval '24 hours'
+         then format(', or it is past its retention of %s days', days) else '' end, 404);
   end if;
 end
 $$;

@@ -19,6 +19,33 @@ alter table pgmail.suppression add constraint suppression_reason_check
 ------------------------------------------------------------------------------------------------ restore
 
 ------------------------------------------------------------------------------------------------ retention
+drop function if exists pgmail.erase(text, text, uuid, integer, boolean);
+drop function if exists pgmail.erase_for(text, text, text, uuid, integer, boolean);
+drop function if exists pgmail.erase_batch(integer, text, text, uuid, integer, boolean);
+drop function if exists pgmail.erased_text(text, text, text);
+drop function if exists pgmail.erased_boxes(jsonb, text, text);
+drop function if exists pgmail.erased_content(bytea, integer, text, text);
+drop function if exists pgmail.erased_token(integer, text);
+drop function if exists pgmail.suppressed_as(integer, text);
+drop function if exists pgmail.make_partition_v2(integer);
+drop function if exists pgmail.make_partition(text, timestamptz);
+drop function if exists pgmail.weekly_partitions(text);
+drop function if exists pgmail.partition_key(text);
+drop function if exists pgmail.kept_days(text);
+drop function if exists pgmail.needed_messages(uuid, uuid);
+drop function if exists pgmail.drop_partition_v1(text);
+drop function if exists pgmail.drop_strays_v1(text, integer);
+drop function if exists pgmail.empty_content_v1(integer);
+drop function if exists pgmail.empty_messages(integer, uuid[]);
+drop function if exists pgmail.emptied(bytea, integer);
+drop function if exists pgmail.set_retention(integer, integer, text);
+drop function if exists pgmail.retention_state();
+
+drop table pgmail.erasure_salt;
+drop table pgmail.content_left;
+drop table pgmail.content_mark;
+alter table pgmail.stream drop column keep_content_days;
+drop table pgmail.retention;
 
 ------------------------------------------------------------------------------------------------ version
 update pgmail.schema_version set version = 2;

@@ -13,6 +13,45 @@ create index suppression_expiry on pgmail.suppression (expires_at) where expires
 ------------------------------------------------------------------------------------------------ restore
 
 ------------------------------------------------------------------------------------------------ retention
+-- How long what is settled is kept, by the fleet; partitions older than that are dropped. Null: for ever.
+create table pgmail.retention (
+  singleton    boolean primary key default true check (singleton),
+  content_days integer default 30 check (content_days between 1 and 36500),   -- message, attachment, tag
+  record_days  integer default 90 check (record_days between 1 and 36500),    -- recipient, outcome, event
+  changed_at   timestamptz not null default pgmail.now(),
+  changed_by   text not null default session_user,
+  check (record_days is null or (content_days is not null and content_days <= record_days))
+);
+insert into pgmail.retention default values;
+
+-- A stream may keep less than the fleet: the texts, files and variables of its settled mail are emptied row by row.
+alter table pgmail.stream add column keep_content_days integer check (keep_content_days between 1 and 36500);
+
+-- How far that came, by the ids of messages, and those that were passed over since their mail still waited.
+create table pgmail.content_mark (
+  tenant_id integer not null,
+  stream    text not null,
+  done_to   uuid not null,
+  primary key (tenant_id, stream)
+);
+create table pgmail.content_left (
+  tenant_id  integer not null,
+  message_id uuid not null,
+  stream     text not null,
+  primary key (tenant_id, message_id)
+);
+
+-- What erased addresses are hashed with, so that an opt-out survives without the address. Made at a tenant's first
+-- erasure; nobody but the owner reads it.
+create table pgmail.erasure_salt (
+  tenant_id integer primary key,
+  salt      bytea not null
+);
+
+alter table pgmail.retention    enable row level security;
+alter table pgmail.content_mark enable row level security;
+alter table pgmail.content_left enable row level security;
+alter table pgmail.erasure_salt enable row level security;
 
 ------------------------------------------------------------------------------------------------ version
 update pgmail.schema_version set version = 3;

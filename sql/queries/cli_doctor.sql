@@ -18,6 +18,10 @@ select r.rolname::text as name from pg_roles r where r.rolname = any(%(names)s::
 -- Days until new mail goes to the partitions of last resort, and how many rows went there already.
 select p.days_left, p.strays from pgmail.partition_state() p;
 
+-- name: retention :one
+-- What is kept for how long, and how many partitions should have gone a day ago.
+select r.content_days, r.record_days, r.overdue, r.kept from pgmail.retention_state() r;
+
 -- name: workers :many
 -- Each process that beats, and how long ago it last did.
 select w.epoch, w.host, w.pid, w.program, w.concurrency, w.state, w.started_at,

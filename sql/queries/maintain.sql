@@ -36,10 +36,22 @@ select pgmail.purge_idempotency_v1(5000) as purged;
 -- Suppressions that have expired.
 select pgmail.purge_suppressions_v1(5000) as purged;
 
--- name: make_partitions :one
--- Weekly partitions well ahead.
-select pgmail.make_partitions_v1(35) as made;
+-- name: make_partition :one
+-- The first weekly partition that is missing of those well ahead; null when all are there.
+select pgmail.make_partition_v2(35) as made;
 
 -- name: partition_state :one
 -- Days until new mail goes to the default partition, and rows that went there already.
 select days_left, strays from pgmail.partition_state();
+
+-- name: drop_partition :one
+-- The oldest partition of a table that is past its time, with how many rows of it still had to be kept; null: none is.
+select d.name, d.moved from pgmail.drop_partition_v1(%(base)s) d;
+
+-- name: drop_strays :one
+-- Rows in a default partition that are past their time and settled.
+select pgmail.drop_strays_v1(%(base)s, 5000) as dropped;
+
+-- name: empty_content :one
+-- Emails of streams that keep their content for less than the fleet.
+select pgmail.empty_content_v1(500) as looked_at;

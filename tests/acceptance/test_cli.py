@@ -658,3 +658,54 @@ async def test_a_process_that_only_leads_leads_until_it_is_told(db):
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(running, 30)
         assert not await leads()
+
+
+# ------------------------------------------------------------------------------------------------ retention, erasure
+
+
+def test_retention_is_shown_and_set_and_shortening_it_asks_first(shell, owner):
+    facts = shell.json("retention", "show")
+    assert (facts["content_days"], facts["record_days"], facts["overdue"], facts["kept"]) == (30, 90, 0, 0)
+    shell.run("retention", "set", "--content-days", "7", input="n\n", code=1)
+    assert shell.json("retention", "show")["content_days"] == 30
+    said = shell.run(
+        "retention", "set", "--content-days", "7", "--record-days", "none", "--reason", "law", "--yes"
+    )
+    assert said.stdout == "content is kept 7 days, the record for ever\n"
+    assert shell.json("retention", "show")["record_days"] is None
+    assert "invalid_retention" in shell.refused("retention", "set", "--record-days", "3", "--yes")
+    shell.run("retention", "set", code=2)
+    shell.run("stream", "save", "secret", "--keep-content-days", "3")
+    assert {row["name"]: row["keep_content_days"] for row in shell.json("stream", "list")}["secret"] == 3
+    shell.run("stream", "save", "secret", "--keep-content-days", "none")
+    assert {row["name"]: row["keep_content_days"] for row in shell.json("stream", "list")}["secret"] is None
+
+
+def test_erase_asks_counts_erases_and_says_what_is_left(shell, owner):
+    first, _ = send(shell), send(shell)
+    asked = ("erase", "Ada@example.org", "--reason", "by letter")
+    shell.run(*asked, input="n\n", code=1)
+    dry = shell.json(*asked, "--dry-run")
+    assert (dry["recipients"], dry["cancelled"], dry["dry_run"]) == (2, 2, True)
+    assert {row["state"] for row in shell.json("status", first)} == {"queued"}
+    owner.execute(
+        "update pgmail.queue set leased_by = 1 where id = (select id from pgmail.queue order by id desc limit 1)"
+    )
+    left = shell.run(*asked, "--yes", code=1)
+    assert "run this again later" in left.stderr
+    (row,) = shell.json("status", first)
+    assert row["state"] == "cancelled"
+    assert re.fullmatch(r"erased-[0-9a-f]{32}@erased\.invalid", row["address"])
+    owner.execute("update pgmail.queue set leased_by = null")
+    done = shell.json(*asked, "--tenant", "default", "--yes")
+    assert (done["recipients"], done["complete"], done["person"]) == (1, True, row["address"])
+    assert "invalid_address" in shell.refused("erase", "nobody", "--reason", "x", "--yes")
+    assert "unknown_tenant" in shell.refused(*asked, "--tenant", "x", "--yes")
+
+
+def test_doctor_tells_of_partitions_that_should_have_gone(shell, owner):
+    owner.execute("""create table pgmail.event_20200106 partition of pgmail.event for values
+        from ('016f7807-5800-0000-0000-000000000000') to ('016f9c14-0400-0000-0000-000000000000')""")
+    state = {row["check"]: row for row in shell.json("doctor", code=1)}
+    assert state["retention"]["status"] == "warning"
+    assert state["retention"]["message"].startswith("1 partitions")

@@ -12,7 +12,7 @@ PRODUCER = {"send", "send_many", "status", "trace", "why", "cancel", "reschedule
 PURE = {"now", "uuid_floor", "uuid_time", "current_tenant", "state_of", "phase_of"}
 MANAGE = {
     *("retry", "discard", "revoke_key", "list_keys", "save_template", "publish_template", "save_asset"),
-    *("suppress", "unsuppress", "save_stream", "pause_mail", "resume_mail"),
+    *("suppress", "unsuppress", "save_stream", "pause_mail", "resume_mail", "erase"),
     *("hold", "release", "suppress_many"),
 }
 LOOK = {"stopped_by", "lane_name"}
@@ -36,6 +36,7 @@ LEAD = {
     ),
     "orphans_v1",
     "partition_state",
+    *("make_partition_v2", "drop_partition_v1", "drop_strays_v1", "empty_content_v1", "retention_state"),
 }
 FUNCTIONS = {
     "producer": PRODUCER,
@@ -43,9 +44,9 @@ FUNCTIONS = {
     "api": PURE | LOOK | PRODUCER | MANAGE | {"check_key_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
-    | {"set_limit", "remove_limit", "set_tenant"},
+    | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"},
     "worker": PURE | LEAD | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1", "idle_lanes_v1"}
-    | {"take_tokens_v1", "share_permits_v1", "register_relays_v1"},
+    | {"suppressed_as", "take_tokens_v1", "share_permits_v1", "register_relays_v1"},
     "maintain": PURE | LEAD,
 }  # fmt: skip
 FLEET = {"relay", "worker", "leader", "schema_version", "site_domain"}

@@ -160,6 +160,7 @@ def test_another_roles_schema_is_refused_in_one_line(db):
 
 def test_a_lock_that_is_not_to_be_had_changes_nothing(db, monkeypatch):
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(migrate, "PATIENCE_SECONDS", 0.0)
     with db.connect(autocommit=False) as holder:
         holder.execute("lock table pgmail.queue in access share mode")
         with pytest.raises(Refused, match="try again") as caught:

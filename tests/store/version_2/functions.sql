@@ -1,0 +1,2972 @@
+-- Of all functions that follow: those on the path of mail have enable_seqscan off, since a plan made while a table was
+-- small stays until the next ANALYZE, and a burst of a million comes sooner; and jit off, which would otherwise compile
+-- statements of microseconds.
+
+-- Who calls: the tenant of the session's database role. SECURITY DEFINER functions keep session_user, so this holds
+-- inside them too. Only a role marked carries_tenant (the API's) may name a tenant, in a transaction-local setting.
+create or replace function pgmail.current_tenant() returns integer
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer
+              else r.tenant_id end
+  from pgmail.database_role r where r.role_name = session_user
+$$;
+
+create or replace function pgmail.need_tenant() returns integer
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.current_tenant();
+begin
+  if t is null then
+    raise exception using errcode = 'PM403', constraint = 'no_tenant',
+      message = format('the database role %I belongs to no tenant', session_user),
+      hint = format('An administrator grants one: select pgmail.grant_tenant(%L, ''default'')', session_user);
+  end if;
+  return t;
+end
+$$;
+
+-- Raises a fault as every way in knows it: SQLSTATE PM + HTTP status, CONSTRAINT the code, DETAIL the field.
+create or replace function pgmail.refuse(p_code text, p_field text, p_message text, p_status integer default 422)
+returns void
+language plpgsql
+as $$
+begin
+  raise exception using errcode = 'PM' || p_status, constraint = p_code, detail = p_field,
+    message = case when p_field = '' then p_message else p_field || ': ' || p_message end;
+end
+$$;
+
+-- A role speaks for a tenant from now on. The owner's and the admin role's to call.
+create or replace function pgmail.grant_tenant(p_role name, p_tenant text) returns void
+language plpgsql security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer;
+begin
+  select id into t from pgmail.tenant where name = p_tenant;
+  if t is null then perform pgmail.refuse('unknown_tenant', '/tenant', format('no tenant is named %L', p_tenant), 404); end if;
+  insert into pgmail.database_role (role_name, tenant_id) values (p_role, t)
+    on conflict (role_name) do update set tenant_id = excluded.tenant_id, carries_tenant = false;
+  perform pgmail.record_act(t, 'tenant.grant', p_role::text, null);
+end
+$$;
+
+-- A new tenant with the two streams that everybody starts from.
+create or replace function pgmail.create_tenant(p_name text) returns integer
+language plpgsql security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer;
+begin
+  insert into pgmail.tenant (name) values (p_name) returning id into t;
+  insert into pgmail.stream (tenant_id, name, priority, trace) values
+    (t, 'transactional', 2, 'full'), (t, 'broadcast', 3, 'lean');
+  perform pgmail.record_act(t, 'tenant.create', p_name, null);
+  return t;
+end
+$$;
+
+-- What an operator did: who, when, why. The actor is the session's role, or the key that the API named for it.
+create or replace function pgmail.actor() returns text
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select coalesce(
+    (select nullif(current_setting('pgmail.actor', true), '') from pgmail.database_role r
+      where r.role_name = session_user and r.carries_tenant),
+    session_user::text)
+$$;
+
+create or replace function pgmail.record_act(p_tenant integer, p_action text, p_object text, p_reason text) returns void
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  insert into pgmail.audit (tenant_id, actor, action, object, reason)
+  values (p_tenant, pgmail.actor(), p_action, p_object, p_reason)
+$$;
+
+-- Addresses: parsed, judged and normalised here, for every way in (ops/docs/email.md, "Addresses").
+
+-- A label of an internationalised domain as Punycode, without the prefix (RFC 3492, section 6.3).
+create or replace function pgmail.punycode(p_label text) returns text
+language plpgsql immutable strict parallel safe
+as $$
+declare
+  n integer := 128; delta integer := 0; bias integer := 72; h integer; b integer; m integer; q integer; k integer;
+  t integer; c integer; digit integer; total integer := length(p_label); codes integer[]; out_ text := '';
+  first boolean := true;
+begin
+  select array_agg(ascii(x) order by i) into codes from unnest(string_to_array(p_label, null)) with ordinality u(x, i);
+  select coalesce(string_agg(chr(x), '' order by i), '') into out_ from unnest(codes) with ordinality u(x, i) where x < 128;
+  b := length(out_); h := b;
+  if b > 0 then out_ := out_ || '-'; end if;
+  while h < total loop
+    select min(x) into m from unnest(codes) x where x >= n;
+    delta := delta + (m - n) * (h + 1);
+    n := m;
+    foreach c in array codes loop
+      if c < n then delta := delta + 1; end if;
+      if c = n then
+        q := delta; k := 36;
+        loop
+          t := case when k <= bias then 1 when k >= bias + 26 then 26 else k - bias end;
+          exit when q < t;
+          digit := t + (q - t) % (36 - t);
+          out_ := out_ || substr('abcdefghijklmnopqrstuvwxyz0123456789', digit + 1, 1);
+          q := (q - t) / (36 - t);
+          k := k + 36;
+        end loop;
+        out_ := out_ || substr('abcdefghijklmnopqrstuvwxyz0123456789', q + 1, 1);
+        -- adapt the bias
+        delta := case when first then delta / 700 else delta / 2 end;
+        first := false;
+        delta := delta + delta / (h + 1);
+        k := 0;
+        while delta > 455 loop delta := delta / 35; k := k + 36; end loop;
+        bias := k + 36 * delta / (delta + 38);
+        delta := 0;
+        h := h + 1;
+      end if;
+    end loop;
+    delta := delta + 1; n := n + 1;
+  end loop;
+  return out_;
+end
+$$;
+
+-- Lower case, one character for one, whatever the database's locale: a Turkish one would make a dotless i of ASCII, and
+-- C would leave what is not ASCII as it is. Dotted capital I and final sigma are where locales differ.
+do $do$
+declare c text := (
+  select quote_ident(collname) from pg_collation
+  where collname in ('pg_c_utf8', 'C.utf8', 'C.UTF-8', 'en_US.utf8', 'en_US.UTF-8', 'und-x-icu')
+    and collnamespace = 'pg_catalog'::regnamespace and collencoding in (-1, pg_char_to_encoding('UTF8'))
+  order by array_position(array['pg_c_utf8', 'C.utf8', 'C.UTF-8', 'en_US.utf8', 'en_US.UTF-8', 'und-x-icu'], collname::text) limit 1);
+begin
+  execute format($f$
+    create or replace function pgmail.lower_text(p_text text) returns text
+    language sql immutable strict parallel safe
+    as $b$ select case when p_text ~ '[^\x01-\x7f]' then lower(translate(p_text, U&'\0130\03A3', U&'i\03C3') collate pg_catalog.%s) collate "default"
+                       else lower(p_text collate "C") collate "default" end $b$$f$, coalesce(c, '"default"'));
+end $do$;
+
+-- A domain in lower-case A-labels, or null when it is none. Full-width and other dots count as dots (RFC 3490, 3.1).
+create or replace function pgmail.domain_ascii(p_domain text) returns text
+language plpgsql immutable strict parallel safe
+as $$
+declare d text := pgmail.lower_text(p_domain); l text; labels text[] := '{}';
+begin
+  if length(d) > 253 then return null; end if;
+  if d ~ '[^\x01-\x7f]' then
+    d := pgmail.lower_text(normalize(translate(d, U&'\3002\FF0E\FF61', '...'), NFKC));
+    if d ~ '[\u0080-\u009f\u00ad\u2000-\u206f\ufe00-\ufe0f\ufeff\ufff0-\uffff]' then return null; end if;
+    foreach l in array string_to_array(d, '.') loop
+      labels := labels || case when l ~ '[^\x01-\x7f]' then 'xn--' || pgmail.punycode(l) else l end;
+    end loop;
+    d := array_to_string(labels, '.');
+  end if;
+  if d !~ '^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$'
+     or d ~ '(^|\.)[0-9]+$' or octet_length(d) > 253 then
+    return null;
+  end if;
+  return d;
+end
+$$;
+
+do $do$ begin
+  if to_regtype('pgmail.address') is null then
+    create type pgmail.address as (
+      address text,   -- lower-case: what is compared
+      rcpt    text,   -- the local part as given, the domain in A-labels: what is sent to
+      name    text,
+      domain  text,
+      fault   text    -- why it is no address; the rest is null then
+    );
+  end if;
+end $do$;
+
+create or replace function pgmail.parse_address(p_text text) returns pgmail.address
+language plpgsql immutable parallel safe
+as $$
+declare a pgmail.address; spec text; name_ text; cut integer; local_ text;
+begin
+  if octet_length(p_text) > 1000 then a.fault := 'longer than 1,000 octets'; return a; end if;
+  if p_text ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]' then a.fault := 'has a control character'; return a; end if;
+  spec := btrim(p_text, ' ');
+  if right(spec, 1) = '>' then
+    cut := length(spec) - strpos(reverse(spec), '<') + 1;
+    if cut > length(spec) then a.fault := 'has ">" without "<"'; return a; end if;
+    name_ := btrim(left(spec, cut - 1), ' ');
+    spec := substr(spec, cut + 1, length(spec) - cut - 1);
+    if left(name_, 1) = '"' then
+      if name_ !~ '^"([^"\\]|\\.)*"$' then a.fault := 'has an unfinished quoted name'; return a; end if;
+      name_ := regexp_replace(substr(name_, 2, length(name_) - 2), '\\(.)', '\1', 'g');
+    elsif name_ ~ '[<>"]' then
+      a.fault := 'has <, > or " in an unquoted name'; return a;
+    end if;
+  end if;
+  cut := length(spec) - strpos(reverse(spec), '@') + 1;
+  if cut > length(spec) then a.fault := 'has no @'; return a; end if;
+  local_ := left(spec, cut - 1);
+  if local_ = '' then a.fault := 'has nothing before the @'; return a; end if;
+  if octet_length(local_) > 64 then a.fault := 'has more than 64 octets before the @'; return a; end if;
+  if local_ !~ '^[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+)*$' then
+    if left(local_, 1) = '"' then
+      if local_ !~ '^"([^"\\]|\\.)*"$' then a.fault := 'has an unfinished quoted local part'; return a; end if;
+    elsif local_ ~ '[][ ()<>@,;:\\"]' or local_ ~ '(^\.|\.\.|\.$)' then
+      a.fault := 'has a character or dot before the @ where none may stand'; return a;
+    end if;
+  end if;
+  a.domain := pgmail.domain_ascii(substr(spec, cut + 1));
+  if a.domain is null then a.fault := 'has no valid domain after the @'; return a; end if;
+  a.rcpt := local_ || '@' || a.domain;
+  if octet_length(a.rcpt) > 254 then
+    a := null; a.fault := 'longer than 254 octets'; return a;
+  end if;
+  a.address := pgmail.lower_text(a.rcpt);
+  a.name := nullif(name_, '');
+  return a;
+end
+$$;
+
+-- UUIDv7 below PostgreSQL 18 (RFC 9562, section 5.7), as one expression that the planner inlines: a function that is
+-- called costs a single send more than the id. 48 bits of milliseconds, the version, 12 bits of the millisecond's
+-- fraction, so that ids of one session mostly ascend; the variant and what is random are those of a UUIDv4.
+do $do$
+begin
+  if current_setting('server_version_num')::int < 180000 then
+    create or replace function pgmail.uuid7() returns uuid language sql volatile parallel safe as $b$
+      select (overlay(lpad(to_hex(floor(date_part('epoch', clock_timestamp()) * 4096000)::bigint), 15, '0') placing '7' from 13 for 0)
+              || substr(gen_random_uuid()::text, 20))::uuid $b$;
+  end if;
+end
+$do$;
+
+-- A lane is (tenant, stream, priority, site). Its id is computed, so that no row need exist when mail goes into it.
+create or replace function pgmail.lane_id(p_tenant integer, p_stream text, p_priority integer, p_site text) returns bigint
+language sql immutable parallel safe
+as $$ select hashtextextended(p_tenant || '/' || p_stream || '/' || p_priority || '/' || p_site, 0) $$;
+
+-- Folds what send appended into active lanes. Any worker may; two at once share the rows.
+create or replace function pgmail.fold_touches_v1() returns integer
+language plpgsql security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  with gone as (
+    delete from pgmail.lane_touch
+    where ctid = any(array(select ctid from pgmail.lane_touch limit 5000 for update skip locked))
+    returning *
+  ), touched as (
+    select tenant_id, lane, min(stream) as stream, min(priority) as priority, min(site) as site, min(due_at) as due_at
+    from gone group by tenant_id, lane order by tenant_id, lane
+  ), folded as (
+    insert into pgmail.lane as l (tenant_id, id, stream, priority, site, rewind_to)
+    select tenant_id, lane, stream, priority, site, due_at from touched
+    on conflict (tenant_id, id) do update set active = true, version = nextval('pgmail.lane_version'),
+      changed_at = pgmail.now(),
+      -- an old rewind was seen by every worker a minute after it was written
+      rewind_to = case when l.changed_at > pgmail.now() - interval '1 minute'
+                       then least(l.rewind_to, excluded.rewind_to) else excluded.rewind_to end
+    returning 1
+  )
+  select count(*) into n from folded;
+  return n;
+end
+$$;
+
+-- Something in these lanes became due again in the past (released, rescued, retried): appended like a send's touch,
+-- and folded into a rewind by a worker. It locks nothing, since the caller may be an application's long transaction.
+-- A lane without a row was touched by its send and is not folded yet: it has no head to go back.
+create or replace function pgmail.touch_lanes(p_tenant integer, p_lanes bigint[], p_due timestamptz[]) returns void
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+  select p_tenant, l.id, l.stream, l.priority, l.site, r.due
+  from (select lane, min(due) as due from unnest(p_lanes, p_due) u(lane, due) group by lane) r
+  join pgmail.lane l on l.tenant_id = p_tenant and l.id = r.lane
+$$;
+
+-- Lanes that this worker found empty for a quiet time: idle, unless the queue says otherwise.
+create or replace function pgmail.idle_lanes_v1(p_tenant integer, p_lanes bigint[]) returns integer
+language plpgsql security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+declare n integer;
+begin
+  with quiet as materialized (
+    select l.id from pgmail.lane l
+    where l.tenant_id = p_tenant and l.id = any(p_lanes) and l.active
+      and l.changed_at < pgmail.now() - interval '30 seconds'
+      and not exists (select 1 from pgmail.queue q
+                      where q.tenant_id = p_tenant and q.lane = l.id and q.due_at <= pgmail.now() + interval '5 seconds')
+    order by l.id for update of l skip locked
+  ), idled as (
+    update pgmail.lane l set active = false, version = nextval('pgmail.lane_version'), changed_at = pgmail.now(),
+      rewind_to = null
+    from quiet where l.tenant_id = p_tenant and l.id = quiet.id returning 1
+  )
+  select count(*) into n from idled;
+  return n;
+end
+$$;
+
+-- Limits: message rates as tokens, connections as permits, both of the whole fleet (ops/docs/limits.md).
+-- A rate is paced by virtual scheduling (the generic cell rate algorithm of ITU-T I.371): a bucket knows the moment of
+-- its last token, and the next one lies a gap later. Each token is for one message at one moment, so nothing bursts,
+-- and workers that fetch them a handful at a time spend no more than one that fetches each by itself.
+
+-- The gap between two tokens, in seconds; null without a rate. One hundredth wider than the rate asks for: the moment
+-- at which a worker spends a token is late by a few milliseconds more or less, and with the margin no window of
+-- per_seconds holds more messages than it may. A relay is ramped up to from a tenth of its rate, since it was up.
+create or replace function pgmail.limit_gap(p_limit pgmail.limits, p_up_since timestamptz, p_now timestamptz) returns double precision
+language sql immutable parallel safe
+as $$
+  select p_limit.per_seconds::double precision / p_limit.messages * 1.01
+    / case when p_limit.scope = 'relay' and p_limit.ramp_seconds > 0
+           then least(1, greatest(0.1, coalesce(extract(epoch from p_now - p_up_since), 0)::double precision / p_limit.ramp_seconds))
+           else 1 end
+$$;
+
+-- 10 a minute, as a person says it.
+create or replace function pgmail.rate_words(p_messages integer, p_per_seconds real) returns text
+language sql immutable parallel safe
+as $$
+  select p_messages || case p_per_seconds when 1 then ' a second' when 60 then ' a minute' when 3600 then ' an hour'
+    when 86400 then ' a day' else ' in ' || p_per_seconds || ' seconds' end
+$$;
+
+-- A receiving site as lanes name it: the domain in lower-case A-labels, or the group that it belongs to.
+create or replace function pgmail.site_name(p_text text, p_field text) returns text
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+declare d text := pgmail.domain_ascii(btrim(p_text));
+begin
+  if d is null then perform pgmail.refuse('invalid_site', p_field, 'must be a domain such as gmail.com'); end if;
+  return coalesce((select s.site from pgmail.site_domain s where s.domain = d), d);
+end
+$$;
+
+-- What a limit is on, in its normal form; refused where there can be no such thing. A relay may be known later.
+create or replace function pgmail.limit_name(p_scope text, p_name text) returns text
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  if p_scope = 'site' then return pgmail.site_name(p_name, '/name'); end if;
+  if p_scope = 'relay' then
+    if coalesce(p_name, '') !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+      perform pgmail.refuse('invalid_name', '/name', 'a relay is named by 1 to 63 of A-Z a-z 0-9 _ . -, led by a letter or digit');
+    end if;
+  elsif p_scope = 'tenant' then
+    if not exists (select from pgmail.tenant t where t.name = p_name) then
+      perform pgmail.refuse('unknown_tenant', '/name', format('no tenant is named %L', left(p_name, 63)), 404);
+    end if;
+  else
+    perform pgmail.refuse('invalid_scope', '/scope', 'must be relay, site or tenant');
+  end if;
+  return p_name;
+end
+$$;
+
+-- Sets the whole limit: what is left out is not limited. Answers its name in normal form. Workers obey within a second.
+create or replace function pgmail.set_limit(
+  p_scope text, p_name text, p_messages integer, p_per_seconds real default 1, p_connections integer default null,
+  p_ramp_seconds real default 30, p_note text default null
+) returns text
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare named text := pgmail.limit_name(p_scope, p_name);
+begin
+  if p_messages is null and p_connections is null then
+    perform pgmail.refuse('missing_field', '/messages', 'a limit has messages (in per_seconds), connections or both');
+  elsif p_messages <= 0 then
+    perform pgmail.refuse('invalid_limit', '/messages', 'must be greater than 0; to stop mail, pause it');
+  elsif p_per_seconds is null or not (p_per_seconds > 0 and p_per_seconds <= 86400) then
+    perform pgmail.refuse('invalid_limit', '/per_seconds', 'must be greater than 0 and at most 86400');
+  elsif p_connections <= 0 then
+    perform pgmail.refuse('invalid_limit', '/connections', 'must be greater than 0; to stop mail, pause it');
+  elsif p_scope = 'tenant' and p_connections is not null then
+    perform pgmail.refuse('invalid_limit', '/connections', 'a tenant has a rate, and shares the connections of relay and site');
+  elsif p_ramp_seconds is null or not (p_ramp_seconds >= 0 and p_ramp_seconds <= 604800) then
+    perform pgmail.refuse('invalid_limit', '/ramp_seconds', 'must be from 0 to 604800');
+  elsif length(p_note) > 1000 then
+    perform pgmail.refuse('invalid_limit', '/note', 'longer than 1,000 characters');
+  end if;
+  insert into pgmail.limits (scope, name, messages, per_seconds, connections, ramp_seconds, note, changed_by)
+  values (p_scope, named, p_messages, p_per_seconds, p_connections, p_ramp_seconds, p_note, pgmail.actor())
+  on conflict (scope, name) do update set messages = excluded.messages, per_seconds = excluded.per_seconds,
+    connections = excluded.connections, ramp_seconds = excluded.ramp_seconds, note = excluded.note,
+    changed_at = pgmail.now(), changed_by = excluded.changed_by, shipped = false;
+  perform pgmail.record_act(null, 'limit.set', p_scope || ' ' || named, concat_ws(', ',
+    pgmail.rate_words(p_messages, p_per_seconds), p_connections || ' connections', p_note));
+  return named;
+end
+$$;
+
+-- No limit from now on, one of the defaults' too: an upgrade does not bring it back. False if there was none.
+create or replace function pgmail.remove_limit(p_scope text, p_name text) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare named text := pgmail.limit_name(p_scope, p_name);
+begin
+  delete from pgmail.limits l where l.scope = p_scope and l.name = named;
+  if not found then return false; end if;
+  perform pgmail.record_act(null, 'limit.remove', p_scope || ' ' || named, null);
+  return true;
+end
+$$;
+
+-- A tenant's share beside others.
+create or replace function pgmail.set_tenant(p_name text, p_weight real) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer;
+begin
+  if p_weight is null or not (p_weight > 0 and p_weight <= 1000) then
+    perform pgmail.refuse('invalid_weight', '/weight', 'must be greater than 0 and at most 1000');
+  end if;
+  update pgmail.tenant set weight = p_weight where name = p_name returning id into t;
+  if t is null then perform pgmail.refuse('unknown_tenant', '/name', format('no tenant is named %L', left(p_name, 63)), 404); end if;
+  perform pgmail.record_act(t, 'tenant.set', p_name, 'weight ' || p_weight);
+end
+$$;
+
+-- Tokens for messages that are about to be sent, for at most half a second ahead. Token i (from 0) of a key is good
+-- from starts_in + i * gap seconds after the answer. Less than wanted was granted: ask again after wait seconds. A key
+-- without a rate answers what it asked for, with gap 0. Rows are locked by key in order, for this statement only.
+create or replace function pgmail.take_tokens_v1(p_epoch bigint, p_scopes text[], p_names text[], p_wants integer[])
+returns table (scope text, name text, granted integer, starts_in double precision, gap double precision, wait double precision)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set jit = off set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare k record; now_ timestamptz; ahead double precision; horizon constant double precision := 0.5;
+begin
+  -- One that was declared dead must not spend what its successors need.
+  if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
+    raise exception using errcode = 'PM410', constraint = 'fenced_out', message = format('worker %s was declared dead', p_epoch);
+  end if;
+  insert into pgmail.bucket (scope, name)
+  select l.scope, l.name from pgmail.limits l join (select distinct x.scope, x.name from unnest(p_scopes, p_names) x(scope, name)) u
+    on u.scope = l.scope and u.name = l.name
+  where l.messages is not null and not exists (select from pgmail.bucket b where b.scope = l.scope and b.name = l.name)
+  order by l.scope, l.name on conflict do nothing;
+  perform from pgmail.bucket b
+  where (b.scope, b.name) in (select x.scope, x.name from unnest(p_scopes, p_names) x(scope, name))
+  order by b.scope, b.name for no key update;
+  -- The wait for the lock is over: tokens start from here, or those who waited longest would be handed moments that
+  -- have passed, and spend them in one burst.
+  now_ := pgmail.now() + (clock_timestamp() - statement_timestamp());
+  for k in
+    select u.scope, u.name, u.want, l as limits, b.last_at, r.up_since, r.name is not null as known
+    from (select x.scope, x.name, least(sum(greatest(x.want, 0)), 1000000)::integer as want
+          from unnest(p_scopes, p_names, p_wants) x(scope, name, want) group by x.scope, x.name) u
+    left join pgmail.limits l on l.scope = u.scope and l.name = u.name and l.messages is not null
+    left join pgmail.bucket b on b.scope = u.scope and b.name = u.name
+    left join pgmail.relay r on u.scope = 'relay' and r.name = u.name
+    order by u.scope, u.name
+  loop
+    scope := k.scope; name := k.name;
+    -- Without its bucket (the limit came after the locks were taken) it is as if the limit came a moment later.
+    if (k.limits).messages is null or k.last_at is null then
+      granted := k.want; starts_in := 0; gap := 0; wait := 0;
+      return next; continue;
+    end if;
+    if k.known and k.up_since is null and k.want > 0 then
+      -- Its first mail. Past a row that an operator's open transaction holds: nobody's tokens wait for that.
+      update pgmail.relay r set up_since = now_
+       where r.name = (select x.name from pgmail.relay x where x.name = k.name and x.up_since is null for no key update skip locked);
+    end if;
+    gap := pgmail.limit_gap(k.limits, coalesce(k.up_since, case when k.known then now_ else now_ - interval '8 days' end), now_);
+    ahead := case when k.last_at = '-infinity' then 0
+                  else greatest(0, extract(epoch from k.last_at - now_)::double precision + gap) end;
+    granted := case when ahead > horizon then 0 else least(k.want, 1 + floor((horizon - ahead) / gap))::integer end;
+    starts_in := ahead;
+    if granted > 0 then
+      update pgmail.bucket b set last_at = now_ + (ahead + (granted - 1) * gap) * interval '1 second'
+       where b.scope = k.scope and b.name = k.name;
+    end if;
+    wait := greatest(0, ahead + granted * gap - horizon / 2);
+    return next;
+  end loop;
+end
+$$;
+
+-- How many connections this worker may hold of each key; null where there is no cap. It names every key of which it
+-- holds or wants any: what it names no longer, it has given back. p_held is what it holds and will not exceed until the
+-- answer; p_wanted is what it could use, those included.
+-- Fair among the workers that want some: what one leaves is lent to the others. Who holds more than its share is told
+-- so, and gives back as its mails end; what it may still hold counts until it says that it does not. So the sum of what
+-- living workers may hold never passes the cap.
+create or replace function pgmail.share_permits_v1(p_epoch bigint, p_scopes text[], p_names text[], p_held integer[], p_wanted integer[])
+returns table (scope text, name text, allowed integer)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set jit = off set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare k record; w record; rest integer; sharers integer; share integer; others bigint;
+begin
+  if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
+    raise exception using errcode = 'PM410', constraint = 'fenced_out', message = format('worker %s was declared dead', p_epoch);
+  end if;
+  delete from pgmail.permit p where p.epoch = p_epoch
+    and (p.scope, p.name) not in (select x.scope, x.name from unnest(p_scopes, p_names) x(scope, name));
+  insert into pgmail.bucket (scope, name)
+  select l.scope, l.name from pgmail.limits l join (select distinct x.scope, x.name from unnest(p_scopes, p_names) x(scope, name)) u
+    on u.scope = l.scope and u.name = l.name
+  where l.connections is not null and not exists (select from pgmail.bucket b where b.scope = l.scope and b.name = l.name)
+  order by l.scope, l.name on conflict do nothing;
+  perform from pgmail.bucket b
+  where (b.scope, b.name) in (select x.scope, x.name from unnest(p_scopes, p_names) x(scope, name))
+  order by b.scope, b.name for no key update;
+  for k in
+    select u.scope, u.name, u.held, u.wanted, l.connections, b.scope is not null as locked
+    from (select x.scope, x.name, sum(greatest(x.held, 0))::integer as held, sum(greatest(x.wanted, 0))::integer as wanted
+          from unnest(p_scopes, p_names, p_held, p_wanted) x(scope, name, held, wanted) group by x.scope, x.name) u
+    left join pgmail.limits l on l.scope = u.scope and l.name = u.name
+    left join pgmail.bucket b on b.scope = u.scope and b.name = u.name
+    order by u.scope, u.name
+  loop
+    scope := k.scope; name := k.name;
+    if k.connections is null or not k.locked then   -- no cap, or one that came after the locks were taken
+      delete from pgmail.permit p where p.scope = k.scope and p.name = k.name and p.epoch = p_epoch;
+      allowed := null;
+      return next; continue;
+    end if;
+    -- From the least wanted up, each an equal part of what is left: what the modest leave goes to the others.
+    rest := k.connections; share := 0;
+    select count(*) into sharers from pgmail.permit p join pgmail.worker w on w.epoch = p.epoch
+     where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch and p.wanted > 0;
+    sharers := sharers + case when k.wanted > 0 then 1 else 0 end;
+    for w in
+      select x.epoch, x.wanted from (
+        select p.epoch, p.wanted from pgmail.permit p join pgmail.worker v on v.epoch = p.epoch
+        where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch
+        union all select p_epoch, k.wanted) x
+      where x.wanted > 0 order by x.wanted, x.epoch
+    loop
+      if w.epoch = p_epoch then share := least(w.wanted, rest / greatest(sharers, 1)); exit; end if;
+      rest := rest - least(w.wanted, rest / greatest(sharers, 1));
+      sharers := sharers - 1;
+    end loop;
+    select coalesce(sum(p.held), 0) into others from pgmail.permit p join pgmail.worker v on v.epoch = p.epoch
+     where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch;
+    allowed := least(share, greatest(k.held, k.connections - others));
+    insert into pgmail.permit as p (scope, name, epoch, held, wanted, seen_at)
+    values (k.scope, k.name, p_epoch, greatest(k.held, allowed), k.wanted, pgmail.now())
+    on conflict (scope, name, epoch) do update set held = excluded.held, wanted = excluded.wanted, seen_at = excluded.seen_at;
+    return next;
+  end loop;
+end
+$$;
+
+-- Pauses, and what stands in the way of a lane's mail now. A pause is a row that workers read once a second: it moves no
+-- mail and touches no lane, so a pause of a million recipients costs what one of a single costs.
+
+-- A lane as people name it: stream/priority/site.
+create or replace function pgmail.lane_name(p_stream text, p_priority integer, p_site text) returns text
+language sql immutable parallel safe
+as $$ select p_stream || '/' || case p_priority when 1 then 'high' when 2 then 'normal' else 'low' end || '/' || p_site $$;
+
+-- The name of what is to be paused, in normal form; refused where there can be no such thing. p_tenant null: any's.
+create or replace function pgmail.pause_target(p_tenant integer, p_scope text, p_name text) returns text
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+declare stream_ text; word text; site_ text;
+begin
+  if p_name is null or p_name = '' then
+    perform pgmail.refuse('missing_field', '/' || coalesce(p_scope, 'site'), 'is required');
+  elsif p_scope = 'site' then
+    return pgmail.site_name(p_name, '/site');
+  elsif p_scope = 'stream' then
+    stream_ := p_name;
+  elsif p_scope = 'lane' then
+    stream_ := split_part(p_name, '/', 1); word := split_part(p_name, '/', 2); site_ := split_part(p_name, '/', 3);
+    if word not in ('high', 'normal', 'low') or array_length(string_to_array(p_name, '/'), 1) <> 3 then
+      perform pgmail.refuse('invalid_lane', '/lane', 'must be stream/priority/site, as in transactional/high/gmail.com');
+    end if;
+    site_ := pgmail.site_name(site_, '/lane');
+  else
+    perform pgmail.refuse('invalid_scope', '/scope', 'must be site, stream or lane');
+  end if;
+  if not exists (select from pgmail.stream s where s.name = stream_ and (p_tenant is null or s.tenant_id = p_tenant)) then
+    perform pgmail.refuse('unknown_stream', '/' || p_scope, format('no stream is named %L', left(stream_, 63)));
+  end if;
+  return case p_scope when 'stream' then stream_ else concat_ws('/', stream_, word, site_) end;
+end
+$$;
+
+-- Whose pause it is: the caller's tenant's, or the whole fleet's (null), which is not for API keys.
+create or replace function pgmail.pause_tenant(p_fleet boolean) returns integer
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  if not p_fleet then return pgmail.need_tenant(); end if;
+  if exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
+    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
+  end if;
+  return null;
+end
+$$;
+
+-- Stops mail to a site, of a stream or of a lane: the caller's tenant's, or with p_fleet everybody's. Mail waits
+-- meanwhile. Again changes reason and end. Answers the name in normal form. Keys of the API act for their tenant only.
+create or replace function pgmail.pause_mail(
+  p_scope text, p_name text, p_reason text, p_until timestamptz default null, p_fleet boolean default false
+) returns text
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.pause_tenant(p_fleet); named text;
+begin
+  named := pgmail.pause_target(t, p_scope, p_name);
+  if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  if p_until <= pgmail.now() then perform pgmail.refuse('time_in_past', '/until', 'it has passed'); end if;
+  delete from pgmail.pause p where p.until <= pgmail.now() and p.tenant_id is not distinct from t;
+  insert into pgmail.pause (tenant_id, scope, name, reason, until, paused_by)
+  values (t, p_scope, named, p_reason, nullif(p_until, 'infinity'), pgmail.actor())
+  on conflict (tenant_id, scope, name) do update set reason = excluded.reason, until = excluded.until,
+    paused_at = pgmail.now(), paused_by = excluded.paused_by;
+  perform pgmail.record_act(t, p_scope || '.pause', named, p_reason);
+  return named;
+end
+$$;
+
+-- Lets it flow again. Refused where it is not paused: who expects a pause to end should hear that it was another one.
+create or replace function pgmail.resume_mail(p_scope text, p_name text, p_reason text default null, p_fleet boolean default false)
+returns text
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.pause_tenant(p_fleet); named text; other pgmail.pause;
+begin
+  -- A stream that has gone since is no reason to keep its pause.
+  named := case p_scope when 'stream' then p_name else pgmail.pause_target(t, p_scope, p_name) end;
+  delete from pgmail.pause p where p.tenant_id is not distinct from t and p.scope = p_scope and p.name = named;
+  if not found then
+    select * into other from pgmail.pause p where p.tenant_id is null and p.scope = p_scope and p.name = named;
+    perform pgmail.refuse('not_paused', '/' || p_scope, case when t is not null and other.name is not null
+      then format('%s %s is paused for the whole fleet, by %s: %s', p_scope, named, other.paused_by, other.reason)
+      else format('%s %s is not paused', p_scope, left(named, 300)) end, 404);
+  end if;
+  perform pgmail.record_act(t, p_scope || '.resume', named, p_reason);
+  return named;
+end
+$$;
+
+-- What keeps the mail of a lane of the caller's tenant from being sent now: the first of a pause, its relays, a limit,
+-- no worker. kind is pause, relay, limit or workers (null: nothing does), scope and name say of what, until when it ends
+-- by itself as far as is known, words tell it in half a sentence.
+create or replace function pgmail.stopped_by(
+  p_stream text, p_priority integer, p_site text, out kind text, out scope text, out name text, out until timestamptz, out words text
+)
+language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+  t integer := pgmail.need_tenant(); now_ timestamptz := pgmail.now(); relays_ text[]; up_ text[]; p pgmail.pause; r record;
+begin
+  -- Of several pauses the one that lasts longest.
+  select x.* into p from pgmail.pause x
+   where (x.tenant_id is null or x.tenant_id = t) and (x.until is null or x.until > now_)
+     and ((x.scope = 'site' and x.name = p_site) or (x.scope = 'stream' and x.name = p_stream)
+          or (x.scope = 'lane' and x.name = pgmail.lane_name(p_stream, p_priority, p_site)))
+   order by x.until desc nulls first, x.tenant_id nulls first limit 1;
+  if found then
+    kind := 'pause'; scope := p.scope; name := p.name; until := p.until;
+    words := format('%s %s is paused by %s since %s%s: %s', p.scope, p.name, p.paused_by, p.paused_at, ' until ' || p.until, p.reason);
+    return;
+  end if;
+
+  select coalesce(s.relays, array[s.relay]) into relays_ from pgmail.stream s where s.tenant_id = t and s.name = p_stream;
+  relays_ := coalesce(relays_, array['default']);
+  select array_agg(n.name order by n.i) filter (where coalesce(y.state, 'up') = 'up') as up, min(n.name) as name,
+    nullif(min(coalesce(y.blocked_until, 'infinity')), 'infinity') as until,
+    string_agg(case y.state
+      when 'paused' then format('relay %s is paused by %s since %s%s: %s', y.name, y.changed_by, y.changed_at,
+                                ' until ' || y.blocked_until, coalesce(y.reason, 'no reason given'))
+      when 'away' then format('relay %s is away since %s: %s; next try at %s', y.name, y.changed_at,
+                              coalesce(y.reason, 'unreachable'), y.blocked_until) end, '; and ' order by n.i) as words
+    into r from unnest(relays_) with ordinality n(name, i) left join pgmail.relay y on y.name = n.name;
+  up_ := r.up;
+  if up_ is null then
+    kind := 'relay'; scope := 'relay'; name := r.name; until := r.until;
+    words := case when cardinality(relays_) > 1 then 'none of its relays takes mail: ' else '' end || r.words;
+    return;
+  end if;
+
+  -- Of the relays that are up the one whose token comes first, then the latest of that, the site's and the tenant's.
+  with limited as (
+    select l.scope, l.name, l.connections, pgmail.rate_words(l.messages, l.per_seconds) as rate,
+      case when l.messages is not null and b.last_at > '-infinity'
+           then b.last_at + pgmail.limit_gap(l, y.up_since, now_) * interval '1 second' end as free_at,
+      coalesce((select sum(h.held) from pgmail.permit h join pgmail.worker w on w.epoch = h.epoch
+                where h.scope = l.scope and h.name = l.name), 0) >= l.connections as full_
+    from pgmail.limits l
+    left join pgmail.bucket b on b.scope = l.scope and b.name = l.name
+    left join pgmail.relay y on l.scope = 'relay' and y.name = l.name
+    where (l.scope = 'site' and l.name = p_site) or (l.scope = 'relay' and l.name = any (up_))
+      or (l.scope = 'tenant' and l.name = (select x.name from pgmail.tenant x where x.id = t))
+  ), binding as (
+    select * from limited where scope <> 'relay' and (free_at > now_ or full_)
+    union all
+    (select * from limited where scope = 'relay' and (free_at > now_ or full_)
+       and (select count(*) from limited where scope = 'relay' and (free_at > now_ or full_)) = cardinality(up_)
+     order by free_at nulls first limit 1)
+  )
+  select * into r from binding order by free_at > now_ desc nulls last, free_at desc limit 1;
+  if found then
+    kind := 'limit'; scope := r.scope; name := r.name; until := case when r.free_at > now_ then r.free_at end;
+    words := case when until is not null
+      then format('%s %s is limited to %s; its next token is free at %s', r.scope, r.name, r.rate, r.free_at)
+      else format('%s %s is limited to %s connections, and all are in use', r.scope, r.name, r.connections) end;
+    return;
+  end if;
+
+  if not exists (select from pgmail.worker x) then
+    kind := 'workers'; words := 'no worker is running';
+  elsif not exists (select from pgmail.worker x where x.beat_at > now_ - interval '30 seconds') then
+    kind := 'workers'; words := format('no worker is alive since %s', (select max(x.beat_at) from pgmail.worker x));
+  end if;
+end
+$$;
+
+-- The relays of a worker's settings, so that streams and limits may name them. Writes only what is new.
+create or replace function pgmail.register_relays_v1(p_names text[]) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  insert into pgmail.relay (name, changed_by)
+  select x, 'worker' from (select distinct unnest(p_names) as x) u
+  where not exists (select from pgmail.relay r where r.name = u.x) order by x
+  on conflict do nothing;
+  get diagnostics n = row_count;
+  return n;
+end
+$$;
+
+-- What the readers make of an email, and what is stored: one record an email, with its recipients inside.
+
+do $do$ begin
+  -- An older shape goes, with the functions that speak of it; the files that follow make them again.
+  if exists (select 1 from pg_attribute where attrelid = to_regclass('pgmail.email') and attname = 'roles' and not attisdropped) then
+    drop type pgmail.email cascade;
+  end if;
+  if to_regtype('pgmail.person') is null then
+    create type pgmail.person as (
+      role      text,
+      address   text,   -- lower-case: what is compared
+      rcpt      text,   -- what is sent to, where that differs from address
+      name      text,
+      domain    text,
+      variables jsonb
+    );
+  end if;
+  if to_regtype('pgmail.options') is null then
+    create type pgmail.options as (
+      mode text, stream text, priority smallint, template text, template_version integer,
+      missing text[],    -- what the template needs and each recipient has to give
+      variables jsonb,   -- shared by all
+      metadata jsonb, on_limit text, idempotency_key text, body_hash bytea,
+      texts jsonb        -- subject, text and html, as far as given
+    );
+  end if;
+  if to_regtype('pgmail.email') is null then
+    create type pgmail.email as (
+      fault_code text, fault_field text, fault_message text, fault_status integer,
+      sender text, stream text, priority smallint, mode text, max_queued bigint, people pgmail.person[],
+      template text, template_version integer,
+      content bytea,     -- JSON in UTF-8: from, to, cc, reply_to, subject, text, html, headers, variables, and how many attachments
+      headers jsonb, attachments jsonb, tags jsonb, metadata jsonb,
+      due_at timestamptz, expires_at timestamptz, on_limit text,
+      idempotency_key text, body_hash bytea, size_bytes integer
+    );
+  end if;
+end $do$;
+
+-- One email as handed over, read and judged: the law of ops/docs/email.md in its order. Raises nothing: the first
+-- fault stands in the result, so that a batch can tell each item its own. A statement costs microseconds here and there
+-- are a hundred: the plain email is read by one (032_read_plain.sql), in the same way.
+
+create or replace function pgmail.faulty(p_code text, p_field text, p_message text, p_status integer default 422)
+returns pgmail.email
+language plpgsql immutable
+as $$
+declare e pgmail.email;
+begin
+  e.fault_code := p_code; e.fault_field := p_field; e.fault_message := p_message; e.fault_status := p_status;
+  return e;
+end
+$$;
+
+-- A name as a JSON pointer step (RFC 6901, section 3).
+create or replace function pgmail.pointer(p_name text) returns text
+language sql immutable parallel safe
+as $$ select replace(replace(p_name, '~', '~0'), '/', '~1') $$;
+
+create or replace function pgmail.has_control(p_text text) returns boolean
+language sql immutable parallel safe
+as $$ select p_text ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]' $$;
+
+-- ISO 8601 with an offset, or null. The cast decides about the calendar; the pattern insists on date, time, offset.
+create or replace function pgmail.parse_time(p_text text) returns timestamptz
+language plpgsql stable
+as $$
+begin
+  if p_text !~ '^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?([Zz]|[+-]\d\d(:?\d\d)?)$' then return null; end if;
+  return replace(p_text, ',', '.')::timestamptz;
+exception when others then
+  return null;
+end
+$$;
+
+-- An object without its keys that are null, which are as if absent.
+create or replace function pgmail.without_nulls(p_body jsonb) returns jsonb
+language plpgsql immutable
+as $$
+begin
+  if p_body @? 'strict $.* ? (@ == null)' then
+    return (select coalesce(jsonb_object_agg(x.key, x.value), '{}') from jsonb_each(p_body) x where x.value <> 'null');
+  end if;
+  return p_body;
+end
+$$;
+
+-- What makes two emails of one key the same. Times are often computed anew for a retry (now() + 1 hour).
+create or replace function pgmail.body_hash(p_body jsonb) returns bytea
+language plpgsql immutable parallel safe
+as $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')); end $$;
+
+-- Whether this very email was taken in under its key: a repetition is answered with the first id, even when its times
+-- have passed since.
+create or replace function pgmail.was_sent(p_tenant integer, p_body jsonb) returns boolean
+language sql stable
+as $$
+  select exists (select 1 from pgmail.idempotency d where d.tenant_id = p_tenant and d.key = p_body->>'idempotency_key'
+    and d.body_hash = pgmail.body_hash(p_body) and d.expires_at > pgmail.now())
+$$;
+
+create or replace function pgmail.read_email(p_tenant integer, p_body jsonb) returns pgmail.email
+language plpgsql stable
+as $$
+declare
+  e pgmail.email; b jsonb := p_body; v jsonb; item jsonb; a pgmail.address; f text; i integer; n integer;
+  field text; role_ text; vars jsonb; missing text; now_ timestamptz := pgmail.now();
+  shown jsonb; from_ jsonb; reply_to jsonb; to_ jsonb := '[]'; cc_ jsonb := '[]'; single boolean; most integer;
+  s pgmail.stream; t pgmail.template; people pgmail.person[] := '{}'; addresses text[] := '{}'; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0; content jsonb;
+begin
+  -- 0: the body
+  if b is null or jsonb_typeof(b) <> 'object' then
+    return pgmail.faulty('invalid_body', '', 'an email is a JSON object');
+  end if;
+  if b - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers',
+               'attachments','tags','metadata','stream','priority','scheduled_at','expires_at','on_limit',
+               'idempotency_key'] <> '{}' then
+    select min(x collate "C") into k from jsonb_object_keys(b) x
+     where x <> all (array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables',
+                           'headers','attachments','tags','metadata','stream','priority','scheduled_at','expires_at',
+                           'on_limit','idempotency_key']);
+    return pgmail.faulty('unknown_key', '/' || pgmail.pointer(k), format('no such key: %s', left(k, 80)));
+  end if;
+  b := pgmail.without_nulls(b);
+
+  -- 1: from
+  v := b->'from';
+  if v is null or v = '""' then return pgmail.faulty('missing_field', '/from', 'a sender is required'); end if;
+  if jsonb_typeof(v) <> 'string' then return pgmail.faulty('invalid_address', '/from', 'must be a string'); end if;
+  a := pgmail.parse_address(v #>> '{}');
+  if a.fault is not null then return pgmail.faulty('invalid_address', '/from', a.fault); end if;
+  e.sender := a.address;
+  from_ := jsonb_build_object('address', a.rcpt);
+  if a.name is not null then from_ := from_ || jsonb_build_object('name', a.name); end if;
+
+  -- 2 and 3: recipients and mode (which decides what a recipient may carry)
+  e.mode := 'envelope';
+  v := b->'mode';
+  if v is not null and v in ('"envelope"', '"personal"') then e.mode := v #>> '{}'; end if;
+  most := case e.mode when 'personal' then 1000 else 50 end;
+  v := b->'to';
+  if v is null or v = '""' or v = '[]' then
+    return pgmail.faulty('missing_field', '/to', 'at least one recipient is required');
+  end if;
+  field := null;   -- of the first thing that mode forbids; told after the addresses were judged
+  foreach role_ in array array['to', 'cc', 'bcc'] loop
+    v := b->role_;
+    continue when v is null;
+    single := jsonb_typeof(v) <> 'array';
+    n := case when single then 1 else jsonb_array_length(v) end;
+    for i in 0 .. n - 1 loop
+      item := case when single then v else v->i end;
+      f := case when single then '/' || role_ else '/' || role_ || '/' || i end;
+      vars := null;
+      if jsonb_typeof(item) = 'object' then
+        if jsonb_typeof(item->'address') is distinct from 'string'
+           or coalesce(jsonb_typeof(item->'name'), 'null') not in ('string', 'null')
+           or item - array['address', 'name', 'variables'] <> '{}' then
+          return pgmail.faulty('invalid_address', f, 'an object here has "address", and may have "name" and "variables"');
+        end if;
+        a := pgmail.parse_address(item->>'address');
+        if a.fault is null and a.name is not null then a.fault := 'has a name inside "address"'; end if;
+        if a.fault is null and item->>'name' is not null then
+          if pgmail.has_control(item->>'name') or octet_length(item->>'name') > 1000 then
+            a.fault := 'has a control character in its name, or more than 1,000 octets';
+          end if;
+          a.name := nullif(btrim(item->>'name', ' '), '');
+        end if;
+        vars := nullif(item->'variables', 'null');
+        if vars is not null and e.mode = 'envelope' then field := coalesce(field, f || '/variables'); end if;
+      elsif jsonb_typeof(item) = 'string' then
+        a := pgmail.parse_address(item #>> '{}');
+      else
+        return pgmail.faulty('invalid_address', f, 'must be a string or an object');
+      end if;
+      if a.fault is not null then return pgmail.faulty('invalid_address', f, a.fault); end if;
+      if role_ <> 'to' and e.mode = 'personal' then field := coalesce(field, '/' || role_); end if;
+      continue when a.address = any (addresses);
+      addresses := array_append(addresses, a.address);
+      people := array_append(people, (role_, a.address, nullif(a.rcpt, a.address), a.name, a.domain, vars)::pgmail.person);
+      if role_ <> 'bcc' and e.mode = 'envelope' then
+        shown := jsonb_build_object('address', a.rcpt);
+        if a.name is not null then shown := shown || jsonb_build_object('name', a.name); end if;
+        if role_ = 'to' then to_ := to_ || shown; else cc_ := cc_ || shown; end if;
+      end if;
+      if cardinality(addresses) > most then
+        return pgmail.faulty('too_many_recipients', '/to', format('more than %s recipients', most));
+      end if;
+    end loop;
+  end loop;
+  v := b->'mode';
+  if v is not null and v not in ('"envelope"', '"personal"') then
+    return pgmail.faulty('invalid_mode', '/mode', 'must be "envelope" or "personal"');
+  end if;
+  if field is not null then
+    return pgmail.faulty('invalid_mode', field, case e.mode when 'personal'
+      then 'not in personal mode: each recipient has an email of its own'
+      else 'variables of one recipient need mode "personal"' end);
+  end if;
+
+  -- 4: reply_to
+  v := b->'reply_to';
+  if v is not null then
+    reply_to := '[]';
+    single := jsonb_typeof(v) <> 'array';
+    n := case when single then 1 else jsonb_array_length(v) end;
+    for i in 0 .. n - 1 loop
+      item := case when single then v else v->i end;
+      f := case when single then '/reply_to' else '/reply_to/' || i end;
+      if jsonb_typeof(item) <> 'string' then return pgmail.faulty('invalid_address', f, 'must be a string'); end if;
+      a := pgmail.parse_address(item #>> '{}');
+      if a.fault is not null then return pgmail.faulty('invalid_address', f, a.fault); end if;
+      reply_to := reply_to || jsonb_strip_nulls(jsonb_build_object('address', a.rcpt, 'name', a.name));
+    end loop;
+    if n > 50 then return pgmail.faulty('invalid_address', '/reply_to', 'more than 50 addresses'); end if;
+  end if;
+
+  -- 5: template
+  v := b->'template';
+  if v is not null then
+    if jsonb_typeof(v) = 'string' then v := jsonb_build_object('id', v); end if;
+    if jsonb_typeof(v) <> 'object' or v - array['id', 'variables', 'version'] <> '{}'
+       or jsonb_typeof(v->'id') is distinct from 'string'
+       or coalesce(jsonb_typeof(v->'version'), 'null') not in ('number', 'null')
+       or (v->>'version') !~ '^[1-9][0-9]{0,8}$' then
+      return pgmail.faulty('invalid_template', '/template', 'must be {"id": name, "variables": {...}, "version": n}');
+    end if;
+    select * into t from pgmail.template x
+     where x.tenant_id = p_tenant and x.name = v->>'id' and x.state = 'published'
+       and (v->>'version' is null or x.version = (v->>'version')::integer)
+     order by x.version desc limit 1;
+    if not found then
+      return pgmail.faulty('unknown_template', '/template/id', format('no published template is named %L%s', left(v->>'id', 128),
+        coalesce(' in version ' || (v->>'version'), '')));
+    end if;
+    e.template := t.name; e.template_version := t.version;
+  end if;
+
+  -- 6 and 7: subject and bodies
+  if b ? 'subject' then
+    if jsonb_typeof(b->'subject') <> 'string' then return pgmail.faulty('invalid_subject', '/subject', 'must be a string'); end if;
+    sub := b->>'subject';
+    if length(sub) > 998 then return pgmail.faulty('invalid_subject', '/subject', 'longer than 998 characters'); end if;
+    if pgmail.has_control(sub) then return pgmail.faulty('invalid_subject', '/subject', 'has a control character'); end if;
+  elsif e.template is null then
+    return pgmail.faulty('missing_field', '/subject', 'a subject is required');
+  end if;
+  if (b ? 'text' and jsonb_typeof(b->'text') <> 'string') then return pgmail.faulty('invalid_text', '/text', 'must be a string'); end if;
+  if (b ? 'html' and jsonb_typeof(b->'html') <> 'string') then return pgmail.faulty('invalid_text', '/html', 'must be a string'); end if;
+  txt := b->>'text'; htm := b->>'html';
+  if e.template is not null then
+    if txt is not null then return pgmail.faulty('invalid_text', '/text', 'a template brings its own'); end if;
+    if htm is not null then return pgmail.faulty('invalid_text', '/html', 'a template brings its own'); end if;
+  elsif txt is null and htm is null then
+    return pgmail.faulty('missing_field', '/text', 'text, html or a template is required');
+  end if;
+
+  -- 8: variables
+  if b ? 'variables' and jsonb_typeof(b->'variables') <> 'object' then
+    return pgmail.faulty('invalid_variables', '/variables', 'must be an object');
+  end if;
+  if coalesce(jsonb_typeof(v->'variables'), 'null') not in ('object', 'null') then
+    return pgmail.faulty('invalid_variables', '/template/variables', 'must be an object');
+  end if;
+  if exists (select from unnest(people) p where jsonb_typeof(p.variables) <> 'object') then
+    select ord - 1 into n from jsonb_array_elements(case when jsonb_typeof(b->'to') = 'array' then b->'to' else jsonb_build_array(b->'to') end)
+      with ordinality u(x, ord)
+     where jsonb_typeof(x) = 'object' and coalesce(jsonb_typeof(x->'variables'), 'null') not in ('object', 'null')
+     order by ord limit 1;
+    return pgmail.faulty('invalid_variables',
+      case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, 'must be an object');
+  end if;
+  if v is not null and v->'variables' <> 'null' then
+    vars := (v->'variables') || coalesce(b->'variables', '{}');
+  else
+    vars := b->'variables';
+  end if;
+  if e.template is not null then
+    vars := coalesce(vars, '{}');
+    if t.required <> '{}' then
+      select min(r collate "C") into missing from unnest(t.required) r
+       where not vars ? r and exists (select from unnest(people) p where p.variables is null or not p.variables ? r);
+      if missing is not null then
+        return pgmail.faulty('missing_variable', '/variables', format('the template needs %L', missing));
+      end if;
+    end if;
+  end if;
+
+  -- 9 to 12: headers, attachments, tags, metadata
+  if b ?| array['headers', 'attachments', 'tags', 'metadata'] then
+    e := pgmail.read_extras(p_tenant, b, e);
+    if e.fault_code is not null then return e; end if;
+  end if;
+
+  -- 13 and 14: stream and priority
+  if b ? 'stream' and jsonb_typeof(b->'stream') <> 'string' then
+    return pgmail.faulty('unknown_stream', '/stream', 'must be a string');
+  end if;
+  select * into s from pgmail.stream x where x.tenant_id = p_tenant and x.name = coalesce(b->>'stream', 'transactional');
+  if not found then
+    return pgmail.faulty('unknown_stream', '/stream', format('no stream is named %L', left(coalesce(b->>'stream', 'transactional'), 63)));
+  end if;
+  e.stream := s.name; e.max_queued := s.max_queued;
+  e.priority := case when b ? 'priority' then case b->>'priority' when 'high' then 1 when 'normal' then 2 when 'low' then 3 end
+                     else s.priority end;
+  if e.priority is null or (b ? 'priority' and jsonb_typeof(b->'priority') <> 'string') then
+    return pgmail.faulty('invalid_priority', '/priority', 'must be "high", "normal" or "low"');
+  end if;
+
+  -- 15 and 16: when, and until when
+  if b ? 'scheduled_at' then
+    if jsonb_typeof(b->'scheduled_at') = 'string' then at_ := pgmail.parse_time(b->>'scheduled_at'); end if;
+    if at_ is null then
+      return pgmail.faulty('invalid_time', '/scheduled_at', 'must be ISO 8601 with an offset, as 2026-11-21T09:00:00Z');
+    elsif at_ < now_ - interval '60 seconds' and not pgmail.was_sent(p_tenant, b) then
+      return pgmail.faulty('time_in_past', '/scheduled_at', 'lies more than 60 seconds in the past');
+    elsif at_ > now_ + interval '366 days' then
+      return pgmail.faulty('time_too_far', '/scheduled_at', 'lies more than 366 days ahead');
+    end if;
+    if at_ > now_ then e.due_at := at_; end if;
+  end if;
+  if b ? 'expires_at' then
+    at_ := null;
+    if jsonb_typeof(b->'expires_at') = 'string' then at_ := pgmail.parse_time(b->>'expires_at'); end if;
+    if at_ is null then
+      return pgmail.faulty('invalid_time', '/expires_at', 'must be ISO 8601 with an offset, as 2026-11-21T09:00:00Z');
+    elsif at_ <= coalesce(e.due_at, now_) and not pgmail.was_sent(p_tenant, b) then
+      return pgmail.faulty('time_in_past', '/expires_at', 'must lie after now and after scheduled_at');
+    elsif at_ > now_ + interval '732 days' then
+      return pgmail.faulty('time_too_far', '/expires_at', 'lies more than 732 days ahead');
+    end if;
+    e.expires_at := at_;
+  end if;
+
+  -- 17 and 18: on_limit, idempotency_key
+  e.on_limit := 'delay';
+  if b ? 'on_limit' then
+    if b->'on_limit' not in ('"delay"', '"hold"', '"error"') then
+      return pgmail.faulty('invalid_on_limit', '/on_limit', 'must be "delay", "hold" or "error"');
+    end if;
+    e.on_limit := b->>'on_limit';
+  end if;
+  if b ? 'idempotency_key' then
+    if jsonb_typeof(b->'idempotency_key') <> 'string' or b->>'idempotency_key' !~ '^[\x21-\x7e]([\x20-\x7e]{0,254}[\x21-\x7e])?$' then
+      return pgmail.faulty('invalid_idempotency_key', '/idempotency_key', 'must be 1 to 256 printable ASCII characters');
+    end if;
+    e.idempotency_key := b->>'idempotency_key';
+    e.body_hash := pgmail.body_hash(b);
+  end if;
+
+  -- 19: size. read_extras left the attachments' part in size_bytes.
+  bytes := coalesce(e.size_bytes, 0)::bigint + coalesce(octet_length(sub), 0) + coalesce(octet_length(txt), 0) + coalesce(octet_length(htm), 0);
+  if bytes > 26214400 then
+    return pgmail.faulty('too_large', '', format('%s octets; at most 26,214,400', bytes), 413);
+  end if;
+  e.size_bytes := bytes;
+
+  content := jsonb_build_object('from', from_);
+  if e.headers is not null then content := content || jsonb_build_object('headers', e.headers); end if;
+  if e.mode = 'envelope' then
+    content := content || jsonb_build_object('to', to_);
+    if cc_ <> '[]' then content := content || jsonb_build_object('cc', cc_); end if;
+  end if;
+  if reply_to is not null and reply_to <> '[]' then content := content || jsonb_build_object('reply_to', reply_to); end if;
+  if sub is not null then content := content || jsonb_build_object('subject', sub); end if;
+  if txt is not null then content := content || jsonb_build_object('text', txt); end if;
+  if htm is not null then content := content || jsonb_build_object('html', htm); end if;
+  if e.attachments is not null then content := content || jsonb_build_object('attachments', jsonb_array_length(e.attachments)); end if;
+  -- One recipient's own variables make templates of the texts for all of them.
+  if vars is null and exists (select from unnest(people) p where p.variables is not null) then vars := '{}'; end if;
+  if vars is not null then content := content || jsonb_build_object('variables', vars); end if;
+  e.content := convert_to(content::text, 'UTF8');
+  e.headers := null;
+  e.people := people;
+  return e;
+end
+$$;
+
+-- The rarer parts of an email: headers, attachments, tags, metadata. Called by read_email with what it knows so far;
+-- puts them into the record, checked, and the attachments' octets into size_bytes.
+create or replace function pgmail.read_extras(p_tenant integer, b jsonb, e pgmail.email) returns pgmail.email
+language plpgsql stable
+as $$
+declare
+  v jsonb; item jsonb; r record; i integer; f text; kept jsonb; part jsonb; bytes bigint := 0; n integer;
+  asset pgmail.asset; name_ text; val text;
+begin
+  v := b->'headers';
+  if v is not null then
+    if jsonb_typeof(v) <> 'object' then return pgmail.faulty('invalid_header', '/headers', 'must be an object'); end if;
+    if (select count(*) from jsonb_object_keys(v)) > 50 then
+      return pgmail.faulty('invalid_header', '/headers', 'more than 50 headers');
+    end if;
+    for r in select x.key, x.value from jsonb_each(v) x order by x.key collate "C" loop
+      f := '/headers/' || pgmail.pointer(r.key);
+      if r.key !~ '^[!-9;-~]{1,76}$' then return pgmail.faulty('invalid_header', f, 'not a header name'); end if;
+      if lower(r.key) in ('from', 'to', 'cc', 'bcc', 'subject', 'date', 'message-id', 'reply-to', 'sender',
+                          'return-path', 'received', 'mime-version', 'dkim-signature', 'return-receipt-to',
+                          'disposition-notification-to', 'authentication-results')
+         or lower(r.key) ~ '^(content-|resent-|arc-)' then
+        return pgmail.faulty('reserved_header', f, 'pgmail sets this header itself');
+      end if;
+      if jsonb_typeof(r.value) <> 'string' then return pgmail.faulty('invalid_header', f, 'must be a string'); end if;
+      if length(r.value #>> '{}') > 2000 then return pgmail.faulty('invalid_header', f, 'longer than 2,000 characters'); end if;
+      if pgmail.has_control(r.value #>> '{}') then return pgmail.faulty('invalid_header', f, 'has a control character'); end if;
+    end loop;
+    if v <> '{}' then e.headers := v; end if;
+  end if;
+
+  v := b->'attachments';
+  if v is not null then
+    if jsonb_typeof(v) <> 'array' then return pgmail.faulty('invalid_attachment', '/attachments', 'must be an array'); end if;
+    if jsonb_array_length(v) > 100 then return pgmail.faulty('invalid_attachment', '/attachments', 'more than 100 attachments'); end if;
+    kept := '[]';
+    for i in 0 .. jsonb_array_length(v) - 1 loop
+      item := v->i; f := '/attachments/' || i; part := '{}';
+      if jsonb_typeof(item) <> 'object' then return pgmail.faulty('invalid_attachment', f, 'must be an object'); end if;
+      if item - array['filename', 'content', 'content_type', 'content_id', 'asset', 'path'] <> '{}' then
+        return pgmail.faulty('invalid_attachment', f, 'has an unknown key');
+      end if;
+      if item->>'path' is not null then
+        return pgmail.faulty('invalid_attachment', f || '/path', 'attachments are not fetched from URLs; send the content');
+      end if;
+      foreach name_ in array array['filename', 'content_type', 'content_id', 'asset'] loop
+        val := item->>name_;
+        continue when val is null;
+        if jsonb_typeof(item->name_) <> 'string' or pgmail.has_control(val) or octet_length(val) > 255 or btrim(val, ' ') = '' then
+          return pgmail.faulty('invalid_attachment', f || '/' || name_, 'must be a string of 1 to 255 octets without control characters');
+        end if;
+        part := part || jsonb_build_object(name_, val);
+      end loop;
+      val := item->>'content_id';
+      if val ~ '[<> ]' then return pgmail.faulty('invalid_attachment', f || '/content_id', 'has a space, < or >'); end if;
+      if val ~ '[^\x21-\x7e]' then return pgmail.faulty('invalid_attachment', f || '/content_id', 'must be ASCII'); end if;
+      val := lower(item->>'content_type');
+      if val is not null and (val !~ '^[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}( *; *[a-z0-9_-]+=("[^"\\]*"|[^ ;"\\]+))*$'
+                              or val ~ '^(multipart|message)/') then
+        return pgmail.faulty('invalid_attachment', f || '/content_type', 'must be a type/subtype other than multipart and message');
+      end if;
+      if item->>'asset' is not null then
+        if item->>'content' is not null then
+          return pgmail.faulty('invalid_attachment', f, 'has both content and asset');
+        end if;
+        select * into asset from pgmail.asset x where x.tenant_id = p_tenant and x.name = item->>'asset';
+        if not found then
+          return pgmail.faulty('unknown_asset', f || '/asset', format('no asset is named %L', left(item->>'asset', 128)));
+        end if;
+        part := jsonb_build_object('filename', asset.filename, 'content_type', asset.content_type) || part
+                || jsonb_build_object('size', asset.size_bytes);
+        bytes := bytes + asset.size_bytes;
+      else
+        if item->>'filename' is null then
+          return pgmail.faulty('invalid_attachment', f || '/filename', 'a filename is required');
+        end if;
+        if jsonb_typeof(item->'content') is distinct from 'string' then
+          return pgmail.faulty('invalid_attachment', f || '/content', 'must be the content in base64');
+        end if;
+        -- Only an upper bound before decoding: a body far too large is not worth decoding.
+        if octet_length(item->>'content') > 60000000 then
+          return pgmail.faulty('too_large', '', 'an attachment alone exceeds 26,214,400 octets', 413);
+        end if;
+        begin
+          n := octet_length(decode(item->>'content', 'base64'));
+        exception when others then
+          return pgmail.faulty('invalid_attachment', f || '/content', 'is not valid base64');
+        end;
+        part := part || jsonb_build_object('content', item->>'content', 'size', n);
+        bytes := bytes + n;
+      end if;
+      kept := kept || part;
+    end loop;
+    if kept <> '[]' then e.attachments := kept; end if;
+    e.size_bytes := least(bytes, 2000000000);
+  end if;
+
+  v := b->'tags';
+  if v is not null then
+    if jsonb_typeof(v) not in ('array', 'object') then return pgmail.faulty('invalid_tag', '/tags', 'must be an array or an object'); end if;
+    kept := '{}';
+    n := 0;
+    for r in
+      select '/tags/' || (ord - 1) as field, x->'name' as name, x->'value' as value,
+             jsonb_typeof(x) = 'object' and x - array['name', 'value'] = '{}' as shape
+      from jsonb_array_elements(case jsonb_typeof(v) when 'array' then v else '[]' end) with ordinality u(x, ord)
+      union all
+      select * from (select '/tags/' || pgmail.pointer(x.key), to_jsonb(x.key), x.value, true
+      from jsonb_each(case jsonb_typeof(v) when 'object' then v else '{}' end) x order by x.key collate "C") o
+    loop
+      n := n + 1;
+      if n > 20 then return pgmail.faulty('invalid_tag', '/tags', 'more than 20 tags'); end if;
+      if not r.shape or jsonb_typeof(r.name) is distinct from 'string' or jsonb_typeof(r.value) is distinct from 'string'
+         or r.name #>> '{}' !~ '^[A-Za-z0-9_-]+$' or r.value #>> '{}' !~ '^[A-Za-z0-9_-]+$'
+         or length(r.name #>> '{}') > 256 or length(r.value #>> '{}') > 256 then
+        return pgmail.faulty('invalid_tag', r.field, 'names and values are 1 to 256 of A-Z a-z 0-9 _ -');
+      end if;
+      kept := kept || jsonb_build_object(r.name #>> '{}', r.value);
+    end loop;
+    if kept <> '{}' then e.tags := kept; end if;
+  end if;
+
+  v := b->'metadata';
+  if v is not null then
+    if jsonb_typeof(v) <> 'object' then return pgmail.faulty('invalid_metadata', '/metadata', 'must be an object'); end if;
+    if octet_length(v::text) > 16384 then return pgmail.faulty('invalid_metadata', '/metadata', 'more than 16 kB as JSON'); end if;
+    e.metadata := v;
+  end if;
+  return e;
+end
+$$;
+
+-- The plain email, read in a dozen steps: what nearly all mail looks like. A plain email has none of the rarer parts, and
+-- addresses of ASCII letters. Whatever is not plain goes through read_email, which is the law; a plain one reads the same
+-- by both (tests/sql/test_fast_reader.py). Nothing here finds a fault: a wrong email is not plain.
+-- plpgsql pays for the expressions that it comes to, SQL for all that a statement names, once an execution: one statement
+-- for all cases read a single email slower and a batch about as fast. Functions of one SQL expression are inlined.
+
+-- Dot-atom of ASCII, a domain of two labels or more whose last begins with a letter. Of 64 octets at most no part is too long.
+create or replace function pgmail.is_plain(p_address text) returns boolean
+language sql immutable parallel safe
+as $$
+  select octet_length(p_address) <= 64 and p_address collate "C" ~
+    '^[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+)*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?$'
+$$;
+
+-- A mailbox as most are written: a plain address, alone or in angle brackets after words without <, > and ", or after
+-- something quoted without \. Null if it is another. The text of any JSON value may be asked about: that of an array or
+-- object which holds an @ has a " where no address has one.
+create or replace function pgmail.plain_mailbox(p_text text) returns pgmail.person
+language plpgsql immutable parallel safe
+as $$
+declare p pgmail.person; given text := p_text;
+begin
+  if right(given, 1) = '>' then
+    p.name := btrim(split_part(given, '<', 1), ' ');
+    if octet_length(given) > 600 or split_part(given, '<', 3) <> ''
+       or p.name collate "C" !~ '^(?:"[^"\\<>\u0001-\u001f\u007f-\u009f\u2028\u2029]*"|[^"<>\u0001-\u001f\u007f-\u009f\u2028\u2029]*)$' then
+      return null;
+    end if;
+    p.name := nullif(btrim(p.name, '"'), '');
+    given := left(split_part(given, '<', 2), -1);
+  end if;
+  if not pgmail.is_plain(given) then return null; end if;
+  p.role := 'to';
+  p.address := lower(given collate "C");
+  p.domain := split_part(p.address, '@', 2);
+  if given <> p.address then p.rcpt := nullif(split_part(given, '@', 1) || '@' || p.domain, p.address); end if;
+  return p;
+end
+$$;
+
+-- As a header shows it, in JSON. A plain address needs no escape.
+create or replace function pgmail.shown(p_rcpt text, p_name text) returns text
+language sql stable parallel safe
+as $$ select case when p_name is null then '{"address": "' || p_rcpt || '"}'
+                  else '{"name": ' || to_json(p_name)::text || ', "address": "' || p_rcpt || '"}' end $$;
+
+create or replace function pgmail.shown_people(p_people pgmail.person[]) returns text
+language plpgsql stable
+as $$
+begin
+  return (select string_agg(pgmail.shown(rcpt, name), ', ' order by o)
+          from (select coalesce(p.rcpt, p.address) as rcpt, p.name, p.ordinality as o from unnest(p_people) with ordinality p offset 0) q);
+end
+$$;
+
+-- The recipients of a "to" that is an array or an object. Null where one of them is not plain, where there are too many,
+-- or where one lacks a variable that the template needs and the email does not give to all.
+create or replace function pgmail.plain_people(p_to jsonb, p_personal boolean, p_missing text[]) returns pgmail.person[]
+language plpgsql stable
+as $$
+declare people pgmail.person[]; all_plain boolean;
+begin
+  with given as materialized (
+    select o, (p).address collate "C" as address, (p).rcpt, name, (p).domain, variables,
+      (p).address is not null and plain and coalesce(octet_length(name) <= 600, true)
+        and case when variables is null then p_missing = '{}'
+                 else p_personal and jsonb_typeof(variables) = 'object' and variables ?& p_missing end as plain
+    from (
+      select o, pgmail.plain_mailbox(x->>'address') as p, nullif(btrim(x->>'name', ' '), '') as name,
+        nullif(x->'variables', 'null') as variables,
+        right(x->>'address', 1) <> '>' and not coalesce(pgmail.has_control(x->>'name'), false)
+          and coalesce(jsonb_typeof(x->'name'), 'null') in ('string', 'null') and x - array['address', 'name', 'variables'] = '{}' as plain
+      from jsonb_array_elements(case jsonb_typeof(p_to) when 'array' then p_to else jsonb_build_array(p_to) end) with ordinality u(x, o)
+      where jsonb_typeof(x) = 'object'
+      union all
+      select o, p, (p).name, null, true
+      from (select o, pgmail.plain_mailbox(x #>> '{}') as p
+            from jsonb_array_elements(case jsonb_typeof(p_to) when 'array' then p_to else '[]' end) with ordinality u(x, o)
+            where jsonb_typeof(x) <> 'object' offset 0) s
+      offset 0) m
+  ), chosen as (
+    -- of equal addresses the first
+    select distinct on (address) * from given order by address, o
+  )
+  select (select bool_and(coalesce(g.plain, false)) from given g),
+    array_agg(('to', address, rcpt, name, domain, variables)::pgmail.person order by o)
+    into all_plain, people from chosen;
+  if all_plain and cardinality(people) <= (case when p_personal then 1000 else 50 end) then return people; end if;
+  return null;
+end
+$$;
+
+-- What an email has beside from, to and its texts. Null where that is not plain.
+create or replace function pgmail.plain_options(p_tenant integer, p_body jsonb) returns pgmail.options
+language plpgsql stable
+as $$
+declare
+  o pgmail.options; b jsonb; t jsonb; shared jsonb; required text[];
+begin
+  -- A key that nobody knows is a fault though it be null; the others are as if absent then.
+  if p_body - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers','attachments',
+       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key'] <> '{}' then
+    return null;
+  end if;
+  b := pgmail.without_nulls(p_body); t := b->'template'; shared := b->'variables';
+  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata'];
+  if o.texts - array['subject', 'text', 'html'] <> '{}' then return null; end if;
+  if shared is not null and jsonb_typeof(shared) <> 'object' then return null; end if;
+  if t is not null then
+    shared := coalesce(shared, '{}');
+    if jsonb_typeof(t) = 'object' then
+      if t - array['id', 'variables'] <> '{}' or jsonb_typeof(t->'id') is distinct from 'string' then return null; end if;
+      if t->'variables' <> 'null' then
+        if jsonb_typeof(t->'variables') <> 'object' then return null; end if;
+        shared := (t->'variables') || shared;
+      end if;
+      t := t->'id';
+    end if;
+    if jsonb_typeof(t) <> 'string' then return null; end if;
+    select x.name, x.version, x.required into o.template, o.template_version, required from pgmail.template x
+     where x.tenant_id = p_tenant and x.name = t #>> '{}' and x.state = 'published' order by x.version desc limit 1;
+    if not found then return null; end if;
+    if not shared ?& required then o.missing := array(select r from unnest(required) r where not shared ? r); end if;
+  end if;
+  o.stream := coalesce(b->>'stream', 'transactional');
+  if jsonb_typeof(b->'stream') <> 'string' then return null; end if;
+  o.on_limit := coalesce(b->>'on_limit', 'delay');
+  if o.on_limit not in ('delay', 'hold', 'error') then return null; end if;
+  if b ? 'priority' then
+    o.priority := case b->>'priority' when 'high' then 1 when 'normal' then 2 when 'low' then 3 end;
+    if o.priority is null then return null; end if;
+  end if;
+  if b ? 'metadata' then
+    o.metadata := b->'metadata';
+    if jsonb_typeof(o.metadata) <> 'object' or octet_length(o.metadata::text) > 16384 then return null; end if;
+  end if;
+  if b ? 'idempotency_key' then
+    o.idempotency_key := b->>'idempotency_key';
+    if jsonb_typeof(b->'idempotency_key') <> 'string' or o.idempotency_key !~ '^[\x21-\x7e]([\x20-\x7e]{0,254}[\x21-\x7e])?$' then return null; end if;
+    o.body_hash := pgmail.body_hash(b);
+  end if;
+  o.mode := coalesce(b->>'mode', 'envelope');
+  if o.mode not in ('envelope', 'personal') then return null; end if;
+  -- One recipient's own variables make templates of the texts for all of them.
+  if shared is null and o.mode = 'personal' and p_body->'to' @? '$[*].variables ? (@ != null)' then shared := '{}'; end if;
+  o.variables := shared;
+  return o;
+end
+$$;
+
+-- The email where it is plain; where it is not, its sender is null.
+create or replace function pgmail.read_plain(p_tenant integer, p_body jsonb) returns pgmail.email
+language plpgsql stable
+as $$
+declare
+  e pgmail.email; o pgmail.options; p pgmail.person; texts jsonb; subject text; head text; bytes bigint;
+begin
+  if jsonb_typeof(p_body) is distinct from 'object' then return null; end if;
+
+  p := pgmail.plain_mailbox(p_body->>'from');
+  if p.address is null then return null; end if;
+  e.sender := p.address;
+  head := '{"from": ' || pgmail.shown(coalesce(p.rcpt, p.address), p.name);
+
+  e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay';
+  if p_body - array['from', 'to', 'subject', 'text', 'html'] = '{}' then
+    texts := jsonb_strip_nulls(p_body - array['from', 'to']);
+  else
+    o := pgmail.plain_options(p_tenant, p_body);
+    if o.mode is null then return null; end if;
+    e.stream := o.stream; e.priority := o.priority; e.mode := o.mode; e.template := o.template; e.template_version := o.template_version;
+    e.metadata := o.metadata; e.on_limit := o.on_limit; e.idempotency_key := o.idempotency_key; e.body_hash := o.body_hash;
+    texts := o.texts;
+  end if;
+
+  if jsonb_typeof(p_body->'to') = 'string' then
+    p := pgmail.plain_mailbox(p_body->>'to');
+    if p.address is null or o.missing is not null then return null; end if;
+    e.people := array[p];
+    if e.mode = 'envelope' then head := head || ', "to": [' || pgmail.shown(coalesce(p.rcpt, p.address), p.name) || ']'; end if;
+  else
+    e.people := pgmail.plain_people(p_body->'to', e.mode = 'personal', coalesce(o.missing, '{}'));
+    if e.people is null then return null; end if;
+    if e.mode = 'envelope' then head := head || ', "to": [' || pgmail.shown_people(e.people) || ']'; end if;
+  end if;
+
+  if texts @? 'strict $.* ? (@.type() != "string")' then return null; end if;
+  if e.template is null then
+    if not (texts ? 'subject' and texts ?| array['text', 'html']) then return null; end if;
+  elsif texts ?| array['text', 'html'] then
+    return null;
+  end if;
+  subject := texts->>'subject';
+  if length(subject) > 998 or pgmail.has_control(subject) then return null; end if;
+  bytes := coalesce(octet_length(subject), 0) + coalesce(octet_length(texts->>'text'), 0) + coalesce(octet_length(texts->>'html'), 0);
+  if bytes > 26214400 then return null; end if;
+  e.size_bytes := bytes;
+  if o.variables is not null then head := head || ', "variables": ' || o.variables::text; end if;
+  -- The texts' own JSON goes on after its opening brace.
+  if texts <> '{}' then head := head || ', '; end if;
+  e.content := convert_to(head, 'UTF8') || substring(convert_to(texts::text, 'UTF8') from 2);
+
+  select coalesce(e.priority, s.priority), s.max_queued into e.priority, e.max_queued
+    from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream;
+  if not found then return null; end if;
+  return e;
+end
+$$;
+
+-- One email by the shorter way where it can be.
+create or replace function pgmail.read_any(p_tenant integer, p_body jsonb) returns pgmail.email
+language plpgsql stable
+as $$
+declare e pgmail.email := pgmail.read_plain(p_tenant, p_body);
+begin
+  if e.sender is null then return pgmail.read_email(p_tenant, p_body); end if;
+  return e;
+end
+$$;
+
+-- Stores emails as they were read: all of them in a handful of set-based statements, whatever their number.
+-- A good guest: it updates nothing and inserts nothing unique that another transaction could hold, but for the
+-- caller's own idempotency keys, taken in sorted order. Answers the ids in the order of p_emails. Where one has a fault,
+-- or is refused after all (its key was used with another body, or a limit with on_limit = 'error'), the id is null and
+-- faults says why.
+-- An array of records is unnested in the select list, in step with those beside it: subscripts would walk it anew each
+-- time, and a function in FROM would copy every content.
+
+-- Takes a key for an email about to be stored under p_id. Answers p_id; the id of the first time where this very email
+-- was stored under it; null where another one was. Waits for a transaction that holds the same key: two orders of one
+-- key must not both be sent.
+create or replace function pgmail.take_key(p_tenant integer, p_key text, p_hash bytea, p_id uuid) returns uuid
+language plpgsql volatile
+as $$
+declare now_ timestamptz := pgmail.now(); held record;
+begin
+  insert into pgmail.idempotency as d (tenant_id, key, body_hash, ids, created_at, expires_at)
+  values (p_tenant, p_key, p_hash, array[p_id], now_, now_ + interval '24 hours')
+  on conflict (tenant_id, key) do update set body_hash = excluded.body_hash, ids = excluded.ids,
+    created_at = excluded.created_at, expires_at = excluded.expires_at
+  where d.expires_at <= now_;
+  if found then return p_id; end if;
+  select d.body_hash, d.ids into held from pgmail.idempotency d where d.tenant_id = p_tenant and d.key = p_key;
+  return case when held.body_hash = p_hash then held.ids[1] end;
+end
+$$;
+
+create or replace function pgmail.key_conflict() returns pgmail.email
+language sql immutable
+as $$ select pgmail.faulty('idempotency_conflict', '/idempotency_key', 'this key was used with another email in the last 24 hours', 409) $$;
+
+-- A hint for workers that sleep; polling is the truth. Two-phase commit refuses NOTIFY: set pgmail.notify = 'off'.
+create or replace function pgmail.wake() returns void
+language plpgsql volatile
+as $$
+begin
+  if coalesce(current_setting('pgmail.notify', true), '') <> 'off' and exists (select from pgmail.worker w where w.asleep) then
+    perform pg_notify('pgmail', '');
+  end if;
+end
+$$;
+
+create or replace function pgmail.store_emails(p_tenant integer, p_emails pgmail.email[],
+  out ids uuid[], out faults pgmail.email[])
+language plpgsql volatile
+as $$
+declare
+  now_ timestamptz := pgmail.now(); r record; held uuid; wake boolean;
+  keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; full_streams text[]; fresh boolean[];
+begin
+  select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
+      array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
+      bool_or((e).attachments is not null), bool_or((e).tags is not null),
+      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant))
+    into ids, faults, fresh, keyed, limited, attached, tagged, suppressing from (select unnest(p_emails) as e) x;
+
+  if limited then
+    -- Depth comes from folded tallies: seconds old, never a count. A limit is a wall with a soft edge.
+    select array_agg(s.stream) into full_streams
+    from (select distinct (e).stream, (e).max_queued from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (e).max_queued is not null) s
+    where (select coalesce(sum(case kind when 'enqueued' then t.n else -t.n end), 0) from pgmail.tally_total t
+           where t.tenant_id = p_tenant and t.stream = s.stream) >= s.max_queued;
+    if full_streams is not null then
+      for r in select x.stream, x.ordinality as i from unnest(p_emails) with ordinality x
+               where x.stream = any (full_streams) and x.on_limit = 'error' and fresh[x.ordinality]
+                 -- A key that was used already answers with what it holds, however full the stream is by now.
+                 and not exists (select from pgmail.idempotency d where d.tenant_id = p_tenant
+                                 and d.key = x.idempotency_key and d.expires_at > now_)
+      loop
+        fresh[r.i] := false; ids[r.i] := null;
+        faults[r.i] := pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429);
+      end loop;
+    end if;
+  end if;
+
+  if keyed then
+    for r in select x.idempotency_key as key, x.body_hash, x.ordinality as i, ids[x.ordinality] as id from unnest(p_emails) with ordinality x
+             where x.idempotency_key is not null and fresh[x.ordinality] order by x.idempotency_key collate "C", x.ordinality
+    loop
+      held := pgmail.take_key(p_tenant, r.key, r.body_hash, r.id);
+      if held is distinct from r.id then
+        fresh[r.i] := false; ids[r.i] := held;
+        if held is null then faults[r.i] := pgmail.key_conflict(); end if;
+      end if;
+    end loop;
+  end if;
+
+  if not (true = any (fresh)) then return; end if;
+
+  insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content)
+  select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
+    (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
+    (e).idempotency_key, (e).content
+  from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
+
+  if attached then
+    insert into pgmail.attachment (tenant_id, message_id, position, filename, content_type, content_id, asset, size_bytes, body)
+    select p_tenant, id, ord, a->>'filename', a->>'content_type', a->>'content_id', a->>'asset', (a->>'size')::integer,
+      decode(a->>'content', 'base64')
+    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x,
+      jsonb_array_elements((e).attachments) with ordinality u(a, ord)
+    where kept and (e).attachments is not null;
+  end if;
+  if tagged then
+    insert into pgmail.tag (tenant_id, name, value, message_id)
+    select p_tenant, t.key, t.value, id
+    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x, jsonb_each_text((e).tags) t
+    where kept and (e).tags is not null;
+  end if;
+
+  with people as (
+    select id as message_id, (e).stream as stream, (e).priority as priority, (e).due_at as due_at, (e).expires_at as expires_at, (e).on_limit as on_limit,
+      -- mail for later meets the limit then, unless its sender wants to be asked
+      coalesce((e).stream = any (full_streams), false)
+        and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < now_ + interval '1 minute') as is_full,
+      unnest((e).people) as p, generate_subscripts((e).people, 1) as position
+    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept
+  ), judged as materialized (
+    select pgmail.uuid7() as id, x.*, pgmail.lane_id(p_tenant, x.stream, x.priority, x.site) as lane, u.reason as suppressed, u.source
+    from (
+      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.position, (m.p).role, (m.p).address,
+        (m.p).rcpt, (m.p).name, (m.p).variables, coalesce(s.site, (m.p).domain) as site
+      from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
+    left join lateral (
+      select y.reason, y.source from pgmail.suppression y
+      where suppressing and y.tenant_id = p_tenant and y.address = x.address and y.stream in ('', x.stream)
+        and (y.expires_at is null or y.expires_at > now_)
+      limit 1) u on true
+  ), recipients as (
+    insert into pgmail.recipient (tenant_id, id, message_id, position, role, address, rcpt, name, site, variables)
+    select p_tenant, id, message_id, position, role, address, rcpt, name, site, convert_to(variables::text, 'UTF8') from judged
+  ), queued as (
+    insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, hold_reason, held_due_at, expires_at)
+    select p_tenant, id, message_id, lane,
+      case when is_full and on_limit = 'hold' then 'infinity'
+           when is_full then now_ + interval '1 minute'
+           else coalesce(due_at, now_) end,
+      due_at is not null or is_full,
+      case when is_full then 'delayed' when due_at is not null then 'scheduled' end,
+      case when is_full and on_limit = 'hold' then 'the stream holds as many queued emails as it may' end,
+      case when is_full and on_limit = 'hold' then coalesce(due_at, now_) end,
+      expires_at
+    from judged where suppressed is null
+  ), limits_said as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, at, site, detail)
+    select p_tenant, id, message_id, case on_limit when 'hold' then 'email.held' else 'email.delayed' end, now_, site,
+      'the stream holds as many queued emails as it may'
+    from judged where is_full and suppressed is null
+  ), settled as (
+    insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, reason)
+    select p_tenant, id, message_id, 'suppressed', now_, stream, site, suppressed from judged where suppressed is not null
+  ), said as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, at, site, detail)
+    select p_tenant, id, message_id, 'email.suppressed', now_, site, suppressed || coalesce(': ' || source, '')
+    from judged where suppressed is not null
+  ), touched as (
+    insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+    select p_tenant, j.lane, j.stream, j.priority, j.site, j.due_at
+    from (select lane, min(stream) as stream, min(priority) as priority, min(site) as site, min(coalesce(due_at, now_)) as due_at
+          from judged where suppressed is null group by lane) j
+    where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = j.lane and l.active)
+  ), counted as (
+    insert into pgmail.tally (tenant_id, stream, kind, n, at)
+    select p_tenant, stream, 'enqueued', count(*), now_ from judged group by stream
+    union all
+    select p_tenant, stream, 'suppressed', count(*), now_ from judged where suppressed is not null group by stream
+  )
+  select bool_or(suppressed is null and due_at is null) into wake from judged;
+  if wake then perform pgmail.wake(); end if;
+end
+$$;
+
+-- The ways in by SQL: send (an email as jsonb, or named arguments) and send_many. All run in the caller's
+-- transaction and as its tenant; a rollback, to a savepoint too, sends nothing.
+
+create or replace function pgmail.send(email jsonb) returns uuid
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
+as $$
+declare
+  t integer; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
+  gone boolean; message_ uuid; recipient_ uuid; held uuid; done record;
+begin
+  -- as current_tenant says, without its price
+  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end
+    into t from pgmail.database_role r where r.role_name = session_user;
+  if t is null then t := pgmail.need_tenant(); end if;
+
+  e := pgmail.read_plain(t, email);
+  if e.sender is null then
+    e := pgmail.read_email(t, email);
+    if e.fault_code is not null then perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status); end if;
+  end if;
+
+  -- One recipient and nothing beside the texts, as most mail is: what store_emails does, in as few statements as it takes.
+  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null then
+    p := e.people[1];
+    select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
+        exists (select from pgmail.suppression y where y.tenant_id = t and y.address = p.address and y.stream in ('', e.stream)
+                and (y.expires_at is null or y.expires_at > now_)),
+        e.due_at is null and exists (select from pgmail.worker w where w.asleep)
+      into site_, lane_, active_, gone, asleep_
+      from (select site, pgmail.lane_id(t, e.stream, e.priority, site) as lane
+            from (select coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) as site offset 0) x offset 0) y;
+    if not gone then
+      message_ := pgmail.uuid7(); recipient_ := pgmail.uuid7();
+      if e.idempotency_key is not null then
+        held := pgmail.take_key(t, e.idempotency_key, e.body_hash, message_);
+        if held is null then
+          e := pgmail.key_conflict();
+          perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
+        elsif held <> message_ then
+          return held;
+        end if;
+      end if;
+      if not active_ then
+        insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+        values (t, lane_, e.stream, e.priority, site_, coalesce(e.due_at, now_));
+      end if;
+      with recipients as (
+        insert into pgmail.recipient (tenant_id, id, message_id, position, role, address, rcpt, name, site, variables)
+        values (t, recipient_, message_, 1, p.role, p.address, p.rcpt, p.name, site_, convert_to(p.variables::text, 'UTF8'))
+      ), queued as (
+        insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, expires_at)
+        values (t, recipient_, message_, lane_, coalesce(e.due_at, now_), e.due_at is not null,
+          case when e.due_at is not null then 'scheduled' end, e.expires_at)
+      ), counted as (
+        insert into pgmail.tally (tenant_id, stream, kind, n, at) values (t, e.stream, 'enqueued', 1, now_)
+      )
+      insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content)
+      values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content);
+      if asleep_ then perform pgmail.wake(); end if;
+      return message_;
+    end if;
+  end if;
+
+  done := pgmail.store_emails(t, array[e]);
+  if done.ids[1] is null then
+    e := done.faults[1];
+    perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
+  end if;
+  return done.ids[1];
+end
+$$;
+
+-- The same by named arguments. sender and recipient have no default, so that an uncast literal finds the jsonb form.
+create or replace function pgmail.send(
+  sender text, recipient text, subject text default null, "text" text default null, html text default null,
+  template text default null, variables jsonb default null, stream text default null, priority text default null,
+  send_at timestamptz default null, expires_at timestamptz default null, idempotency_key text default null,
+  on_limit text default null, cc text[] default null, bcc text[] default null, reply_to text default null,
+  headers jsonb default null, attachments jsonb default null, tags jsonb default null, metadata jsonb default null
+) returns uuid
+language sql volatile
+as $$
+  select pgmail.send(jsonb_build_object(
+    'from', sender, 'to', recipient, 'subject', subject, 'text', "text", 'html', html,
+    'template', case when template is not null then jsonb_build_object('id', template) end,
+    'variables', variables, 'stream', stream, 'priority', priority,
+    'scheduled_at', to_json(send_at), 'expires_at', to_json(expires_at),
+    'idempotency_key', idempotency_key, 'on_limit', on_limit, 'cc', to_jsonb(cc), 'bcc', to_jsonb(bcc),
+    'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata))
+$$;
+
+-- Refuses a batch for the first fault in it, if there is one.
+create or replace function pgmail.refuse_first(p_faults pgmail.email[]) returns void
+language plpgsql
+as $$
+declare r record;
+begin
+  select x.* into r from (select generate_subscripts(p_faults, 1) - 1 as i, unnest(p_faults) as e) x
+   where (x.e).fault_code is not null order by x.i limit 1;
+  if found then
+    perform pgmail.refuse((r.e).fault_code, '/' || r.i || (r.e).fault_field, (r.e).fault_message, (r.e).fault_status);
+  end if;
+end
+$$;
+
+-- Many at once. strict: the first fault refuses them all (its field led by the item's position, /2/to/0); otherwise
+-- good ones are stored and each bad one has its code, field and message. position counts from 0, as a JSON pointer.
+-- idempotency_key holds for the whole array: sent again with the same body it answers the same ids. Keys of batches are
+-- a space of their own, led by a blank, and so are taken before those of the items: keys are locked in sorted order.
+create or replace function pgmail.send_many(items jsonb, strict boolean default true, idempotency_key text default null)
+returns table ("position" integer, id uuid, code text, field text, message text)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare
+  t integer := pgmail.need_tenant(); emails pgmail.email[]; done record;
+  hash_ bytea; key_ text := ' ' || idempotency_key; held_hash bytea; held_ids uuid[];
+begin
+  if items is null or jsonb_typeof(items) <> 'array' then
+    perform pgmail.refuse('invalid_body', '', 'a batch is a JSON array of emails');
+  end if;
+  if jsonb_array_length(items) > 10000 then
+    perform pgmail.refuse('batch_too_large', '', format('%s emails; at most 10,000 at once', jsonb_array_length(items)), 413);
+  end if;
+  if idempotency_key is not null then
+    if idempotency_key !~ '^[\x21-\x7e]([\x20-\x7e]{0,254}[\x21-\x7e])?$' then
+      perform pgmail.refuse('invalid_idempotency_key', '/idempotency_key', 'must be 1 to 256 printable ASCII characters');
+    end if;
+    select sha256(convert_to(coalesce(jsonb_agg(case jsonb_typeof(x) when 'object'
+             then x - array['scheduled_at', 'expires_at'] else x end order by o)::text, '') || (strict is true), 'UTF8'))
+      into hash_ from jsonb_array_elements(items) with ordinality u(x, o);
+    insert into pgmail.idempotency as d (tenant_id, key, body_hash, ids, created_at, expires_at)
+    values (t, key_, hash_, '{}', pgmail.now(), pgmail.now() + interval '24 hours')
+    on conflict (tenant_id, key) do update set body_hash = excluded.body_hash, ids = '{}',
+      created_at = excluded.created_at, expires_at = excluded.expires_at
+    where d.expires_at <= pgmail.now();
+    if not found then
+      select d.body_hash, d.ids into held_hash, held_ids from pgmail.idempotency d where d.tenant_id = t and d.key = key_;
+      if held_hash <> hash_ then
+        perform pgmail.refuse('idempotency_conflict', '/idempotency_key',
+          'this key was used with another batch in the last 24 hours', 409);
+      end if;
+    end if;
+  end if;
+
+  emails := array(select pgmail.read_any(t, x) from jsonb_array_elements(items) x);
+  if emails = '{}' then return; end if;
+  if held_ids is not null then
+    -- A replay: the ids of the first time, and the same faults. What was right then may lie in the past by now.
+    return query select g - 1, held_ids[g], (f).fault_code, (f).fault_field, (f).fault_message
+      from (select g, case when held_ids[g] is not null then null when (e).fault_code is not null then e
+              else pgmail.faulty('idempotency_conflict', '/idempotency_key', 'was refused when this batch was sent first; use a new key', 409)
+              end as f
+            from (select generate_subscripts(emails, 1) as g, unnest(emails) as e) x offset 0) y;
+    return;
+  end if;
+  if strict then perform pgmail.refuse_first(emails); end if;
+  done := pgmail.store_emails(t, emails);
+  if strict then perform pgmail.refuse_first(done.faults); end if;
+  if idempotency_key is not null then
+    update pgmail.idempotency d set ids = done.ids where d.tenant_id = t and d.key = key_;
+  end if;
+  return query select g - 1, x.id, (f).fault_code, (f).fault_field, (f).fault_message
+    from (select generate_subscripts(done.ids, 1) as g, unnest(done.ids) as id, unnest(done.faults) as f) x;
+end
+$$;
+
+-- Claim, release and rescue: who holds a row. A lease is (leased_by = worker epoch, claims): the pair is the fence.
+
+-- Takes due rows of many lanes of one tenant, from the heads this worker remembers; p_limits[i] rows of lane i at
+-- most. A HOT update: it writes no column that an index names. MATERIALIZED and the array keep LIMIT honest with
+-- SKIP LOCKED. Lanes with p_traced get an email.sending event a row. A worker that was declared dead gets nothing.
+create or replace function pgmail.claim_v1(
+  p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamptz[], p_after uuid[], p_limits integer[], p_traced boolean[]
+) returns table (id uuid, message_id uuid, lane bigint, due_at timestamptz, claims integer, attempts smallint,
+                 rescues smallint, expires_at timestamptz, tried_since timestamptz)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+begin
+  -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
+  perform from pgmail.worker w where w.epoch = p_epoch for key share;
+  if not found then
+    raise exception using errcode = 'PM410', constraint = 'fenced_out',
+      message = format('worker %s was declared dead; its leases were given back', p_epoch);
+  end if;
+  return query
+  with l as materialized (
+    select * from unnest(p_lanes, p_due, p_after, p_limits, p_traced) u(lane, head_due, head_id, most, traced)
+  ), k as materialized (
+    select x.id, x.due_at, l.lane, l.traced
+    from l cross join lateral (
+      select q.id, q.due_at from pgmail.queue q
+      where q.tenant_id = p_tenant and q.lane = l.lane and (q.due_at, q.id) > (l.head_due, l.head_id)
+        and q.due_at <= pgmail.now() and q.leased_by is null
+      order by q.due_at, q.id limit l.most for update skip locked) x
+  ), u as (
+    update pgmail.queue q set leased_by = p_epoch, leased_at = pgmail.now(), claims = q.claims + 1
+    where q.tenant_id = p_tenant and q.id = any (array(select k.id from k))
+    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at, q.tried_since
+  ), said as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker)
+    select p_tenant, u.id, u.message_id, 'email.sending', u.attempts + 1, p_epoch
+    from u join k on k.id = u.id where k.traced
+  )
+  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at, u.tried_since
+  from u order by u.due_at, u.id;
+end
+$$;
+
+-- Gives leases back untried: on drain (no reason), or because something of ours must wait (a delay: told once a
+-- mail, spends no attempt). Rows keep their due time, so heads are rewound. Answers the ids given back.
+create or replace function pgmail.release_v1(
+  p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_reason text default null
+) returns setof uuid
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+declare done uuid[]; lanes bigint[]; dues timestamptz[]; messages uuid[];
+begin
+  with locked as materialized (
+    select q.id from pgmail.queue q join unnest(p_ids, p_claims) r(id, claims) on r.id = q.id
+    where q.tenant_id = p_tenant and q.id = any (p_ids) and q.leased_by = p_epoch and q.claims = r.claims
+    order by q.id for update of q skip locked
+  ), freed as (
+    update pgmail.queue q set leased_by = null, leased_at = null
+    where q.tenant_id = p_tenant and q.id = any (array(select locked.id from locked))
+    returning q.id, q.message_id, q.lane, q.due_at
+  )
+  select array_agg(id), array_agg(message_id), array_agg(lane), array_agg(due_at) into done, messages, lanes, dues from freed;
+  if done is null then return; end if;
+  perform pgmail.touch_lanes(p_tenant, lanes, dues);
+  if p_reason is not null then
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, worker, detail)
+    select p_tenant, u.id, u.message_id, 'email.delayed', p_epoch, p_reason
+    from unnest(done, messages) u(id, message_id)
+    where not exists (select 1 from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = u.id
+                      and e.type = 'email.delayed' and e.detail = p_reason and e.at > pgmail.now() - interval '1 hour');
+  end if;
+  return query select unnest(done);
+end
+$$;
+
+-- A worker is dead: its leases go back. What may have begun is in doubt: on streams that resend it goes again, on
+-- streams that hold it waits for a person. Deletes the worker's row, which fences out all that it still tries. A row
+-- that an application has locked (a cancel in an open transaction) is left to the next look for orphans.
+create or replace function pgmail.rescue_v1(p_epoch bigint) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare freed jsonb; t record;
+begin
+  delete from pgmail.worker w where w.epoch = p_epoch;
+  delete from pgmail.permit p where p.epoch = p_epoch;
+  -- A sequential scan: rescues are rare, and an index on leased_by would cost every claim its HOT update.
+  with mine as materialized (
+    select q.tenant_id, q.id, s.on_doubt is not distinct from 'hold' as hold
+    from pgmail.queue q
+    left join lateral (   -- by id, one by one: a hash of all messages would be a bad plan for a few leases
+      select x.on_doubt from pgmail.message m join pgmail.stream x on x.tenant_id = m.tenant_id and x.name = m.stream
+      where m.tenant_id = q.tenant_id and m.id = q.message_id limit 1) s on true
+    where q.leased_by = p_epoch order by q.id for update of q skip locked
+  ), given_back as (
+    update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,
+      due_at = case when mine.hold then 'infinity' else q.due_at end,
+      held_due_at = case when mine.hold then q.due_at end,
+      hold_reason = case when mine.hold then 'in doubt: its worker died and may have sent it' end
+    from mine where q.tenant_id = mine.tenant_id and q.id = mine.id
+    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, mine.hold
+  )
+  select jsonb_agg(to_jsonb(g)) into freed from given_back g;
+  if freed is null then return 0; end if;
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker, detail)
+  select r.tenant_id, r.id, r.message_id, x.type, r.attempts + 1, p_epoch,
+    'worker ' || p_epoch || ' died; this mail may have been sent'
+  from jsonb_to_recordset(freed) r(tenant_id integer, id uuid, message_id uuid, attempts smallint, hold boolean),
+    (values ('email.in_doubt', true), ('email.held', false)) x(type, always)
+  where x.always or r.hold;
+  for t in select r.tenant_id, array_agg(r.lane) as lanes, array_agg(r.due_at) as dues
+           from jsonb_to_recordset(freed) r(tenant_id integer, lane bigint, due_at timestamptz, hold boolean)
+           where not r.hold group by r.tenant_id order by r.tenant_id loop
+    perform pgmail.touch_lanes(t.tenant_id, t.lanes, t.dues);
+  end loop;
+  return jsonb_array_length(freed);
+end
+$$;
+
+-- Workers that hold leases and have no row: rescued in part, or stopped while the database was away. A sequential scan.
+create or replace function pgmail.orphans_v1() returns setof bigint
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select distinct q.leased_by from pgmail.queue q
+  where q.leased_by is not null and not exists (select 1 from pgmail.worker w where w.epoch = q.leased_by)
+$$;
+
+-- Settling, the hot way: what became of claimed rows of one tenant, many at once. One statement deletes from queue and
+-- writes event and outcome (or a dead letter, or the next due time). Fenced by (p_epoch, claims); rows that another
+-- transaction holds are skipped and answered 'locked', to be tried again.
+--
+-- What results of a batch share comes once, in p_groups, a JSON array of objects; p_group[i] is an index in it from 1:
+--   kind                       sent bounced deferred dead expired suppressed held
+--   lane, stream, priority, site, relay   where it stood
+--   delay, reason, error       deferred: seconds until the next attempt. held, dead, suppressed: why
+--   began                      false: the remote side was never asked (no attempt spent)
+--   doubt                      true: the remote side may have accepted; an email.in_doubt event is added
+--   code, enhanced, phase, remote_host, tls
+-- The rest are arrays, one element a recipient: reading one JSON object a recipient cost as much as all the writing.
+-- p_attempts are those spent before this one; p_ms and p_replies may hold nulls.
+-- Answers those that did not settle: locked, or fenced. A result that was fenced out is still recorded as an event; where
+-- the row waits unleased, a 250 that came too late settles it and saves a copy. Settling again what was settled (its
+-- answer was lost) answers fenced and records nothing twice.
+create or replace function pgmail.settle_v2(
+  p_tenant integer, p_epoch bigint, p_groups jsonb, p_ids uuid[], p_messages uuid[], p_claims integer[], p_group smallint[],
+  p_attempts smallint[], p_ms integer[], p_replies text[]
+) returns table (id uuid, result text)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare done uuid[]; late uuid[]; now_ timestamptz := pgmail.now();
+begin
+  if exists (select from jsonb_array_elements(p_groups) x
+             where x->>'kind' is null or x->>'kind' <> all ('{sent,bounced,deferred,dead,expired,suppressed,held}')) then
+    raise exception using errcode = 'invalid_parameter_value', message = 'a result of a kind that settles nothing';
+  end if;
+
+  with r as materialized (
+    select u.id, u.message_id, u.claims, u.ms, left(u.reply, 1000) as reply, g.kind, g.lane, g.stream, g.priority, g.site,
+      g.relay, g.delay, g.reason, g.error, g.doubt, g.code, g.enhanced, g.phase, g.remote_host, g.tls,
+      (u.attempts + case when g.began is false then 0 else 1 end)::smallint as tried
+    from unnest(p_ids, p_messages, p_claims, p_group, p_attempts, p_ms, p_replies)
+           u(id, message_id, claims, n, attempts, ms, reply)
+    join rows from (jsonb_to_recordset(p_groups) as (kind text, lane bigint, stream text, priority smallint, site text,
+           relay text, delay real, reason text, error text, began boolean, doubt boolean, code smallint, enhanced text,
+           phase text, remote_host text, tls text)) with ordinality
+         g(kind, lane, stream, priority, site, relay, delay, reason, error, began, doubt, code, enhanced, phase,
+           remote_host, tls, n) on g.n = u.n
+  ), mine as materialized (
+    -- Row by row: a join would be planned, while the table is not analyzed, as a walk along all of it.
+    select r.*, q.expires_at
+    from (select * from r order by r.id) r
+    cross join lateral (
+      select x.expires_at from pgmail.queue x
+      where x.tenant_id = p_tenant and x.id = r.id
+        and ((x.leased_by = p_epoch and x.claims = r.claims) or (x.leased_by is null and r.kind = 'sent'))
+      for update skip locked) q
+  ), gone as (
+    -- By id, not by ctid: a row that a rescue changed after this statement began is locked in its new version, which a scan
+    -- for that very version does not see.
+    delete from pgmail.queue q
+    where q.tenant_id = p_tenant and q.id = any (array(select mine.id from mine where kind not in ('deferred', 'held')))
+  ), later as (
+    update pgmail.queue q set leased_by = null, leased_at = null, attempts = mine.tried, later = true,
+      tried_since = coalesce(q.tried_since, now_),
+      due_at = case mine.kind when 'held' then 'infinity' else now_ + coalesce(mine.delay, 60) * interval '1 second' end,
+      wait = case mine.kind when 'held' then q.wait else 'deferred' end,
+      held_due_at = case mine.kind when 'held' then q.due_at end,
+      hold_reason = case mine.kind when 'held' then mine.reason end
+    from mine where q.tenant_id = p_tenant and q.id = mine.id and mine.kind in ('deferred', 'held')
+      and q.id = any (array(select m.id from mine m where m.kind in ('deferred', 'held')))
+  ), outcomes as (
+    insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, code, enhanced,
+      reply, reason, relay, remote_host)
+    select p_tenant, id, message_id, kind, now_, stream, site, tried, code, enhanced, reply, reason, relay, remote_host
+    from mine where kind in ('sent', 'bounced', 'expired', 'suppressed')
+  ), dead as (
+    insert into pgmail.dead_letter (tenant_id, recipient_id, message_id, lane, stream, priority, site, died_at, reason,
+      error, attempts, claims, code, enhanced, reply, expires_at)
+    select p_tenant, id, message_id, lane, stream, priority, site, now_, coalesce(reason, 'unknown'), left(error, 4000),
+      tried, claims, code, enhanced, reply, expires_at
+    from mine where kind = 'dead'
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, code, enhanced, reply, phase, site,
+      relay, remote_host, tls, ms, worker, detail)
+    select p_tenant, id, message_id, now_, 'email.' || case kind when 'dead' then 'failed' else kind end, tried, code,
+      enhanced, reply, phase, site, relay, remote_host, tls, ms, p_epoch, concat_ws(': ', reason, left(error, 1000))
+    from mine
+  ), doubts as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, phase, site, relay, remote_host, worker, detail)
+    select p_tenant, id, message_id, now_, 'email.in_doubt', tried, phase, site, relay, remote_host, p_epoch, left(error, 1000)
+    from mine where doubt
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n, at)
+    select p_tenant, stream, kind, count(*), now_ from mine where kind not in ('deferred', 'held') group by stream, kind
+  )
+  select array_agg(mine.id) into done from mine;
+  if cardinality(done) = cardinality(p_ids) then return; end if;
+
+  -- The rest: held by another transaction, or no longer ours.
+  select array_agg(u.id) into late from unnest(p_ids) u(id) where done is null or u.id <> all (done);
+  return query
+  with r as materialized (
+    select u.id, u.message_id, u.claims, u.ms, left(u.reply, 1000) as reply, g.*,
+      (u.attempts + case when g.began is false then 0 else 1 end)::smallint as tried
+    from unnest(p_ids, p_messages, p_claims, p_group, p_attempts, p_ms, p_replies)
+           u(id, message_id, claims, n, attempts, ms, reply)
+    join rows from (jsonb_to_recordset(p_groups) as (kind text, site text, relay text, reason text, error text, began boolean,
+           doubt boolean, code smallint, enhanced text, phase text, remote_host text, tls text)) with ordinality
+         g(kind, site, relay, reason, error, began, doubt, code, enhanced, phase, remote_host, tls, group_no) on g.group_no = u.n
+    where u.id = any (late)
+  ), judged as materialized (
+    select r.*, (select true from pgmail.queue q where q.tenant_id = p_tenant and q.id = r.id
+                   and ((q.leased_by = p_epoch and q.claims = r.claims) or (q.leased_by is null and r.kind = 'sent'))) is true as locked
+    from r
+  ), told as materialized (
+    -- What is new to the record: not what waits for a lock, nor a result settled before. A scalar subquery, since a plan
+    -- for EXISTS may read all events of the tenant into a hash.
+    select j.* from judged j
+    where not j.locked and (
+      select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = j.id and e.worker = p_epoch
+        and e.attempt = j.tried and e.type = 'email.' || case j.kind when 'dead' then 'failed' else j.kind end limit 1) is null
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, code, enhanced, reply, phase, site,
+      relay, remote_host, tls, ms, worker, detail)
+    select p_tenant, t.id, t.message_id, now_, 'email.' || case t.kind when 'dead' then 'failed' else t.kind end, t.tried,
+      t.code, t.enhanced, t.reply, t.phase, t.site, t.relay, t.remote_host, t.tls, t.ms, p_epoch,
+      concat_ws(': ', 'fenced out, its lease was lost', t.reason, left(t.error, 1000))
+    from told t
+  ), doubts as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, at, type, attempt, phase, site, relay, remote_host, worker, detail)
+    select p_tenant, t.id, t.message_id, now_, 'email.in_doubt', t.tried, t.phase, t.site, t.relay, t.remote_host, p_epoch, left(t.error, 1000)
+    from told t where t.doubt
+  )
+  select j.id, case when j.locked then 'locked' else 'fenced' end from judged j;
+end
+$$;
+
+-- The same as workers of 0.1 call it: one JSON object a recipient, with id, message_id, claims, attempts, ms and reply beside
+-- what a group holds; every id is answered, those that settled as 'settled'.
+create or replace function pgmail.settle_v1(p_tenant integer, p_epoch bigint, p_results jsonb)
+returns table (id uuid, result text)
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  with r as materialized (
+    select x.id, x.message_id, x.claims, x.attempts, x.ms, x.reply, x.n
+    from rows from (jsonb_to_recordset(p_results) as (id uuid, message_id uuid, claims integer, attempts smallint, ms integer,
+           reply text)) with ordinality x(id, message_id, claims, attempts, ms, reply, n)
+  ), a as materialized (
+    select array_agg(r.id order by n) as ids, array_agg(message_id order by n) as messages, array_agg(claims order by n) as claims,
+      array_agg(n::smallint order by n) as groups, array_agg(attempts order by n) as attempts, array_agg(ms order by n) as ms,
+      array_agg(reply order by n) as replies
+    from r
+  ), late as materialized (
+    select s.id, s.result from a cross join lateral pgmail.settle_v2(p_tenant, p_epoch, p_results, a.ids, a.messages, a.claims,
+      a.groups, a.attempts, a.ms, a.replies) s where a.ids is not null
+  )
+  select r.id, coalesce((select late.result from late where late.id = r.id), 'settled') from r
+$$;
+
+-- Workers, their liveness, and who leads.
+
+create or replace function pgmail.worker_start_v1(p_host text, p_pid integer, p_program text, p_concurrency integer) returns bigint
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  insert into pgmail.worker (host, pid, program, concurrency) values (p_host, p_pid, p_program, p_concurrency) returning epoch
+$$;
+
+-- One beat: liveness, and whether it wants to be woken. False: declared dead; it must start over as a new worker.
+create or replace function pgmail.worker_beat_v1(p_epoch bigint, p_state text, p_asleep boolean) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  update pgmail.worker set beat = beat + 1, beat_at = pgmail.now(), state = p_state, asleep = p_asleep where epoch = p_epoch;
+  return found;
+end
+$$;
+
+-- A worker that drained says goodbye: nothing of it is left to rescue.
+create or replace function pgmail.worker_stop_v1(p_epoch bigint) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  if exists (select 1 from pgmail.queue q where q.leased_by = p_epoch) then
+    perform pgmail.rescue_v1(p_epoch);   -- it could not give everything back (the database was away)
+  else
+    delete from pgmail.worker where epoch = p_epoch;
+    delete from pgmail.permit where epoch = p_epoch;
+  end if;
+  update pgmail.leader set epoch = null, until = '-infinity' where epoch = p_epoch;
+end
+$$;
+
+-- Take or keep the lead for p_seconds. A lease row, so a transaction-mode pooler may sit in between.
+create or replace function pgmail.lead_v1(p_epoch bigint, p_seconds double precision) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  update pgmail.leader set epoch = p_epoch, until = clock_timestamp() + p_seconds * interval '1 second'
+   where epoch = p_epoch or until < clock_timestamp();
+  return found;
+end
+$$;
+
+-- The relay's health as workers found it. An operator's pause is not overwritten by a worker before its end. One that
+-- comes back is ramped up to its limit from then on.
+create or replace function pgmail.relay_state_v1(p_name text, p_state text, p_reason text, p_seconds double precision default null) returns void
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  insert into pgmail.relay as r (name, state, reason, blocked_until, changed_at, changed_by)
+  values (p_name, p_state, p_reason, pgmail.now() + p_seconds * interval '1 second', pgmail.now(), 'worker')
+  on conflict (name) do update set state = excluded.state, reason = excluded.reason,
+    blocked_until = excluded.blocked_until, changed_at = excluded.changed_at, changed_by = excluded.changed_by,
+    up_since = case when excluded.state = 'up' and r.state <> 'up' and r.up_since is not null then pgmail.now() else r.up_since end
+  where r.state <> 'paused' or r.changed_by = 'worker' or r.blocked_until <= pgmail.now()
+$$;
+
+-- An operator stops or starts a relay.
+create or replace function pgmail.pause_relay(p_name text, p_reason text, p_until timestamptz default null) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  insert into pgmail.relay as r (name, state, reason, blocked_until, changed_by)
+  values (p_name, 'paused', p_reason, p_until, pgmail.actor())
+  on conflict (name) do update set state = 'paused', reason = excluded.reason, blocked_until = excluded.blocked_until,
+    changed_at = pgmail.now(), changed_by = excluded.changed_by;
+  perform pgmail.record_act(null, 'relay.pause', p_name, p_reason);
+end
+$$;
+
+create or replace function pgmail.resume_relay(p_name text, p_reason text default null) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  update pgmail.relay set state = 'up', reason = null, blocked_until = null, changed_at = pgmail.now(), changed_by = pgmail.actor(),
+    up_since = case when state <> 'up' and up_since is not null then pgmail.now() else up_since end
+   where name = p_name;
+  if not found then perform pgmail.refuse('unknown_relay', '/relay', format('no relay is named %L', p_name), 404); end if;
+  perform pgmail.record_act(null, 'relay.resume', p_name, p_reason);
+end
+$$;
+
+-- What the leader does on a clock. Each is one short statement, safe to run twice and by two at once. Messages and
+-- recipients are looked up one by one (lateral, limit 1): the planner, who cannot know how few are asked for, would
+-- read all of them otherwise.
+
+-- Lanes whose mail comes due by the clock: awake from a second before.
+create or replace function pgmail.wake_due_v1(p_since timestamptz) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+declare n integer;
+begin
+  with due as materialized (
+    select distinct q.tenant_id, q.lane from pgmail.queue q
+    where q.later and q.due_at > p_since and q.due_at <= pgmail.now() + interval '1 second'
+  ), asleep as materialized (
+    select l.tenant_id, l.id from pgmail.lane l join due d on d.tenant_id = l.tenant_id and d.lane = l.id
+    where not l.active order by l.tenant_id, l.id for update of l
+  ), woken as (
+    update pgmail.lane l set active = true, version = nextval('pgmail.lane_version'), changed_at = pgmail.now()
+    from asleep a where l.tenant_id = a.tenant_id and l.id = a.id returning 1
+  )
+  select count(*) into n from woken;
+  return n;
+end
+$$;
+
+-- Lanes that hold due mail but are not active (a race, a lost touch): found by skipping from lane to lane along the
+-- claim index, so the cost is the number of lanes, not of mails.
+create or replace function pgmail.repair_lanes_v1() returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+declare n integer;
+begin
+  with recursive present as (
+    (select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q
+      where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  ), lost as materialized (
+    select p.* from present p
+    where p.due_at <= pgmail.now()
+      and not exists (select 1 from pgmail.lane l where l.tenant_id = p.tenant_id and l.id = p.lane and l.active)
+  ), repaired as (
+    insert into pgmail.lane as l (tenant_id, id, stream, priority, site, rewind_to)
+    select x.tenant_id, x.lane, m.stream, m.priority, r.site, x.due_at
+    from lost x
+    cross join lateral (select y.stream, y.priority from pgmail.message y
+                        where y.tenant_id = x.tenant_id and y.id = x.message_id limit 1) m
+    cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = x.tenant_id and y.id = x.id limit 1) r
+    order by x.tenant_id, x.lane
+    on conflict (tenant_id, id) do update set active = true, version = nextval('pgmail.lane_version'),
+      changed_at = pgmail.now(), rewind_to = excluded.rewind_to
+    returning 1
+  )
+  select count(*) into n from repaired;
+  return n;
+end
+$$;
+
+-- Mail past its expiry that no worker holds ends as expired. What is held waits for a person: it may have been sent.
+create or replace function pgmail.expire_v1(p_most integer default 1000) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+declare n integer;
+begin
+  with late as materialized (
+    select q.tenant_id, q.id, q.message_id, q.attempts from pgmail.queue q
+    where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity'
+    order by q.expires_at limit p_most for update skip locked
+  ), gone as (
+    delete from pgmail.queue q using late where q.tenant_id = late.tenant_id and q.id = late.id
+  ), facts as materialized (
+    select late.*, m.stream, r.site from late
+    cross join lateral (select y.stream from pgmail.message y
+                        where y.tenant_id = late.tenant_id and y.id = late.message_id limit 1) m
+    cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = late.tenant_id and y.id = late.id limit 1) r
+  ), outcomes as (
+    insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
+    select tenant_id, id, message_id, 'expired', pgmail.now(), stream, site, attempts, 'expires_at passed before it was sent' from facts
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
+    select tenant_id, id, message_id, 'email.expired', site, 'expires_at passed before it was sent' from facts
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n) select tenant_id, stream, 'expired', count(*) from facts group by 1, 2
+  )
+  select count(*) into n from facts;
+  return n;
+end
+$$;
+
+create or replace function pgmail.fold_tallies_v1(p_most integer default 20000) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  with gone as (
+    delete from pgmail.tally
+    where ctid = any (array(select ctid from pgmail.tally limit p_most for update skip locked))
+    returning tenant_id, stream, kind, tally.n
+  ), summed as (
+    select tenant_id, stream, kind, sum(g.n) as n from gone g group by tenant_id, stream, kind order by tenant_id, stream, kind
+  ), folded as (
+    insert into pgmail.tally_total as t (tenant_id, stream, kind, n) select * from summed
+    on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n returning 1
+  )
+  select count(*) into n from folded;
+  return n;
+end
+$$;
+
+create or replace function pgmail.purge_idempotency_v1(p_most integer default 5000) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  delete from pgmail.idempotency d using (
+    select tenant_id, key from pgmail.idempotency where expires_at <= pgmail.now()
+    order by expires_at limit p_most for update skip locked) x
+  where d.tenant_id = x.tenant_id and d.key = x.key;
+  get diagnostics n = row_count;
+  return n;
+end
+$$;
+
+-- The state of a recipient: one function, from queue, outcome and dead_letter. ops/docs/lifecycle.md draws it.
+create or replace function pgmail.state_of(
+  p_outcome text, p_dead boolean, p_queued boolean, p_leased boolean, p_due_at timestamptz, p_wait text, p_now timestamptz
+) returns text
+language sql immutable parallel safe
+as $$
+  select case
+    when p_outcome is not null then p_outcome
+    when p_dead then 'dead'
+    when not p_queued then 'unknown'
+    when p_leased then 'sending'
+    when p_due_at = 'infinity' then 'held'
+    when p_due_at > p_now and p_wait in ('scheduled', 'deferred') then p_wait
+    else 'queued' end
+$$;
+
+create or replace function pgmail.phase_of(p_state text) returns text
+language sql immutable parallel safe
+as $$
+  select case when p_state in ('scheduled', 'queued', 'deferred', 'held') then 'queued'
+              when p_state = 'sending' then 'processing'
+              when p_state = 'sent' then 'sent'
+              when p_state in ('bounced', 'suppressed', 'expired', 'cancelled', 'dead') then 'failed'
+              else 'unknown' end
+$$;
+
+-- The message of an id that may be a message's or a recipient's, and its recipients. Ids carry time: recipients of a
+-- message were made within its hour, so one or two partitions are touched.
+create or replace function pgmail.find_recipients(p_tenant integer, p_id uuid, out message_id uuid, out recipients uuid[])
+language plpgsql stable
+as $$
+declare t timestamptz := pgmail.uuid_time(p_id);
+begin
+  select m.id into message_id from pgmail.message m where m.tenant_id = p_tenant and m.id = p_id;
+  if found then
+    select array_agg(r.id order by r.position) into recipients from pgmail.recipient r
+     where r.tenant_id = p_tenant and r.message_id = p_id
+       and r.id >= pgmail.uuid_floor(t - interval '1 hour') and r.id < pgmail.uuid_floor(t + interval '1 hour');
+  else
+    select r.message_id, array[r.id] into message_id, recipients from pgmail.recipient r where r.tenant_id = p_tenant and r.id = p_id;
+  end if;
+end
+$$;
+
+create or replace function pgmail.need_recipients(p_tenant integer, p_id uuid, out message_id uuid, out recipients uuid[])
+language plpgsql stable
+as $$
+begin
+  select f.message_id, f.recipients into message_id, recipients from pgmail.find_recipients(p_tenant, p_id) f;
+  if message_id is null then
+    perform pgmail.refuse('not_found', '/id', format('no email or recipient has the id %s', p_id), 404);
+  end if;
+end
+$$;
+
+-- status(id): where each recipient of an email stands (or the one recipient).
+create or replace function pgmail.status(id uuid)
+returns table (recipient_id uuid, message_id uuid, address text, role text, phase text, state text, attempts smallint,
+               due_at timestamptz, changed_at timestamptz, code smallint, enhanced text, reply text, reason text)
+language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+  t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+  -- an email and its recipients are of one moment: bounds keep partitions of other weeks closed
+  low uuid := pgmail.uuid_floor(pgmail.uuid_time(status.id) - interval '1 hour');
+  high uuid := pgmail.uuid_floor(pgmail.uuid_time(status.id) + interval '1 hour');
+begin
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, status.id) f;
+  return query
+  select x.id, m, x.address, x.role, pgmail.phase_of(x.s), x.s, coalesce(x.o_attempts, x.d_attempts, x.q_attempts),
+    nullif(x.q_due, 'infinity'), coalesce(x.o_at, x.d_at, x.leased_at, x.last_at, pgmail.uuid_time(x.id)),
+    coalesce(x.o_code, x.d_code, x.last_code), coalesce(x.o_enhanced, x.d_enhanced, x.last_enhanced),
+    coalesce(x.o_reply, x.d_reply, x.last_reply), coalesce(x.o_reason, x.d_reason, x.hold_reason)
+  from (
+    select r.id, r.position, r.address, r.role, o.attempts as o_attempts, d.attempts as d_attempts, q.attempts as q_attempts,
+      q.due_at as q_due, q.leased_at, o.at as o_at, d.died_at as d_at, o.code as o_code, d.code as d_code,
+      o.enhanced as o_enhanced, d.enhanced as d_enhanced, o.reply as o_reply, d.reply as d_reply,
+      o.reason as o_reason, nullif(concat_ws(': ', d.reason, d.error), '') as d_reason, q.hold_reason,
+      e.code as last_code, e.enhanced as last_enhanced, e.reply as last_reply, e.at as last_at,
+      pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) as s
+    from pgmail.recipient r
+    left join pgmail.queue q on q.tenant_id = t and q.id = r.id and q.id = any (ids)
+    left join pgmail.outcome o on o.tenant_id = t and o.recipient_id = r.id and o.recipient_id = any (ids)
+      and o.recipient_id >= low and o.recipient_id < high
+    left join pgmail.dead_letter d on d.tenant_id = t and d.recipient_id = r.id and d.recipient_id = any (ids)
+    left join lateral (
+      select y.code, y.enhanced, y.reply, y.at from pgmail.event y
+      where y.tenant_id = t and y.recipient_id = r.id and y.recipient_id >= low and y.recipient_id < high
+        and y.code is not null and o.recipient_id is null
+      order by y.id desc limit 1) e on true
+    where r.tenant_id = t and r.id = any (ids) and r.id >= low and r.id < high
+  ) x order by x.position;
+end
+$$;
+
+-- trace(id): the journey, oldest first. How it was queued is told by the message itself, not by an event row.
+create or replace function pgmail.trace(id uuid)
+returns table (at timestamptz, type text, recipient_id uuid, address text, attempt smallint, code smallint, enhanced text,
+               reply text, phase text, relay text, remote_host text, tls text, ms integer, worker bigint, detail text, event_id uuid)
+language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+  t integer := pgmail.need_tenant(); m uuid; ids uuid[];
+  low uuid := pgmail.uuid_floor(pgmail.uuid_time(trace.id) - interval '1 hour');
+  high uuid := pgmail.uuid_floor(pgmail.uuid_time(trace.id) + interval '1 hour');
+begin
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, trace.id) f;
+  return query
+  select x.at, x.type, x.recipient_id, r.address, x.attempt, x.code, x.enhanced, x.reply, x.phase, x.relay, x.remote_host,
+    x.tls, x.ms, x.worker, nullif(x.detail, ''), x.event_id
+  from (
+    select e.at, e.type, e.recipient_id, e.attempt, e.code, e.enhanced, e.reply, e.phase, e.relay, e.remote_host, e.tls,
+      e.ms, e.worker, e.detail, e.id as event_id
+    from pgmail.event e where e.tenant_id = t and e.recipient_id = any (ids) and e.recipient_id >= low and e.recipient_id < high
+    union all
+    select g.created_at, case when g.scheduled_at is null then 'email.queued' else 'email.scheduled' end, i,
+      null, null, null, null, null, null, null, null, null, null,
+      concat_ws(', ', 'by ' || g.created_by, 'stream ' || g.stream,
+        'template ' || g.template || ' v' || g.template_version,
+        'for ' || to_char(g.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), i
+    from pgmail.message g, unnest(ids) i where g.tenant_id = t and g.id = m
+  ) x
+  join pgmail.recipient r on r.tenant_id = t and r.id = x.recipient_id and r.id = any (ids) and r.id >= low and r.id < high
+  order by x.at, x.event_id;
+end
+$$;
+
+-- why(id): in one sentence a recipient, what it waits for or how it ended.
+create or replace function pgmail.why(id uuid) returns text
+language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; stop record; ahead bigint; last_ record; m pgmail.message;
+begin
+  for s in select * from pgmail.status(why.id) loop
+    select x.* into m from pgmail.message x where x.tenant_id = t and x.id = s.message_id;
+    w := null;
+    if s.state in ('queued', 'deferred', 'scheduled', 'held', 'sending') then
+      select x.* into q from pgmail.queue x where x.tenant_id = t and x.id = s.recipient_id;
+      select e.* into last_ from pgmail.event e where e.tenant_id = t and e.recipient_id = s.recipient_id
+        and e.type in ('email.deferred', 'email.delayed', 'email.in_doubt') order by e.id desc limit 1;
+    end if;
+    case s.state
+      when 'scheduled' then w := format('is scheduled for %s', s.due_at);
+      when 'sending' then
+        w := format('is being sent by worker %s since %s (attempt %s)', q.leased_by, q.leased_at, s.attempts + 1);
+        if not exists (select 1 from pgmail.worker x where x.epoch = q.leased_by) then
+          w := w || ', but that worker is gone; it will be rescued by the leader';
+        end if;
+      when 'deferred' then
+        w := format('waits until %s: attempt %s was answered %s', s.due_at, s.attempts,
+          coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
+      when 'held' then w := format('is held: %s. pgmail.retry(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'));
+      when 'queued' then
+        select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
+         where y.tenant_id = t and y.id = s.recipient_id;
+        if q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
+          w := format('waits for a limit until %s: %s', q.due_at, coalesce(last_.detail, 'the stream is full'));
+        elsif stop.kind is not null then
+          w := 'waits: ' || stop.words;
+          if stop.kind = 'limit' then
+            select count(*) into ahead from (
+              select from pgmail.queue x where x.tenant_id = t and x.lane = q.lane and (x.due_at, x.id) < (q.due_at, q.id) limit 10001) x;
+            w := w || case when ahead > 10000 then '; more than 10000 of its lane are ahead' else format('; %s of its lane are ahead', ahead) end;
+          end if;
+        else
+          w := format('is due since %s and waits for a free worker', q.due_at);
+        end if;
+        if last_.type = 'email.deferred' then w := w || format(' (attempt %s was answered %s)', last_.attempt, concat_ws(' ', last_.code, last_.enhanced, last_.reply)); end if;
+        if last_.type = 'email.in_doubt' then w := w || ' (an earlier attempt is in doubt: ' || coalesce(last_.detail, 'it may have been sent') || ')'; end if;
+      when 'sent' then w := format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
+      when 'bounced' then w := format('bounced at %s: the remote side answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
+      when 'suppressed' then w := format('was not sent: the address is suppressed (%s)', s.reason);
+      when 'expired' then w := format('expired at %s: %s', s.changed_at, s.reason);
+      when 'cancelled' then w := format('was cancelled at %s%s', s.changed_at, coalesce(' (' || s.reason || ')', ''));
+      when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', s.changed_at, s.attempts,
+          s.reason, coalesce('; last reply ' || nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), ''));
+      else w := 'has no state: this is a fault of pgmail, please report it';
+    end case;
+    words := words || (s.address || ' ' || w);
+  end loop;
+  return array_to_string(words, E'\n');
+end
+$$;
+
+-- The ledger: what was enqueued against where it stands, from two independent sources. enqueued and the final states
+-- come from tallies that each statement appended; what waits and what died is looked at where it stands. difference
+-- is 0, or something was lost or counted twice.
+create or replace view pgmail.ledger with (security_invoker = true) as
+with counted as (
+  select tenant_id, kind, sum(n) as n
+  from (select tenant_id, kind, n from pgmail.tally union all select tenant_id, kind, n from pgmail.tally_total) t group by 1, 2
+), waiting as (
+  select tenant_id, pgmail.state_of(null, false, true, leased_by is not null, due_at, wait, pgmail.now()) as state, count(*) as n
+  from pgmail.queue group by 1, 2
+), died as (
+  select tenant_id, count(*) as n from pgmail.dead_letter group by 1
+), figures as (
+  select t.name as tenant, t.id as tenant_id,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'enqueued'), 0)::bigint as enqueued,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'scheduled'), 0)::bigint as scheduled,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'queued'), 0)::bigint as queued,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'sending'), 0)::bigint as sending,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'deferred'), 0)::bigint as deferred,
+    coalesce((select n from waiting w where w.tenant_id = t.id and state = 'held'), 0)::bigint as held,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'sent'), 0)::bigint as sent,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'bounced'), 0)::bigint as bounced,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'suppressed'), 0)::bigint as suppressed,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'expired'), 0)::bigint as expired,
+    coalesce((select n from counted c where c.tenant_id = t.id and kind = 'cancelled'), 0)::bigint as cancelled,
+    coalesce((select n from died d where d.tenant_id = t.id), 0)::bigint as dead
+  from pgmail.tenant t
+)
+select *, enqueued - (scheduled + queued + sending + deferred + held + sent + bounced + suppressed + expired + cancelled + dead) as difference
+from figures;
+
+-- The same counted in full from the rows themselves: slow, for tests and for doubts.
+create or replace function pgmail.recount()
+returns table (tenant_id integer, state text, n bigint)
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select r.tenant_id,
+    pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at, q.wait, pgmail.now()),
+    count(*)
+  from pgmail.recipient r
+  left join pgmail.queue q on q.tenant_id = r.tenant_id and q.id = r.id
+  left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
+  left join pgmail.dead_letter d on d.tenant_id = r.tenant_id and d.recipient_id = r.id
+  group by 1, 2
+$$;
+
+-- What a person or an application does to mail that waits. None of it waits for a leased row: it answers too_late.
+-- Each takes an email's id (all its recipients) or one recipient's. They run in an application's transaction, which may
+-- stay open: so they lock no lane, which every worker would wait for, but append to lane_touch as send does.
+
+-- {"status": "cancelled" | "partly_cancelled" | "too_late", "cancelled": n, "too_late": n}. Cancelling twice is fine.
+create or replace function pgmail.cancel(id uuid, reason text default null) returns jsonb
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; was integer; who text := pgmail.actor();
+begin
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, cancel.id) f;
+  select count(*) into was from pgmail.outcome o where o.tenant_id = t and o.recipient_id = any (ids) and o.state = 'cancelled';
+  begin
+  with free as materialized (
+    select q.id, q.attempts from pgmail.queue q
+    where q.tenant_id = t and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
+  ), gone as (
+    delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
+  ), facts as materialized (
+    select free.id, free.attempts, g.stream, r.site
+    from free join pgmail.recipient r on r.tenant_id = t and r.id = free.id and r.id = any (ids)
+    join pgmail.message g on g.tenant_id = t and g.id = m
+  ), outcomes as (
+    insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
+    select t, f.id, m, 'cancelled', pgmail.now(), f.stream, f.site, f.attempts, concat_ws(': ', 'by ' || who, cancel.reason) from facts f
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
+    select t, f.id, m, 'email.cancelled', f.site, concat_ws(': ', 'by ' || who, cancel.reason) from facts f
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
+  )
+  select count(*) into n from facts;
+  exception when serialization_failure then
+    n := 0;   -- REPEATABLE READ: a worker took it after this transaction's snapshot. That is too late, not a fault.
+  end;
+  if n > 0 then perform pgmail.record_act(t, 'email.cancel', cancel.id::text, cancel.reason); end if;
+  n := n + was;
+  return jsonb_build_object('status', case when n = cardinality(ids) then 'cancelled' when n > 0 then 'partly_cancelled' else 'too_late' end,
+    'cancelled', n, 'too_late', cardinality(ids) - n);
+end
+$$;
+
+-- {"status": "rescheduled" | "partly_rescheduled" | "too_late", "rescheduled": n, "too_late": n}
+create or replace function pgmail.reschedule(id uuid, at timestamptz) returns jsonb
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; expiry timestamptz; n integer; who text := pgmail.actor();
+begin
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, reschedule.id) f;
+  select g.expires_at into expiry from pgmail.message g where g.tenant_id = t and g.id = m;
+  if reschedule.at is null or not isfinite(reschedule.at) then
+    perform pgmail.refuse('invalid_time', '/scheduled_at', 'must be a moment');
+  elsif reschedule.at < pgmail.now() - interval '60 seconds' then
+    perform pgmail.refuse('time_in_past', '/scheduled_at', 'lies more than 60 seconds in the past');
+  elsif reschedule.at > pgmail.now() + interval '366 days' then
+    perform pgmail.refuse('time_too_far', '/scheduled_at', 'lies more than 366 days ahead');
+  elsif reschedule.at >= expiry then
+    perform pgmail.refuse('time_too_far', '/scheduled_at', 'the email expires before');
+  end if;
+  begin
+  with free as materialized (
+    select q.id from pgmail.queue q
+    where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at <> 'infinity'
+    order by q.id for update skip locked
+  ), later as (
+    update pgmail.queue q set due_at = greatest(reschedule.at, pgmail.now()), later = true, wait = 'scheduled', tried_since = null
+    where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, detail)
+    select t, l.id, m, case when l.due_at > pgmail.now() then 'email.scheduled' else 'email.queued' end,
+      'by ' || who || ', for ' || to_char(l.due_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') from later l
+  ), touched as (
+    insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+    select t, l.lane, g.stream, g.priority, min(r.site), min(l.due_at)
+    from later l join pgmail.message g on g.tenant_id = t and g.id = m
+    join pgmail.recipient r on r.tenant_id = t and r.id = l.id and r.id = any (ids) group by l.lane, g.stream, g.priority
+  )
+  select count(*) into n from later;
+  exception when serialization_failure then
+    n := 0;   -- as in cancel
+  end;
+  if n > 0 then
+    perform pgmail.record_act(t, 'email.reschedule', reschedule.id::text, reschedule.at::text);
+  end if;
+  return jsonb_build_object('status', case when n = cardinality(ids) then 'rescheduled' when n > 0 then 'partly_rescheduled' else 'too_late' end,
+    'rescheduled', n, 'too_late', cardinality(ids) - n);
+end
+$$;
+
+-- Try again now: a dead letter, a deferred, delayed or held recipient (one that was held before its time is scheduled
+-- again). Answers how many went back to the queue.
+create or replace function pgmail.retry(recipient_id uuid, reason text default null) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; who text := pgmail.actor();
+begin
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, retry.recipient_id) f;
+  with raised as (
+    delete from pgmail.dead_letter d where d.tenant_id = t and d.recipient_id = any (ids) returning d.*
+  ), queued as (
+    insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, claims, expires_at)
+    select t, d.recipient_id, d.message_id, d.lane, pgmail.now(), d.claims, d.expires_at from raised d
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n) select t, d.stream, 'dead', -count(*) from raised d group by d.stream
+  ), free as materialized (
+    select q.id from pgmail.queue q
+    where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at > pgmail.now()
+      and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled')
+    order by q.id for update skip locked
+  ), pulled as (
+    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null,
+      wait = case when q.held_due_at > pgmail.now() then 'scheduled' end, later = q.held_due_at > pgmail.now() is true
+    where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
+  ), facts as materialized (
+    select d.recipient_id as id, d.lane, d.stream, d.priority, d.site, pgmail.now() as due_at from raised d
+    union all
+    select p.id, p.lane, g.stream, g.priority, r.site, p.due_at from pulled p
+    join pgmail.message g on g.tenant_id = t and g.id = m
+    join pgmail.recipient r on r.tenant_id = t and r.id = p.id and r.id = any (ids)
+  ), touched as (
+    insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+    select t, f.lane, f.stream, f.priority, f.site, min(f.due_at) from facts f group by f.lane, f.stream, f.priority, f.site
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, detail)
+    select t, f.id, m, case when f.due_at > pgmail.now() then 'email.scheduled' else 'email.queued' end,
+      concat_ws(': ', 'retried by ' || who, retry.reason) from facts f
+  )
+  select count(*) into n from facts;
+  if n > 0 then
+    perform pgmail.record_act(t, 'email.retry', retry.recipient_id::text, retry.reason);
+  end if;
+  return n;
+end
+$$;
+
+-- Give a dead letter up: it ends as cancelled, with who and why.
+create or replace function pgmail.discard(recipient_id uuid, reason text default null) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; who text := pgmail.actor();
+begin
+  select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, discard.recipient_id) f;
+  with gone as (
+    delete from pgmail.dead_letter d where d.tenant_id = t and d.recipient_id = any (ids) returning d.*
+  ), outcomes as (
+    insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, code, enhanced, reply, reason)
+    select t, g.recipient_id, m, 'cancelled', pgmail.now(), g.stream, g.site, g.attempts, g.code, g.enhanced, g.reply,
+      concat_ws(': ', 'discarded by ' || who, discard.reason) from gone g
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
+    select t, g.recipient_id, m, 'email.cancelled', g.site, concat_ws(': ', 'discarded by ' || who, discard.reason) from gone g
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n) select t, g.stream, k.kind, k.sign * count(*)
+    from gone g, (values ('cancelled', 1), ('dead', -1)) k(kind, sign) group by g.stream, k.kind, k.sign
+  )
+  select count(*) into n from gone;
+  if n > 0 then perform pgmail.record_act(t, 'email.discard', discard.recipient_id::text, discard.reason); end if;
+  return n;
+end
+$$;
+
+-- Weekly partitions, made well ahead by whichever process leads. A DEFAULT partition takes mail when they ran out.
+create or replace function pgmail.partitioned_tables() returns text[]
+language sql immutable parallel safe
+as $$ select array['message', 'attachment', 'tag', 'recipient', 'event', 'outcome'] $$;
+
+-- Makes what is missing from last week to p_days ahead; answers how many. One short transaction a call is wise: a short
+-- lock_timeout, less than deadlock_timeout, gives up before a reader could be the victim. Rows that had gone to the
+-- default partition are moved.
+create or replace function pgmail.make_partitions_v1(p_days integer default 35) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare w timestamptz; base text; part text; col text; made integer := 0; stray bigint;
+begin
+  perform set_config('lock_timeout', '500ms', true);
+  for w in select generate_series(date_trunc('week', pgmail.now() at time zone 'UTC') - interval '1 week',
+                                  pgmail.now() at time zone 'UTC' + p_days * interval '1 day', interval '1 week') at time zone 'UTC'
+  loop
+    foreach base in array pgmail.partitioned_tables() loop
+      part := base || '_' || to_char(w at time zone 'UTC', 'YYYYMMDD');
+      continue when to_regclass('pgmail.' || part) is not null;
+      col := case base when 'message' then 'id' when 'recipient' then 'id'
+                       when 'attachment' then 'message_id' when 'tag' then 'message_id' else 'recipient_id' end;
+      execute format('create table pgmail.%I (like pgmail.%I including all)', part, base);
+      execute format('alter table pgmail.%I enable row level security', part);
+      -- Mail that arrived while this partition was missing.
+      execute format('lock table only pgmail.%I in access exclusive mode', base || '_default');
+      execute format('with moved as (delete from pgmail.%I where %I >= %L and %I < %L returning *) insert into pgmail.%I select * from moved',
+        base || '_default', col, pgmail.uuid_floor(w), col, pgmail.uuid_floor(w + interval '1 week'), part);
+      get diagnostics stray = row_count;
+      execute format('alter table pgmail.%I attach partition pgmail.%I for values from (%L) to (%L)',
+        base, part, pgmail.uuid_floor(w), pgmail.uuid_floor(w + interval '1 week'));
+      made := made + 1;
+    end loop;
+  end loop;
+  return made;
+end
+$$;
+
+-- Weeks left before new mail goes to the default partition, and how many rows went there already.
+create or replace function pgmail.partition_state(out days_left integer, out strays bigint)
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+declare base text; n bigint; last_ timestamptz := 'infinity'; l timestamptz;
+begin
+  strays := 0;
+  foreach base in array pgmail.partitioned_tables() loop
+    execute format('select count(*) from (select 1 from pgmail.%I limit 1000) x', base || '_default') into n;
+    strays := strays + n;
+    select max(to_timestamp(substring(c.relname from '[0-9]{8}$'), 'YYYYMMDD') + interval '1 week') into l
+      from pg_inherits i join pg_class c on c.oid = i.inhrelid
+     where i.inhparent = ('pgmail.' || base)::regclass and c.relname ~ '_[0-9]{8}$';
+    last_ := least(last_, coalesce(l, '-infinity'));
+  end loop;
+  days_left := case when last_ = '-infinity' then 0 else greatest(0, extract(day from last_ - pgmail.now()))::integer end;
+end
+$$;
+
+-- What a tenant keeps beside its mail: keys, templates, assets, suppressions, streams. All act as the caller's tenant.
+
+-- A key's hash is stored, never the key. Answers its id.
+create or replace function pgmail.create_key(p_name text, p_hint text, p_hash bytea) returns uuid
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); i uuid;
+begin
+  insert into pgmail.api_key (tenant_id, name, hint, hash, created_by) values (t, p_name, p_hint, p_hash, pgmail.actor()) returning id into i;
+  perform pgmail.record_act(t, 'key.create', i::text, p_name);
+  return i;
+end
+$$;
+
+create or replace function pgmail.revoke_key(p_id uuid, p_reason text default null) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant();
+begin
+  update pgmail.api_key k set revoked_at = pgmail.now() where k.tenant_id = t and k.id = p_id and k.revoked_at is null;
+  if not found then return false; end if;
+  perform pgmail.record_act(t, 'key.revoke', p_id::text, p_reason);
+  return true;
+end
+$$;
+
+create or replace function pgmail.list_keys()
+returns table (id uuid, name text, hint text, created_at timestamptz, created_by text, revoked_at timestamptz)
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select k.id, k.name, k.hint, k.created_at, k.created_by, k.revoked_at from pgmail.api_key k
+  where k.tenant_id = pgmail.need_tenant() order by k.created_at
+$$;
+
+-- Whose key has this hash: the one look-up that comes before the tenant is known.
+create or replace function pgmail.check_key_v1(p_hash bytea) returns table (tenant_id integer, key_id uuid, name text)
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select k.tenant_id, k.id, k.name from pgmail.api_key k where k.hash = p_hash and k.revoked_at is null
+$$;
+
+-- Saves a new version of a template, as a draft or published. required and depends come from the compiler of the
+-- Python ways in, which checked the source.
+create or replace function pgmail.save_template(
+  p_name text, p_subject text, p_text text, p_html text, p_required text[], p_depends jsonb, p_publish boolean
+) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); v integer;
+begin
+  if p_name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$' then
+    perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 128 of A-Z a-z 0-9 _ . -, led by a letter or digit');
+  end if;
+  if p_text is null and p_html is null then perform pgmail.refuse('missing_field', '/text', 'text or html is required'); end if;
+  -- Two people saving at once get two versions, not a fault.
+  perform pg_advisory_xact_lock(hashtextextended('pgmail.template/' || t || '/' || p_name, 0));
+  select coalesce(max(x.version), 0) + 1 into v from pgmail.template x where x.tenant_id = t and x.name = p_name;
+  insert into pgmail.template (tenant_id, name, version, state, subject, body_text, body_html, required, depends, created_by, published_at)
+  values (t, p_name, v, case when p_publish then 'published' else 'draft' end, p_subject, p_text, p_html,
+    p_required, p_depends, pgmail.actor(), case when p_publish then pgmail.now() end);
+  perform pgmail.record_act(t, 'template.save', p_name || ' v' || v, case when p_publish then 'published' end);
+  return v;
+end
+$$;
+
+create or replace function pgmail.publish_template(p_name text, p_version integer, p_required text[], p_depends jsonb) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant();
+begin
+  update pgmail.template x set state = 'published', required = p_required, depends = p_depends,
+    published_at = coalesce(x.published_at, pgmail.now())
+  where x.tenant_id = t and x.name = p_name and x.version = p_version;
+  if not found then
+    perform pgmail.refuse('unknown_template', '/name', format('no template %L in version %s', p_name, p_version), 404);
+  end if;
+  perform pgmail.record_act(t, 'template.publish', p_name || ' v' || p_version, null);
+end
+$$;
+
+create or replace function pgmail.save_asset(p_name text, p_filename text, p_content_type text, p_body bytea) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant();
+begin
+  if p_name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$' then
+    perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 128 of A-Z a-z 0-9 _ . -, led by a letter or digit');
+  end if;
+  if octet_length(p_body) > 26214400 then perform pgmail.refuse('too_large', '/content', 'more than 26,214,400 octets', 413); end if;
+  if pgmail.has_control(p_filename) or pgmail.has_control(p_content_type) then
+    perform pgmail.refuse('invalid_attachment', '/filename', 'has a control character');
+  end if;
+  insert into pgmail.asset as a (tenant_id, name, filename, content_type, size_bytes, body, created_by)
+  values (t, p_name, p_filename, p_content_type, octet_length(p_body), p_body, pgmail.actor())
+  on conflict (tenant_id, name) do update set filename = excluded.filename, content_type = excluded.content_type,
+    size_bytes = excluded.size_bytes, body = excluded.body, created_at = pgmail.now(), created_by = excluded.created_by;
+  perform pgmail.record_act(t, 'asset.save', p_name, null);
+end
+$$;
+
+create or replace function pgmail.suppress(
+  p_address text, p_reason text default 'manual', p_source text default null, p_stream text default '',
+  p_expires_at timestamptz default null
+) returns text
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); a pgmail.address := pgmail.parse_address(p_address);
+begin
+  if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
+  if p_reason is null or p_reason not in ('bounced', 'complained', 'unsubscribed', 'manual') then
+    perform pgmail.refuse('invalid_reason', '/reason', 'must be bounced, complained, unsubscribed or manual');
+  end if;
+  if coalesce(p_stream, '') <> '' and not exists (select 1 from pgmail.stream s where s.tenant_id = t and s.name = p_stream) then
+    perform pgmail.refuse('unknown_stream', '/stream', format('no stream is named %L', left(p_stream, 63)));
+  end if;
+  if length(p_source) > 1000 then perform pgmail.refuse('invalid_source', '/source', 'longer than 1,000 characters'); end if;
+  if p_expires_at <= pgmail.now() then perform pgmail.refuse('time_in_past', '/expires_at', 'it has passed'); end if;
+  if p_expires_at > pgmail.now() + interval '100 years' then
+    perform pgmail.refuse('time_too_far', '/expires_at', 'lies more than 100 years ahead; leave it out for ever');
+  end if;
+  insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by, expires_at)
+  values (t, a.address, coalesce(p_stream, ''), p_reason, p_source, pgmail.actor(), p_expires_at)
+  on conflict (tenant_id, address, stream) do update set reason = excluded.reason, source = excluded.source,
+    created_at = pgmail.now(), created_by = excluded.created_by, expires_at = excluded.expires_at;
+  perform pgmail.record_act(t, 'suppression.add', a.address, p_reason);
+  return a.address;
+end
+$$;
+
+create or replace function pgmail.unsuppress(p_address text, p_stream text default '', p_reason text default null) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); a pgmail.address := pgmail.parse_address(p_address);
+begin
+  if a.fault is not null then perform pgmail.refuse('invalid_address', '/address', a.fault); end if;
+  delete from pgmail.suppression s where s.tenant_id = t and s.address = a.address and s.stream = coalesce(p_stream, '');
+  if not found then return false; end if;
+  perform pgmail.record_act(t, 'suppression.remove', a.address, p_reason);
+  return true;
+end
+$$;
+
+-- What a stream's key `relay` says: a name, several in the order in which they are tried, or objects of name and weight.
+create or replace function pgmail.read_relays(p_relay jsonb, out names text[], out weights real[])
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+declare x jsonb; i integer := 0; n integer; field text := '/relay'; weighted boolean;
+begin
+  if jsonb_typeof(p_relay) = 'string' then p_relay := jsonb_build_array(p_relay); else field := '/relay/0'; end if;
+  if jsonb_typeof(p_relay) is distinct from 'array' or jsonb_array_length(p_relay) not between 1 and 16 then
+    perform pgmail.refuse('invalid_relay', '/relay', 'must be the name of a relay, or 1 to 16 of them in an array');
+  end if;
+  n := jsonb_array_length(p_relay);
+  names := '{}'; weights := '{}';
+  for x in select * from jsonb_array_elements(p_relay) loop
+    if n > 1 or field <> '/relay' then field := '/relay/' || i; end if;
+    weighted := jsonb_typeof(x) = 'object';
+    if weighted is distinct from (jsonb_typeof(p_relay->0) = 'object') or not weighted and jsonb_typeof(x) <> 'string' then
+      perform pgmail.refuse('invalid_relay', field, 'must be the name of a relay, or all of them objects of name and weight');
+    elsif weighted and (jsonb_typeof(x->'name') is distinct from 'string' or jsonb_typeof(x->'weight') is distinct from 'number'
+                        or exists (select from jsonb_object_keys(x) y where y not in ('name', 'weight'))) then
+      perform pgmail.refuse('invalid_relay', field, 'must be an object of name and weight');
+    elsif weighted and not ((x->>'weight')::numeric >= 0.001 and (x->>'weight')::numeric <= 1000) then
+      perform pgmail.refuse('invalid_relay', field || '/weight', 'must be from 0.001 to 1000');
+    end if;
+    names := names || case when weighted then x->>'name' else x#>>'{}' end;
+    if weighted then weights := weights || (x->>'weight')::real; end if;
+    i := i + 1;
+    if names[i] = any (names[:i - 1]) then
+      perform pgmail.refuse('invalid_relay', field, format('relay %L comes twice', left(names[i], 63)));
+    elsif not exists (select from pgmail.relay r where r.name = names[i]) then
+      perform pgmail.refuse('unknown_relay', field, format(
+        'no relay is named %L; a worker that has it in PGMAIL_RELAY_URLS must have started once', left(names[i], 63)));
+    end if;
+  end loop;
+  if cardinality(weights) = 0 then weights := null; end if;
+end
+$$;
+
+-- Creates a stream or changes what is named; keys as the columns of pgmail.stream, and relay as read_relays has it.
+create or replace function pgmail.save_stream(p_name text, p_settings jsonb) returns void
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare t integer := pgmail.need_tenant(); s pgmail.stream; k text; named text[]; weighed real[];
+begin
+  if p_name !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then
+    perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of a-z 0-9 _ -, led by a letter or digit');
+  end if;
+  if jsonb_typeof(p_settings) is distinct from 'object' then
+    perform pgmail.refuse('invalid_body', '', 'the settings of a stream are a JSON object');
+  end if;
+  select min(x collate "C") into k from jsonb_object_keys(p_settings) x
+   where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
+     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued']);
+  if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
+  if p_settings ? 'relay' then
+    select x.names, x.weights into named, weighed from pgmail.read_relays(p_settings->'relay') x;
+  end if;
+  insert into pgmail.stream (tenant_id, name) values (t, p_name) on conflict do nothing;
+  select * into s from pgmail.stream x where x.tenant_id = t and x.name = p_name for update;
+  begin
+    s := jsonb_populate_record(s, p_settings - 'relay');
+    if named is not null then
+      s.relay := named[1];
+      s.relays := case when cardinality(named) > 1 then named end;
+      s.relay_weights := case when cardinality(named) > 1 then weighed end;
+    end if;
+    update pgmail.stream x set priority = s.priority, relay = s.relay, relays = s.relays, relay_weights = s.relay_weights, on_doubt = s.on_doubt, trace = s.trace,
+      retry_base_seconds = s.retry_base_seconds, retry_factor = s.retry_factor, retry_cap_seconds = s.retry_cap_seconds,
+      retry_jitter = s.retry_jitter, max_attempts = s.max_attempts, max_age_seconds = s.max_age_seconds, max_queued = s.max_queued
+    where x.tenant_id = t and x.name = p_name;
+  exception
+    when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then
+      perform pgmail.refuse('invalid_stream', '/' || coalesce((select min(x) from jsonb_object_keys(p_settings) x), 'name'), sqlerrm);
+  end;
+  perform pgmail.record_act(t, 'stream.save', p_name, p_settings::text);
+end
+$$;
+

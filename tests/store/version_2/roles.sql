@@ -1,0 +1,128 @@
+-- Database roles. `{prefix}` is a setting (roles are cluster-wide). The first section needs CREATEROLE and is printed
+-- for an administrator where the owner has none; the second is the owner's to run, again after each upgrade.
+--   api       the HTTP API: carries the tenant of the key it checked
+--   worker    claims, sends, settles; any worker can lead, so it may maintain too
+--   maintain  a process that only leads
+--   producer  an application: send, send_many, status, trace, why, cancel, reschedule of its tenant, and nothing else
+--   reader    psql and BI: sees one tenant
+--   admin     an operator: sees all, acts as its tenant
+-- Roles have no password here; set one (`alter role {prefix}worker password '...'`) or use your server's other ways.
+
+-- section: create
+do $do$
+declare r text;
+begin
+  foreach r in array array['api', 'worker', 'maintain', 'producer', 'reader', 'admin'] loop
+    if not exists (select 1 from pg_roles where rolname = '{prefix}' || r) then
+      execute format('create role %I login noinherit', '{prefix}' || r);
+    end if;
+  end loop;
+end
+$do$;
+
+-- section: grant
+revoke all on schema pgmail from public;
+revoke all on all tables in schema pgmail from public;
+revoke all on all sequences in schema pgmail from public;
+revoke all on all routines in schema pgmail from public;
+
+grant usage on schema pgmail to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}producer, {prefix}reader, {prefix}admin;
+revoke all on all tables in schema pgmail from {prefix}api, {prefix}worker, {prefix}maintain, {prefix}producer, {prefix}reader, {prefix}admin;
+revoke all on all routines in schema pgmail from {prefix}api, {prefix}worker, {prefix}maintain, {prefix}producer, {prefix}reader, {prefix}admin;
+
+-- Pure helpers that views and queries of every role use.
+grant execute on function pgmail.now(), pgmail.uuid_floor(timestamptz), pgmail.uuid_time(uuid), pgmail.current_tenant(),
+  pgmail.state_of(text, boolean, boolean, boolean, timestamptz, text, timestamptz), pgmail.phase_of(text)
+  to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
+
+-- producer
+grant execute on function
+  pgmail.send(jsonb),
+  pgmail.send(text, text, text, text, text, text, jsonb, text, text, timestamptz, timestamptz, text, text, text[], text[], text, jsonb, jsonb, jsonb, jsonb),
+  pgmail.send_many(jsonb, boolean, text),
+  pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uuid), pgmail.cancel(uuid, text), pgmail.reschedule(uuid, timestamptz)
+  to {prefix}producer, {prefix}api, {prefix}admin;
+
+-- reader
+grant execute on function pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uuid) to {prefix}reader;
+
+-- what operators and the API manage
+grant execute on function
+  pgmail.retry(uuid, text), pgmail.discard(uuid, text),
+  pgmail.create_key(text, text, bytea), pgmail.revoke_key(uuid, text), pgmail.list_keys(),
+  pgmail.save_template(text, text, text, text, text[], jsonb, boolean), pgmail.publish_template(text, integer, text[], jsonb),
+  pgmail.save_asset(text, text, text, bytea), pgmail.suppress(text, text, text, text, timestamptz),
+  pgmail.unsuppress(text, text, text), pgmail.save_stream(text, jsonb),
+  pgmail.pause_mail(text, text, text, timestamptz, boolean), pgmail.resume_mail(text, text, text, boolean)
+  to {prefix}api, {prefix}admin;
+grant execute on function pgmail.stopped_by(text, integer, text), pgmail.lane_name(text, integer, text)
+  to {prefix}api, {prefix}reader, {prefix}admin;
+revoke execute on function pgmail.create_key(text, text, bytea) from {prefix}api;   -- the first key comes from the command line
+grant execute on function pgmail.check_key_v1(bytea) to {prefix}api;
+grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(text), pgmail.recount(),
+  pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state(),
+  pgmail.set_limit(text, text, integer, real, integer, real, text), pgmail.remove_limit(text, text), pgmail.set_tenant(text, real)
+  to {prefix}admin;
+
+-- worker, and what leading takes
+grant execute on function
+  pgmail.claim_v1(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[]),
+  pgmail.release_v1(integer, bigint, uuid[], integer[], text), pgmail.settle_v1(integer, bigint, jsonb),
+  pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
+  pgmail.relay_state_v1(text, text, text, double precision), pgmail.idle_lanes_v1(integer, bigint[]),
+  pgmail.take_tokens_v1(bigint, text[], text[], integer[]),
+  pgmail.share_permits_v1(bigint, text[], text[], integer[], integer[]), pgmail.register_relays_v1(text[])
+  to {prefix}worker;
+grant execute on function
+  pgmail.worker_start_v1(text, integer, text, integer), pgmail.worker_beat_v1(bigint, text, boolean), pgmail.worker_stop_v1(bigint),
+  pgmail.lead_v1(bigint, double precision), pgmail.rescue_v1(bigint), pgmail.orphans_v1(), pgmail.fold_touches_v1(), pgmail.wake_due_v1(timestamptz),
+  pgmail.repair_lanes_v1(), pgmail.expire_v1(integer), pgmail.fold_tallies_v1(integer), pgmail.purge_idempotency_v1(integer),
+  pgmail.make_partitions_v1(integer), pgmail.partition_state()
+  to {prefix}worker, {prefix}maintain;
+grant select on pgmail.message, pgmail.attachment, pgmail.recipient, pgmail.template, pgmail.asset, pgmail.stream,
+  pgmail.suppression, pgmail.lane, pgmail.tenant, pgmail.queue to {prefix}worker;
+grant select on pgmail.relay, pgmail.worker, pgmail.leader, pgmail.schema_version, pgmail.site_domain
+  to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
+
+grant select on pgmail.limits, pgmail.pause to {prefix}api, {prefix}worker, {prefix}reader, {prefix}admin;
+grant select on pgmail.bucket, pgmail.permit to {prefix}admin;
+
+grant select on pgmail.message, pgmail.attachment, pgmail.tag, pgmail.recipient, pgmail.queue, pgmail.lane, pgmail.event,
+  pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total, pgmail.tenant, pgmail.stream, pgmail.template,
+  pgmail.asset, pgmail.suppression, pgmail.audit, pgmail.ledger to {prefix}api, {prefix}reader, {prefix}admin;
+
+-- Row-level security. Policies name the roles they are for; the owner (who runs the functions) needs none.
+do $do$
+declare t record; who text;
+begin
+  for t in select c.oid::regclass as name, c.relname,
+             exists (select 1 from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped) as by_tenant
+           from pg_class c
+           where c.relnamespace = 'pgmail'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition
+             and c.relname <> 'alembic_version'
+  loop
+    execute format('alter table %s enable row level security', t.name);
+    for who in select polname from pg_policy where polrelid = t.name and starts_with(polname, '{prefix}') loop
+      execute format('drop policy %I on %s', who, t.name);
+    end loop;
+    if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain') then
+      execute format('create policy {prefix}fleet on %s for select to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin using (true)', t.name);
+    elsif t.relname in ('bucket', 'permit') then
+      execute format('create policy {prefix}every on %s for select to {prefix}admin using (true)', t.name);
+    elsif t.relname = 'limits' then
+      -- What holds for a tenant: the limits of relays and sites, and its own. pgmail.tenant shows a tenant itself only.
+      execute format('create policy {prefix}tenant on %s for select to {prefix}api, {prefix}reader using (scope <> ''tenant'' or name in (select x.name from pgmail.tenant x))', t.name);
+      execute format('create policy {prefix}every on %s for select to {prefix}worker, {prefix}admin using (true)', t.name);
+    elsif t.by_tenant or t.relname = 'tenant' then
+      execute format('create policy {prefix}tenant on %s for select to {prefix}api, {prefix}reader using (%s)', t.name,
+        case t.relname when 'pause' then 'tenant_id is null or tenant_id' when 'tenant' then 'id' else 'tenant_id' end
+        || ' = (select pgmail.current_tenant())');
+      execute format('create policy {prefix}every on %s for select to {prefix}worker, {prefix}maintain, {prefix}admin using (true)', t.name);
+    end if;
+  end loop;
+end
+$do$;
+
+insert into pgmail.database_role (role_name, tenant_id, carries_tenant) values
+  ('{prefix}api', null, true), ('{prefix}producer', 1, false), ('{prefix}reader', 1, false), ('{prefix}admin', 1, false)
+on conflict (role_name) do nothing;
