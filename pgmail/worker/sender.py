@@ -20,6 +20,7 @@ from pgmail.render.mime import Wire
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store.work import Lease, Settlement
+from pgmail.transport.base import Withheld
 from pgmail.worker.content import Impossible, Library
 from pgmail.worker.job import Job
 from pgmail.worker.relays import Relays
@@ -28,6 +29,7 @@ from pgmail.worker.settler import Settler
 _log = structlog.get_logger()
 
 GiveBack = Callable[[Lease, str | None], Awaitable[None]]
+Begin = Callable[[Lease, str], Awaitable[None]]
 
 NOT_EIGHTBIT = "5.6.3"  # RFC 3463, section 3.7: conversion required and not supported
 MOST_RESCUES = 10  # workers that died holding a mail, before it is taken for what kills them
@@ -46,14 +48,17 @@ class Sender:
         *,
         fresh: Callable[[], bool] = lambda: True,
         lapsed: Callable[[Job], None] | None = None,
+        begin: Begin | None = None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
-        `lapsed` takes mail back that missed the moment its tokens were for.
+        `lapsed` takes mail back that missed the moment its tokens were for. `begin` commits the intent to send a
+        lease to a relay, or raises Withheld; without it, mail that needs one is not sent.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
-        self._lapsed = lapsed
+        self._lapsed, self._begin = lapsed, begin
+        self.withheld = 0  # mails whose end of data was not sent, at our own wish
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -97,12 +102,24 @@ class Sender:
                 sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,
                 smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
             )  # fmt: skip
+            intent = _Intent(self._begin, lease, job.relay) if lease.vowed else None
             try:
-                result = await transport.deliver(envelope)
+                result = await (
+                    transport.deliver(envelope) if intent is None else transport.deliver(envelope, intent)
+                )
+            except Withheld as why:
+                self.withheld += 1
+                _log.warning(
+                    "mail.withheld", id=str(lease.id), message=str(lease.message_id), reason=str(why)
+                )
+                await self._give_back(lease, None)
+                return
             except Exception as fault:  # noqa: BLE001
-                # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt.
+                # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt,
+                # unless the end of data was not allowed yet.
                 _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
-                result = Result(phase=Phase.DOT, error=f"{type(fault).__name__}: {fault}")
+                phase = Phase.DOT if intent is None or intent.committed else Phase.BODY
+                result = Result(phase=phase, error=f"{type(fault).__name__}: {fault}")
             if not (wire.eightbit and result.reply is not None and result.reply.enhanced == NOT_EIGHTBIT):
                 break
             if result.phase not in (Phase.MAIL, Phase.RCPT, Phase.DATA):
@@ -203,3 +220,19 @@ class Sender:
                 return job.settlement("dead", reason=reason, doubt=doubt, **facts)
             case _:
                 return None
+
+
+class _Intent:
+    """What a transport awaits right before the end of data of one mail."""
+
+    __slots__ = ("_begin", "_lease", "_relay", "committed")
+
+    def __init__(self, begin: Begin | None, lease: Lease, relay: str) -> None:
+        self._begin, self._lease, self._relay = begin, lease, relay
+        self.committed = False
+
+    async def __call__(self) -> None:
+        if self._begin is None:
+            raise Withheld("nobody commits intents here")
+        await self._begin(self._lease, self._relay)
+        self.committed = True
