@@ -45,11 +45,12 @@ grant execute on function
 
 -- reader
 grant execute on function pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uuid) to {prefix}reader;
-grant execute on function pgmail.in_doubt(jsonb, integer, uuid, uuid, boolean) to {prefix}reader, {prefix}api, {prefix}admin;
+grant execute on function pgmail.in_doubt(jsonb, integer, uuid, uuid, boolean), pgmail.dead_letter_ids(jsonb, integer, uuid, uuid, boolean)
+  to {prefix}reader, {prefix}api, {prefix}admin;
 
 -- what operators and the API manage
 grant execute on function
-  pgmail.retry(uuid, text), pgmail.discard(uuid, text), pgmail.dead_letter_ids(jsonb, integer),
+  pgmail.retry(uuid, text), pgmail.discard(uuid, text),
   pgmail.retry_all(jsonb, text, integer), pgmail.discard_all(jsonb, text, integer),
   pgmail.resolve(uuid, text, text), pgmail.resolve_all(text, jsonb, text, integer),
   pgmail.create_key(text, text, bytea), pgmail.revoke_key(uuid, text), pgmail.list_keys(),

@@ -178,7 +178,7 @@ begin
     elsif k = 'recipient' then
       a := pgmail.parse_address(v #>> '{}');
       if a.fault is not null then perform pgmail.refuse('invalid_address', '/filter/recipient', a.fault); end if;
-    elsif k in ('before', 'after', 'died_before', 'died_after') then
+    elsif k in ('doubted_before', 'doubted_after', 'died_before', 'died_after') then
       begin
         at := (v #>> '{}')::timestamptz;
       exception when others then
@@ -281,7 +281,7 @@ CREATE FUNCTION pgmail.current_tenant() RETURNS integer
   from pgmail.database_role r where r.role_name = session_user
 $$;
 
-CREATE FUNCTION pgmail.dead_letter_ids(filter jsonb DEFAULT '{}'::jsonb, most integer DEFAULT 1000) RETURNS SETOF uuid
+CREATE FUNCTION pgmail.dead_letter_ids(filter jsonb DEFAULT '{}'::jsonb, most integer DEFAULT 1000, below uuid DEFAULT NULL::uuid, above uuid DEFAULT NULL::uuid, newest_first boolean DEFAULT false) RETURNS SETOF uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
@@ -301,7 +301,8 @@ begin
     and (f->>'text' is null or strpos(lower(concat_ws(' ', d.code, d.enhanced, d.reply, d.error)), lower(f->>'text')) > 0)
     and (f->>'died_after' is null or d.died_at >= (f->>'died_after')::timestamptz)
     and (f->>'died_before' is null or d.died_at < (f->>'died_before')::timestamptz)
-  order by d.recipient_id limit most;
+    and (below is null or d.recipient_id < below) and (above is null or d.recipient_id > above)
+  order by case when not newest_first then d.recipient_id end, case when newest_first then d.recipient_id end desc limit most;
 end
 $$;
 
@@ -523,7 +524,7 @@ CREATE FUNCTION pgmail.in_doubt(filter jsonb DEFAULT '{}'::jsonb, most integer D
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,site,relay,worker,recipient,after,before}');
+  perform pgmail.check_filter(f, '{stream,site,relay,worker,recipient,doubted_after,doubted_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select q.id, q.message_id, r.address, m.stream, r.site, coalesce(e.at, q.held_due_at), coalesce(e.attempt, q.attempts),
@@ -543,8 +544,8 @@ begin
     and (f->>'recipient' is null or r.address = who)
     and (f->>'relay' is null or coalesce(e.relay, q.begun_relay) = f->>'relay')
     and (f->>'worker' is null or e.worker = (f->>'worker')::bigint)
-    and (f->>'after' is null or e.at >= (f->>'after')::timestamptz)
-    and (f->>'before' is null or e.at < (f->>'before')::timestamptz)
+    and (f->>'doubted_after' is null or e.at >= (f->>'doubted_after')::timestamptz)
+    and (f->>'doubted_before' is null or e.at < (f->>'doubted_before')::timestamptz)
   order by case when newer then q.id end, case when not newer then q.id end desc
   limit most;
 end

@@ -211,8 +211,9 @@ class LaneBook:
         return []
 
     def claims(
-        self, lanes: list[Lane], rows: int, traced: Callable[[Lane], bool], holds: Callable[[Lane], bool]
-    ) -> list[Claim]:
+        self, lanes: list[Lane], rows: int, traced: Callable[[Lane], bool],
+        holds: Callable[[Lane], bool] = lambda _: False,
+    ) -> list[Claim]:  # fmt: skip
         """What to claim from the chosen lanes: even shares of `rows`, from their heads."""
         now = self._now()
         share, more = divmod(rows, len(lanes))  # the first lanes, which waited longest, get what is over

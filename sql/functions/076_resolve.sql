@@ -25,7 +25,7 @@ begin
     elsif k = 'recipient' then
       a := pgmail.parse_address(v #>> '{}');
       if a.fault is not null then perform pgmail.refuse('invalid_address', '/filter/recipient', a.fault); end if;
-    elsif k in ('before', 'after', 'died_before', 'died_after') then
+    elsif k in ('doubted_before', 'doubted_after', 'died_before', 'died_after') then
       begin
         at := (v #>> '{}')::timestamptz;
       exception when others then
@@ -38,7 +38,8 @@ $$;
 
 -- What is held in doubt: mail that may have been sent, on streams that hold. `since` is when it came to be in doubt, and
 -- relay, worker and attempt are those of the attempt that nobody knows the end of. Filter: stream, site, relay, worker,
--- recipient (an address), after (included) and before (not) of `since`. Newest email first, unless `newer` asks for those next above an id.
+-- recipient (an address), doubted_after (included) and doubted_before (not). Newest email first, unless `newer` asks for
+-- those next above an id.
 create or replace function pgmail.in_doubt(
   filter jsonb default '{}', most integer default null, below uuid default null, above uuid default null, newer boolean default false
 ) returns table (recipient_id uuid, message_id uuid, address text, stream text, site text, since timestamptz, attempt smallint,
@@ -48,7 +49,7 @@ as $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,site,relay,worker,recipient,after,before}');
+  perform pgmail.check_filter(f, '{stream,site,relay,worker,recipient,doubted_after,doubted_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select q.id, q.message_id, r.address, m.stream, r.site, coalesce(e.at, q.held_due_at), coalesce(e.attempt, q.attempts),
@@ -68,8 +69,8 @@ begin
     and (f->>'recipient' is null or r.address = who)
     and (f->>'relay' is null or coalesce(e.relay, q.begun_relay) = f->>'relay')
     and (f->>'worker' is null or e.worker = (f->>'worker')::bigint)
-    and (f->>'after' is null or e.at >= (f->>'after')::timestamptz)
-    and (f->>'before' is null or e.at < (f->>'before')::timestamptz)
+    and (f->>'doubted_after' is null or e.at >= (f->>'doubted_after')::timestamptz)
+    and (f->>'doubted_before' is null or e.at < (f->>'doubted_before')::timestamptz)
   order by case when newer then q.id end, case when not newer then q.id end desc
   limit most;
 end
@@ -160,7 +161,10 @@ $$;
 
 -- The dead letters that a filter means, oldest first: stream, site, reason, recipient (an address), text (found in the
 -- error, the last reply or its enhanced code, capitals or not), died_after (included), died_before (not).
-create or replace function pgmail.dead_letter_ids(filter jsonb default '{}', most integer default 1000) returns setof uuid
+-- Between ids that are given; with newest_first the other way round.
+create or replace function pgmail.dead_letter_ids(
+  filter jsonb default '{}', most integer default 1000, below uuid default null, above uuid default null, newest_first boolean default false
+) returns setof uuid
 language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
@@ -179,7 +183,8 @@ begin
     and (f->>'text' is null or strpos(lower(concat_ws(' ', d.code, d.enhanced, d.reply, d.error)), lower(f->>'text')) > 0)
     and (f->>'died_after' is null or d.died_at >= (f->>'died_after')::timestamptz)
     and (f->>'died_before' is null or d.died_at < (f->>'died_before')::timestamptz)
-  order by d.recipient_id limit most;
+    and (below is null or d.recipient_id < below) and (above is null or d.recipient_id > above)
+  order by case when not newest_first then d.recipient_id end, case when newest_first then d.recipient_id end desc limit most;
 end
 $$;
 

@@ -3,7 +3,7 @@
 ------------------------------------------------------------------------------------------------ in doubt
 drop function if exists pgmail.discard_all(jsonb, text, integer);
 drop function if exists pgmail.retry_all(jsonb, text, integer);
-drop function if exists pgmail.dead_letter_ids(jsonb, integer);
+drop function if exists pgmail.dead_letter_ids(jsonb, integer, uuid, uuid, boolean);
 drop function if exists pgmail.resolve_all(text, jsonb, text, integer);
 drop function if exists pgmail.resolve(uuid, text, text);
 drop function if exists pgmail.resolve_ids(integer, uuid[], text, text);

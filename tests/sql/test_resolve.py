@@ -84,10 +84,10 @@ def test_a_filter_means_what_it_says(owner, admin, app, doubtful):
     assert listed(admin) == {a, b}
     for chosen in (
         {"stream": "worried"}, {"site": "two.example"}, {"relay": "second"}, {"worker": epoch},
-        {"recipient": "Bob@Two.example"}, {"stream": "worried", "after": "2001-01-01T00:00:00Z"},
+        {"recipient": "Bob@Two.example"}, {"stream": "worried", "doubted_after": "2001-01-01T00:00:00Z"},
     ):  # fmt: skip
         assert (chosen, listed(admin, **chosen)) == (chosen, {b})
-    assert listed(admin, before="2001-01-01T00:00:00Z") == set()
+    assert listed(admin, doubted_before="2001-01-01T00:00:00Z") == set()
     assert kit.one(admin, "select pgmail.resolve_all('resend', %s)", [Jsonb({"site": "two.example"})]) == 1
     assert (kit.state(app, a), kit.state(app, b)) == ("held", "queued")
 
@@ -98,7 +98,7 @@ def test_a_filter_means_what_it_says(owner, admin, app, doubtful):
         ("resend", {"sight": "x"}, "/filter/sight"),
         ("resend", {"worker": "one"}, "/filter/worker"),
         ("resend", {"stream": 7}, "/filter/stream"),
-        ("resend", {"before": "soon"}, "/filter/before"),
+        ("resend", {"doubted_before": "soon"}, "/filter/doubted_before"),
         ("resend", {"recipient": "nobody"}, "/filter/recipient"),
         ("resend", [], "/filter"),
         ("forget", {}, "/how"),

@@ -32,7 +32,7 @@ LEAD = {
 }
 FUNCTIONS = {
     "producer": PRODUCER,
-    "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt"},
+    "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
     "api": PURE | LOOK | PRODUCER | MANAGE | {"check_key_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
