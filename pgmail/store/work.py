@@ -179,23 +179,20 @@ async def begin_each(
 
     Answers `begun` or `locked` (try again) for each; what is not answered was fenced out. Raises FencedOut.
     """
+    asked = [
+        {
+            "tenant": tenant,
+            "epoch": epoch,
+            "ids": [lease.id for lease, _ in mine],
+            "claims": [lease.claims for lease, _ in mine],
+            "relays": [relay for _, relay in mine],
+        }
+        for tenant, mine in batches
+    ]
+    if len(asked) == 1:
+        return [dict(await database.tuples(_Q["begin"], asked[0]))]
     async with database.connection() as connection:
-        answers = await fetch_each(
-            connection,
-            [
-                (
-                    _Q["begin"],
-                    {
-                        "tenant": tenant,
-                        "epoch": epoch,
-                        "ids": [lease.id for lease, _ in mine],
-                        "claims": [lease.claims for lease, _ in mine],
-                        "relays": [relay for _, relay in mine],
-                    },
-                )
-                for tenant, mine in batches
-            ],
-        )
+        answers = await fetch_each(connection, [(_Q["begin"], values) for values in asked])
     return [dict(rows) for rows in answers]
 
 

@@ -13,6 +13,9 @@ language plpgsql volatile security definer set search_path = pgmail, pg_temp set
 as $$
 #variable_conflict use_column
 begin
+  -- A worker that is stopped, or whose host is gone, in the middle of this transaction must not keep its locks for long:
+  -- the rescue waits for them.
+  perform set_config('idle_in_transaction_session_timeout', '8s', true);
   -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
   perform from pgmail.worker w where w.epoch = p_epoch for key share;
   if not found then
@@ -72,6 +75,7 @@ begin
     raise exception using errcode = 'PM410', constraint = 'fenced_out',
       message = format('worker %s was declared dead; its leases were given back', p_epoch);
   end if;
+  perform set_config('idle_in_transaction_session_timeout', '8s', true);   -- as in claim_v2
   -- An intent that a crash of the server may forget is none.
   if current_setting('synchronous_commit') = 'off' then perform set_config('synchronous_commit', 'on', true); end if;
   with mine as materialized (
