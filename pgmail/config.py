@@ -134,6 +134,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     settle_batch: Annotated[
         int, Row("Most results that are recorded in one statement.", "results", low=1, high=5_000)
     ] = 200
+    intent_interval_ms: Annotated[
+        int,
+        Row("Longest time that intents to send are gathered, on streams that hold.", "ms", low=1, high=1_000),
+    ] = 3
     beat_interval_ms: Annotated[
         int, Row("How often a process says that it is alive.", "ms", low=50, high=60_000)
     ] = 1_000

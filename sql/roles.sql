@@ -45,10 +45,14 @@ grant execute on function
 
 -- reader
 grant execute on function pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uuid) to {prefix}reader;
+grant execute on function pgmail.in_doubt(jsonb, integer, uuid, uuid, boolean), pgmail.dead_letter_ids(jsonb, integer, uuid, uuid, boolean)
+  to {prefix}reader, {prefix}api, {prefix}admin;
 
 -- what operators and the API manage
 grant execute on function
   pgmail.retry(uuid, text), pgmail.discard(uuid, text), pgmail.hold(uuid, text), pgmail.release(uuid, text),
+  pgmail.retry_all(jsonb, text, integer), pgmail.discard_all(jsonb, text, integer),
+  pgmail.resolve(uuid, text, text), pgmail.resolve_all(text, jsonb, text, integer),
   pgmail.create_key(text, text, bytea), pgmail.revoke_key(uuid, text), pgmail.list_keys(),
   pgmail.save_template(text, text, text, text, text[], jsonb, boolean), pgmail.publish_template(text, integer, text[], jsonb),
   pgmail.save_asset(text, text, text, bytea), pgmail.suppress(text, text, text, text, timestamptz),
@@ -71,6 +75,8 @@ grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(
 -- worker, and what leading takes
 grant execute on function
   pgmail.claim_v1(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[]),
+  pgmail.claim_v2(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]),
+  pgmail.begin_v1(integer, bigint, uuid[], integer[], text[]),
   pgmail.release_v1(integer, bigint, uuid[], integer[], text), pgmail.settle_v1(integer, bigint, jsonb),
   pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
   pgmail.relay_state_v1(text, text, text, double precision), pgmail.idle_lanes_v1(integer, bigint[]),

@@ -71,6 +71,46 @@ CREATE FUNCTION pgmail.actor() RETURNS text
     session_user::text)
 $$;
 
+CREATE FUNCTION pgmail.begin_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_relays text[]) RETURNS TABLE(id uuid, result text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+declare begun uuid[];
+begin
+  if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
+    raise exception using errcode = 'PM410', constraint = 'fenced_out',
+      message = format('worker %s was declared dead; its leases were given back', p_epoch);
+  end if;
+  perform set_config('idle_in_transaction_session_timeout', '8s', true);   -- as in claim_v2
+  -- An intent that a crash of the server may forget is none.
+  if current_setting('synchronous_commit') = 'off' then perform set_config('synchronous_commit', 'on', true); end if;
+  with mine as materialized (
+    select r.id, r.relay
+    from (select * from unnest(p_ids, p_claims, p_relays) u(id, claims, relay) order by u.id) r
+    cross join lateral (
+      select x.id from pgmail.queue x
+      where x.tenant_id = p_tenant and x.id = r.id and x.leased_by = p_epoch and x.claims = r.claims
+      for update skip locked) q
+  ), told as (
+    update pgmail.queue q set unsent_claims = null, begun_relay = mine.relay
+    from mine where q.tenant_id = p_tenant and q.id = mine.id and q.id = any (array(select m.id from mine m))
+    returning q.id
+  )
+  select array_agg(told.id) into begun from told;
+  return query select b, 'begun' from unnest(begun) b;
+  if cardinality(begun) = cardinality(p_ids) then return; end if;
+  return query
+  select r.id, 'locked' from unnest(p_ids, p_claims) r(id, claims)
+  where (begun is null or r.id <> all (begun)) and (
+    select true from pgmail.queue q
+    where q.tenant_id = p_tenant and q.id = r.id and q.leased_by = p_epoch and q.claims = r.claims) is true;
+end
+$$;
+
 CREATE FUNCTION pgmail.body_hash(p_body jsonb) RETURNS bytea
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')); end $$;
@@ -116,6 +156,40 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.check_filter(p_filter jsonb, p_known text[]) RETURNS void
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+declare k text; v jsonb; at timestamptz; a pgmail.address;
+begin
+  if p_filter is null or jsonb_typeof(p_filter) <> 'object' then
+    perform pgmail.refuse('invalid_field', '/filter', 'must be an object; {} is all');
+  end if;
+  for k, v in select * from jsonb_each(p_filter) loop
+    if k <> all (p_known) then
+      perform pgmail.refuse('unknown_field', '/filter/' || k, 'known here: ' || array_to_string(p_known, ', '));
+    elsif jsonb_typeof(v) = 'null' then
+      continue;
+    elsif k = 'worker' then
+      if jsonb_typeof(v) <> 'number' or v::text !~ '^[0-9]{1,18}$' then
+        perform pgmail.refuse('invalid_field', '/filter/worker', 'must be the number of a worker');
+      end if;
+    elsif jsonb_typeof(v) <> 'string' then
+      perform pgmail.refuse('invalid_field', '/filter/' || k, 'must be a string');
+    elsif k = 'recipient' then
+      a := pgmail.parse_address(v #>> '{}');
+      if a.fault is not null then perform pgmail.refuse('invalid_address', '/filter/recipient', a.fault); end if;
+    elsif k in ('doubted_before', 'doubted_after', 'died_before', 'died_after') then
+      begin
+        at := (v #>> '{}')::timestamptz;
+      exception when others then
+        perform pgmail.refuse('invalid_time', '/filter/' || k, 'must be a moment, ISO 8601');
+      end;
+    end if;
+  end loop;
+end
+$_$;
+
 CREATE FUNCTION pgmail.check_key_v1(p_hash bytea) RETURNS TABLE(tenant_id integer, key_id uuid, name text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -124,6 +198,15 @@ CREATE FUNCTION pgmail.check_key_v1(p_hash bytea) RETURNS TABLE(tenant_id intege
 $$;
 
 CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select c.id, c.message_id, c.lane, c.due_at, c.claims, c.attempts, c.rescues, c.expires_at, c.tried_since
+  from pgmail.claim_v2(p_tenant, p_epoch, p_lanes, p_due, p_after, p_limits, p_traced,
+    array_fill(false, array[cardinality(p_lanes)])) c
+$$;
+
+CREATE FUNCTION pgmail.claim_v2(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[], p_holds boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone, vowed boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
@@ -131,6 +214,9 @@ CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint
     AS $$
 #variable_conflict use_column
 begin
+  -- A worker that is stopped, or whose host is gone, in the middle of this transaction must not keep its locks for long:
+  -- the rescue waits for them.
+  perform set_config('idle_in_transaction_session_timeout', '8s', true);
   -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
   perform from pgmail.worker w where w.epoch = p_epoch for key share;
   if not found then
@@ -139,7 +225,7 @@ begin
   end if;
   return query
   with l as materialized (
-    select * from unnest(p_lanes, p_due, p_after, p_limits, p_traced) u(lane, head_due, head_id, most, traced)
+    select * from unnest(p_lanes, p_due, p_after, p_limits, p_traced, p_holds) u(lane, head_due, head_id, most, traced, holds)
   ), k as materialized (
     select x.id, x.due_at, l.lane, l.traced
     from l cross join lateral (
@@ -148,15 +234,18 @@ begin
         and q.due_at <= pgmail.now() and q.leased_by is null
       order by q.due_at, q.id limit l.most for update skip locked) x
   ), u as (
-    update pgmail.queue q set leased_by = p_epoch, leased_at = pgmail.now(), claims = q.claims + 1
+    update pgmail.queue q set leased_by = p_epoch, leased_at = pgmail.now(), claims = q.claims + 1,
+      unsent_claims = case when q.lane = any (array(select l.lane from l where l.holds)) then q.claims + 1 end,
+      begun_relay = null
     where q.tenant_id = p_tenant and q.id = any (array(select k.id from k))
-    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at, q.tried_since
+    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at, q.tried_since,
+      q.unsent_claims is not null as vowed
   ), said as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker)
     select p_tenant, u.id, u.message_id, 'email.sending', u.attempts + 1, p_epoch
     from u join k on k.id = u.id where k.traced
   )
-  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at, u.tried_since
+  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at, u.tried_since, u.vowed
   from u order by u.due_at, u.id;
 end
 $$;
@@ -196,6 +285,31 @@ CREATE FUNCTION pgmail.current_tenant() RETURNS integer
   from pgmail.database_role r where r.role_name = session_user
 $$;
 
+CREATE FUNCTION pgmail.dead_letter_ids(filter jsonb DEFAULT '{}'::jsonb, most integer DEFAULT 1000, below uuid DEFAULT NULL::uuid, above uuid DEFAULT NULL::uuid, newest_first boolean DEFAULT false) RETURNS SETOF uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
+begin
+  perform pgmail.check_filter(f, '{stream,site,reason,recipient,text,died_after,died_before}');
+  who := (pgmail.parse_address(f->>'recipient')).address;
+  return query
+  select d.recipient_id from pgmail.dead_letter d
+  where d.tenant_id = t
+    and (f->>'stream' is null or d.stream = f->>'stream')
+    and (f->>'site' is null or d.site = f->>'site')
+    and (f->>'reason' is null or d.reason = f->>'reason')
+    and (f->>'recipient' is null or exists (
+      select from pgmail.recipient r
+      where r.tenant_id = t and r.id = d.recipient_id and r.address = who))
+    and (f->>'text' is null or strpos(lower(concat_ws(' ', d.code, d.enhanced, d.reply, d.error)), lower(f->>'text')) > 0)
+    and (f->>'died_after' is null or d.died_at >= (f->>'died_after')::timestamptz)
+    and (f->>'died_before' is null or d.died_at < (f->>'died_before')::timestamptz)
+    and (below is null or d.recipient_id < below) and (above is null or d.recipient_id > above)
+  order by case when not newest_first then d.recipient_id end, case when newest_first then d.recipient_id end desc limit most;
+end
+$$;
+
 CREATE FUNCTION pgmail.discard(recipient_id uuid, reason text DEFAULT NULL::text) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -223,6 +337,13 @@ begin
   if n > 0 then perform pgmail.record_act(t, 'email.discard', discard.recipient_id::text, discard.reason); end if;
   return n;
 end
+$$;
+
+CREATE FUNCTION pgmail.discard_all(filter jsonb DEFAULT '{}'::jsonb, reason text DEFAULT NULL::text, most integer DEFAULT 1000) RETURNS integer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select coalesce(sum(pgmail.discard(i, reason)), 0)::integer from pgmail.dead_letter_ids(filter, most) i
 $$;
 
 CREATE FUNCTION pgmail.domain_ascii(p_domain text) RETURNS text
@@ -774,6 +895,42 @@ begin
   )
   select count(*) into n from idled;
   return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.in_doubt(filter jsonb DEFAULT '{}'::jsonb, most integer DEFAULT NULL::integer, below uuid DEFAULT NULL::uuid, above uuid DEFAULT NULL::uuid, newer boolean DEFAULT false) RETURNS TABLE(recipient_id uuid, message_id uuid, address text, stream text, site text, since timestamp with time zone, attempt smallint, relay text, remote_host text, worker bigint, reason text, error text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
+begin
+  perform pgmail.check_filter(f, '{stream,site,relay,worker,recipient,doubted_after,doubted_before}');
+  who := (pgmail.parse_address(f->>'recipient')).address;
+  return query
+  select q.id, q.message_id, r.address, m.stream, r.site, coalesce(e.at, q.held_due_at), coalesce(e.attempt, q.attempts),
+    coalesce(e.relay, q.begun_relay), e.remote_host, e.worker, q.hold_reason, e.detail
+  from pgmail.queue q
+  cross join lateral (
+    select x.address, x.site from pgmail.recipient x where x.tenant_id = t and x.id = q.id limit 1) r
+  cross join lateral (
+    select x.stream from pgmail.message x where x.tenant_id = t and x.id = q.message_id limit 1) m
+  left join lateral (
+    select x.at, x.attempt, x.relay, x.remote_host, x.worker, x.detail from pgmail.event x
+    where x.tenant_id = t and x.recipient_id = q.id and x.type = 'email.in_doubt' order by x.id desc limit 1) e on true
+  where q.tenant_id = t and q.in_doubt
+    and (below is null or q.id < below) and (above is null or q.id > above)
+    and (f->>'stream' is null or m.stream = f->>'stream')
+    and (f->>'site' is null or r.site = f->>'site')
+    and (f->>'recipient' is null or r.address = who)
+    and (f->>'relay' is null or coalesce(e.relay, q.begun_relay) = f->>'relay')
+    and (f->>'worker' is null or e.worker = (f->>'worker')::bigint)
+    and (f->>'doubted_after' is null or e.at >= (f->>'doubted_after')::timestamptz)
+    and (f->>'doubted_before' is null or e.at < (f->>'doubted_before')::timestamptz)
+  order by case when newer then q.id end, case when not newer then q.id end desc
+  limit most;
 end
 $$;
 
@@ -1967,7 +2124,7 @@ begin
   with free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at = 'infinity'
-      and coalesce(q.hold_reason, '') not like 'in doubt%'
+      and not q.in_doubt
     order by q.id for update skip locked
   ), freed as (
     update pgmail.queue q set due_at = coalesce(q.held_due_at, pgmail.now()), held_due_at = null, hold_reason = null,
@@ -1990,10 +2147,10 @@ begin
     n := 0;
   end;
   select count(*) into doubtful from pgmail.queue q
-  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity' and q.hold_reason like 'in doubt%';
+  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity' and q.in_doubt;
   if n = 0 and doubtful > 0 then
     perform pgmail.refuse('in_doubt', '/id', 'it may have been sent already, so it is not released: look at the other side''s log, '
-      || 'then resolve it, retry it (which may send it twice) or cancel it', 409);
+      || 'then resolve it', 409);
   end if;
   if n > 0 then perform pgmail.record_act(t, 'email.release', release.id::text, release.reason); end if;
   return jsonb_build_object('status', case when n = cardinality(ids) then 'released' when n > 0 then 'partly_released' else 'not_held' end,
@@ -2141,7 +2298,8 @@ begin
   delete from pgmail.permit p where p.epoch = p_epoch;
   -- A sequential scan: rescues are rare, and an index on leased_by would cost every claim its HOT update.
   with mine as materialized (
-    select q.tenant_id, q.id, s.on_doubt is not distinct from 'hold' as hold
+    select q.tenant_id, q.id, q.unsent_claims is distinct from q.claims as doubt,
+      q.unsent_claims is distinct from q.claims and s.on_doubt is not distinct from 'hold' as hold
     from pgmail.queue q
     left join lateral (   -- by id, one by one: a hash of all messages would be a bad plan for a few leases
       select x.on_doubt from pgmail.message m join pgmail.stream x on x.tenant_id = m.tenant_id and x.name = m.stream
@@ -2151,24 +2309,113 @@ begin
     update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,
       due_at = case when mine.hold then 'infinity' else q.due_at end,
       held_due_at = case when mine.hold then q.due_at end,
-      hold_reason = case when mine.hold then 'in doubt: its worker died and may have sent it' end
+      hold_reason = case when mine.hold then 'in doubt: its worker died and may have sent it' end, in_doubt = mine.hold
     from mine where q.tenant_id = mine.tenant_id and q.id = mine.id
-    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, mine.hold
+    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, q.begun_relay, mine.doubt, mine.hold
   )
   select jsonb_agg(to_jsonb(g)) into freed from given_back g;
   if freed is null then return 0; end if;
-  insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker, detail)
-  select r.tenant_id, r.id, r.message_id, x.type, r.attempts + 1, p_epoch,
-    'worker ' || p_epoch || ' died; this mail may have been sent'
-  from jsonb_to_recordset(freed) r(tenant_id integer, id uuid, message_id uuid, attempts smallint, hold boolean),
-    (values ('email.in_doubt', true), ('email.held', false)) x(type, always)
-  where x.always or r.hold;
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, relay, worker, detail)
+  select r.tenant_id, r.id, r.message_id, x.type, case when r.doubt then r.attempts + 1 end,
+    case when r.doubt then r.begun_relay end, p_epoch,
+    'worker ' || p_epoch || ' died' || case when r.doubt then '; this mail may have been sent' else ' before it sent this mail' end
+  from jsonb_to_recordset(freed) r(tenant_id integer, id uuid, message_id uuid, attempts smallint, begun_relay text,
+      doubt boolean, hold boolean)
+    cross join (values ('email.in_doubt'), ('email.held'), ('email.delayed')) x(type)
+  where case x.type when 'email.in_doubt' then r.doubt when 'email.held' then r.hold else not r.doubt end;
   for t in select r.tenant_id, array_agg(r.lane) as lanes, array_agg(r.due_at) as dues
            from jsonb_to_recordset(freed) r(tenant_id integer, lane bigint, due_at timestamptz, hold boolean)
            where not r.hold group by r.tenant_id order by r.tenant_id loop
     perform pgmail.touch_lanes(t.tenant_id, t.lanes, t.dues);
   end loop;
   return jsonb_array_length(freed);
+end
+$$;
+
+CREATE FUNCTION pgmail.resolve(id uuid, how text, reason text DEFAULT NULL::text) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); ids uuid[]; n integer;
+begin
+  select f.recipients into ids from pgmail.need_recipients(t, resolve.id) f;
+  n := pgmail.resolve_ids(t, ids, how, reason);
+  if n > 0 then perform pgmail.record_act(t, 'email.resolve', resolve.id::text, concat_ws(': ', how, reason)); end if;
+  return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.resolve_all(how text, filter jsonb DEFAULT '{}'::jsonb, reason text DEFAULT NULL::text, most integer DEFAULT 1000) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare t integer := pgmail.need_tenant(); n integer;
+begin
+  n := pgmail.resolve_ids(t, array(
+    select d.recipient_id from pgmail.in_doubt(resolve_all.filter, least(greatest(coalesce(most, 1000), 0), 10000), null, null, true) d), how, reason);
+  if n > 0 then
+    perform pgmail.record_act(t, 'email.resolve', format('%s in doubt by filter %s', n, resolve_all.filter), concat_ws(': ', how, reason));
+  end if;
+  return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.resolve_ids(p_tenant integer, p_ids uuid[], p_how text, p_reason text) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare n integer; words text;
+begin
+  if p_how is null or p_how not in ('assume_sent', 'resend') then
+    perform pgmail.refuse('invalid_field', '/how', 'must be assume_sent or resend');
+  end if;
+  words := concat_ws(': ', case p_how when 'resend' then 'resent by ' else 'assumed sent by ' end || pgmail.actor(), p_reason);
+  with free as materialized (
+    select q.id from pgmail.queue q
+    where q.tenant_id = p_tenant and q.id = any (p_ids) and q.in_doubt and q.leased_by is null
+    order by q.id for update skip locked
+  ), facts as materialized (
+    select q.id, q.message_id, q.lane, m.stream, m.priority, r.site, coalesce(e.relay, q.begun_relay) as relay, e.remote_host,
+      greatest(e.attempt, q.attempts) as attempt
+    from pgmail.queue q
+    cross join lateral (select x.site from pgmail.recipient x where x.tenant_id = p_tenant and x.id = q.id limit 1) r
+    cross join lateral (
+      select x.stream, x.priority from pgmail.message x where x.tenant_id = p_tenant and x.id = q.message_id limit 1) m
+    left join lateral (
+      select x.attempt, x.relay, x.remote_host from pgmail.event x
+      where x.tenant_id = p_tenant and x.recipient_id = q.id and x.type = 'email.in_doubt' order by x.id desc limit 1) e on true
+    where q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
+  ), gone as (
+    delete from pgmail.queue q
+    where p_how = 'assume_sent' and q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
+  ), outcomes as (
+    insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason, relay, remote_host)
+    select p_tenant, f.id, f.message_id, 'sent', pgmail.now(), f.stream, f.site, f.attempt, words, f.relay, f.remote_host
+    from facts f where p_how = 'assume_sent'
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n)
+    select p_tenant, f.stream, 'sent', count(*) from facts f where p_how = 'assume_sent' group by f.stream
+  ), back as (
+    update pgmail.queue q set due_at = pgmail.now(), later = false, wait = null, hold_reason = null, held_due_at = null, in_doubt = false
+    where p_how = 'resend' and q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
+  ), touched as (
+    insert into pgmail.lane_touch (tenant_id, lane, stream, priority, site, due_at)
+    select distinct p_tenant, f.lane, f.stream, f.priority, f.site, pgmail.now() from facts f where p_how = 'resend'
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, site, relay, remote_host, detail)
+    select p_tenant, f.id, f.message_id, case p_how when 'resend' then 'email.queued' else 'email.sent' end,
+      case p_how when 'assume_sent' then f.attempt end, f.site, f.relay, f.remote_host, words
+    from facts f
+  )
+  select count(*) into n from facts;
+  return n;
 end
 $$;
 
@@ -2249,7 +2496,7 @@ begin
       and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled')
     order by q.id for update skip locked
   ), pulled as (
-    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null,
+    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null, in_doubt = false,
       wait = case when q.held_due_at > pgmail.now() then 'scheduled' end, later = q.held_due_at > pgmail.now() is true
     where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), facts as materialized (
@@ -2272,6 +2519,13 @@ begin
   end if;
   return n;
 end
+$$;
+
+CREATE FUNCTION pgmail.retry_all(filter jsonb DEFAULT '{}'::jsonb, reason text DEFAULT NULL::text, most integer DEFAULT 1000) RETURNS integer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select coalesce(sum(pgmail.retry(i, reason)), 0)::integer from pgmail.dead_letter_ids(filter, most) i
 $$;
 
 CREATE FUNCTION pgmail.revoke_key(p_id uuid, p_reason text DEFAULT NULL::text) RETURNS boolean
@@ -2651,7 +2905,8 @@ begin
       due_at = case mine.kind when 'held' then 'infinity' else now_ + coalesce(mine.delay, 60) * interval '1 second' end,
       wait = case mine.kind when 'held' then q.wait else 'deferred' end,
       held_due_at = case mine.kind when 'held' then q.due_at end,
-      hold_reason = case mine.kind when 'held' then mine.reason end
+      hold_reason = case mine.kind when 'held' then mine.reason end,
+      in_doubt = mine.kind = 'held' and mine.doubt is true
     from mine where q.tenant_id = p_tenant and q.id = mine.id and mine.kind in ('deferred', 'held')
       and q.id = any (array(select m.id from mine m where m.kind in ('deferred', 'held')))
   ), outcomes as (
@@ -3397,8 +3652,14 @@ begin
       when 'deferred' then
         w := format('waits until %s: attempt %s was answered %s', s.due_at, s.attempts,
           coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
-      when 'held' then w := format('is held: %s. pgmail.%s(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'),
-        case when q.hold_reason like 'by %' then 'release' else 'retry' end);
+      when 'held' then
+        if q.in_doubt then
+          w := format('is held %s (%s). pgmail.resolve(id, ''assume_sent'') takes it for sent, pgmail.resolve(id, ''resend'') sends it again under the same Message-ID',
+            q.hold_reason, coalesce(nullif(concat_ws(', ', last_.detail, 'relay ' || last_.relay, last_.at), ''), 'nothing more is known'));
+        else
+          w := format('is held: %s. pgmail.%s(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'),
+            case when q.hold_reason like 'by %' then 'release' else 'retry' end);
+        end if;
       when 'queued' then
         select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
          where y.tenant_id = t and y.id = s.recipient_id;
@@ -3416,7 +3677,9 @@ begin
         end if;
         if last_.type = 'email.deferred' then w := w || format(' (attempt %s was answered %s)', last_.attempt, concat_ws(' ', last_.code, last_.enhanced, last_.reply)); end if;
         if last_.type = 'email.in_doubt' then w := w || ' (an earlier attempt is in doubt: ' || coalesce(last_.detail, 'it may have been sent') || ')'; end if;
-      when 'sent' then w := format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
+      when 'sent' then
+        w := case when s.code is null and s.reason is not null then format('counts as sent since %s: %s', s.changed_at, s.reason)
+                  else format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply)) end;
       when 'bounced' then w := format('bounced at %s: the remote side answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
       when 'suppressed' then w := format('was not sent: the address is suppressed (%s)', s.reason);
       when 'expired' then w := format('expired at %s: %s', s.changed_at, s.reason);
@@ -3710,6 +3973,9 @@ CREATE TABLE pgmail.queue (
     hold_reason text,
     held_due_at timestamp with time zone,
     expires_at timestamp with time zone,
+    unsent_claims integer,
+    begun_relay text,
+    in_doubt boolean DEFAULT false NOT NULL,
     CONSTRAINT queue_wait_check CHECK ((wait = ANY (ARRAY['scheduled'::text, 'deferred'::text, 'delayed'::text])))
 )
 WITH (fillfactor='45', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_insert_scale_factor='0.2', autovacuum_vacuum_cost_delay='0', autovacuum_analyze_scale_factor='0.2');
@@ -4252,6 +4518,8 @@ CREATE INDEX idempotency_expiry ON pgmail.idempotency USING btree (expires_at);
 CREATE INDEX lane_by_version ON pgmail.lane USING btree (version);
 
 CREATE INDEX queue_claim ON pgmail.queue USING btree (tenant_id, lane, due_at, id);
+
+CREATE INDEX queue_doubt ON pgmail.queue USING btree (tenant_id, id) WHERE in_doubt;
 
 CREATE INDEX queue_expiry ON pgmail.queue USING btree (expires_at) WHERE (expires_at IS NOT NULL);
 

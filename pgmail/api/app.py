@@ -17,6 +17,7 @@ from litestar.exceptions import HTTPException
 from pgmail.api import (
     assets,
     dead_letters,
+    doubts,
     emails,
     health,
     lanes,
@@ -47,6 +48,7 @@ GUARDED = (
     *(suppressions.add_suppression, suppressions.list_suppressions, suppressions.remove_suppression),
     suppressions.export_suppressions,
     *(dead_letters.list_dead_letters, dead_letters.retry_dead_letters, dead_letters.discard_dead_letters),
+    *(doubts.list_in_doubt, doubts.resolve_in_doubt),
     *(lanes.list_lanes, lanes.pause_lanes, lanes.resume_lanes),
     *(limits.list_limits, queue.show_queue, people.erase_person),
 )

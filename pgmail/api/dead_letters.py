@@ -26,7 +26,7 @@ from pgmail.store.tenant import acting_as
 AnyRequest = Request[Any, Any, Any]
 Act = Callable[[store.Connection, Sequence[UUID], str | None], Awaitable[int]]
 
-_FILTERS = ("stream", "site", "reason")
+_FILTERS = ("stream", "site", "reason", "recipient", "text", "died_after", "died_before")
 
 
 class Which(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,7 +42,15 @@ async def list_dead_letters(request: AnyRequest) -> dict[str, Any]:
     """List dead letters, the newest email first."""
     given = params.query(request, *_FILTERS, *params.PAGING)
     page = params.page_of(given)
-    chosen = store.DeadFilter(given.get("stream"), given.get("site"), given.get("reason"))
+    chosen = store.DeadFilter(
+        stream=given.get("stream"),
+        site=given.get("site"),
+        reason=given.get("reason"),
+        recipient=given.get("recipient"),
+        text=given.get("text"),
+        died_after=params.moment_of(given, "died_after"),
+        died_before=params.moment_of(given, "died_before"),
+    )
     async with acting_as(database_of(request), caller_of(request)) as connection:
         rows, more = await store.dead_letters(connection, chosen, page)
     return shapes.listed([shapes.dead_letter(row) for row in rows], more=more)

@@ -92,7 +92,15 @@ EMAIL: Mapping[str, Schema] = {
 
 _DEAD = _object(
     ids=_list(_UUID),
-    filter=_object(stream=_TEXT, site=_TEXT, reason=_TEXT, died_after=_MOMENT, died_before=_MOMENT),
+    filter=_object(
+        stream=_TEXT,
+        site=_TEXT,
+        reason=_TEXT,
+        recipient=_TEXT,
+        text=_TEXT,
+        died_after=_MOMENT,
+        died_before=_MOMENT,
+    ),
     reason=_TEXT,
 )
 _SUPPRESSION = _object(
@@ -133,6 +141,21 @@ _SCHEMAS = {
     "Suppressions": Schema(one_of=[_SUPPRESSION, _list(_SUPPRESSION)], description="one, or up to 1,000"),
     "Erasure": _object(["address", "reason"], address=_TEXT, reason=_TEXT, after=_TEXT, dry_run=_BOOLEAN),
     "DeadLetters": _DEAD,
+    "InDoubt": _object(
+        ["how"],
+        how=Schema(type=_STRING, enum=["assume_sent", "resend"]),
+        ids=_list(_UUID),
+        filter=_object(
+            stream=_TEXT,
+            site=_TEXT,
+            relay=_TEXT,
+            worker=_INTEGER,
+            recipient=_TEXT,
+            doubted_after=_MOMENT,
+            doubted_before=_MOMENT,
+        ),
+        reason=_TEXT,
+    ),
     "Pause": _object(
         ["reason"],
         site=_TEXT,

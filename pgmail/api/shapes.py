@@ -126,6 +126,25 @@ def dead_letter(row: Any) -> Shape:
     }
 
 
+def doubt(row: Any) -> Shape:
+    """Return one mail that is held in doubt; `id` is the recipient's."""
+    return {
+        "object": "in_doubt",
+        "id": str(row.recipient_id),
+        "email_id": str(row.message_id),
+        "address": row.address,
+        "stream": row.stream,
+        "site": row.site,
+        "since": moment(row.since),
+        "attempt": row.attempt,
+        "relay": row.relay,
+        "remote_host": row.remote_host,
+        "worker": row.worker,
+        "reason": row.reason,
+        "error": row.error,
+    }
+
+
 def _head(row: Any, people: Iterable[Mapping[str, str | None]]) -> Shape:
     """Return what a list and a single email tell alike."""
     content: Shape = row.content

@@ -30,6 +30,7 @@ _LIST = {
     "error": "error",
     "reply": "last reply",
 }
+_FILTERS = ("stream", "site", "died_of", "recipient", "text", "died_after", "died_before")
 
 
 @click.group(short_help="Dead letters: mail that waits for a person.")
@@ -39,6 +40,10 @@ def dead() -> None:
 
 def _filtered(command: F) -> F:
     for option in (
+        click.option("--died-before", metavar="WHEN", help="Only those that died before this."),
+        click.option("--died-after", metavar="WHEN", help="Only those that died at this or later."),
+        click.option("--text", metavar="TEXT", help="Only those with this in their error or last reply."),
+        click.option("--recipient", metavar="ADDRESS", help="Only those to this address."),
         click.option("--reason", "died_of", metavar="WORD", help="Only those that died of this."),
         click.option("--site", metavar="SITE", help="Only those of this receiving site."),
         click.option("--stream", metavar="NAME", help="Only those of this stream."),
@@ -143,15 +148,18 @@ async def _act(verb: str, why: str | None, chosen: dict[str, Any]) -> int:
 
 
 def _check_choice(chosen: dict[str, Any]) -> None:
-    filters = [chosen[key] for key in ("stream", "site", "died_of") if chosen[key] is not None]
+    filters = [chosen[key] for key in _FILTERS if chosen[key] is not None]
     if bool(chosen["ids"]) + bool(filters) + chosen["everything"] != 1:
-        raise click.UsageError("Give ids, or a filter (--stream, --site, --reason), or --all.")
+        raise click.UsageError("Give ids, or a filter (--stream, --site, --text, ...), or --all.")
 
 
 def _filter(chosen: dict[str, Any]) -> DeadFilter:
     from pgmail.store.emails import DeadFilter  # noqa: PLC0415
 
-    return DeadFilter(stream=chosen["stream"], site=chosen["site"], reason=chosen["died_of"])
+    given = {key: chosen[key] for key in _FILTERS}
+    for name in ("died_after", "died_before"):
+        given[name] = common.moment(given[name], name)
+    return DeadFilter(reason=given.pop("died_of"), **given)
 
 
 def _tell(done: str, count: int, *, as_json: bool) -> None:

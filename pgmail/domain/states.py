@@ -139,6 +139,7 @@ MOVES: tuple[Move, ...] = (
     Move(_S.SENDING, "release", _S.QUEUED, _E.DELAYED, "worker"),  # we waited: the relay is away
     Move(_S.SENDING, "release", _S.QUEUED, None, "worker"),  # given back on drain
     Move(_S.SENDING, "rescue", _S.QUEUED, _E.IN_DOUBT, "maintain"),  # may have begun, on_doubt = resend
+    Move(_S.SENDING, "rescue", _S.QUEUED, _E.DELAYED, "maintain"),  # surely not sent, on_doubt = hold
     Move(_S.SENDING, "rescue", _S.HELD, _E.IN_DOUBT, "maintain"),  # may have begun, on_doubt = hold
     Move(_S.DEFERRED, "due", _S.QUEUED, None, "time"),
     Move(_S.DEFERRED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
@@ -153,6 +154,8 @@ MOVES: tuple[Move, ...] = (
     Move(_S.HELD, "release", _S.QUEUED, _E.QUEUED, "operator"),
     Move(_S.HELD, "release", _S.SCHEDULED, _E.SCHEDULED, "operator"),
     Move(_S.HELD, "release", _S.DEFERRED, _E.QUEUED, "operator"),  # its next attempt is when it was
+    Move(_S.HELD, "resolve", _S.SENT, _E.SENT, "operator"),  # in doubt, and taken for sent
+    Move(_S.HELD, "resolve", _S.QUEUED, _E.QUEUED, "operator"),  # in doubt, and sent again
     Move(_S.HELD, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
     Move(_S.HELD, "late 250", _S.SENT, _E.SENT, "worker"),
     Move(_S.DEAD, "retry", _S.QUEUED, _E.QUEUED, "operator"),

@@ -22,6 +22,7 @@ import msgspec
 import psycopg
 from psycopg import AsyncConnection, errors
 from psycopg.rows import namedtuple_row
+from psycopg.types.json import Jsonb
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from pgmail.domain.states import IN_QUEUE, State
@@ -90,11 +91,16 @@ class Filter(msgspec.Struct, frozen=True):
 
 
 class DeadFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which dead letters; None is any. `died_after` is included, `died_before` is not."""
+    """Which dead letters; None is any. `died_after` is included, `died_before` is not.
+
+    `recipient` is an address, `text` is looked for in the error and the last reply, capitals or not.
+    """
 
     stream: str | None = None
     site: str | None = None
     reason: str | None = None
+    recipient: str | None = None
+    text: str | None = None
     died_after: datetime | None = None
     died_before: datetime | None = None
 
@@ -256,11 +262,7 @@ async def queue(connection: Connection) -> list[Any]:
 
 async def dead_letters(connection: Connection, filter: DeadFilter, page: Page) -> tuple[list[Any], bool]:
     """Return a page of dead letters, newest email first, and whether there are more that way."""
-    values = page.bounds() | {
-        "stream": filter.stream,
-        "site": filter.site,
-        "reason": filter.reason,
-    }
+    values = page.bounds() | {"filter": _dead_filter(filter)}
     rows = await fetch_many(connection, queries("emails")["dead_letters"], values)
     if page.before is not None:
         rows.reverse()
@@ -276,11 +278,19 @@ async def dead_ids(
     """
     values: dict[str, object] = {"limit": limit + 1}
     if isinstance(wanted, DeadFilter):
-        query, values = queries("emails")["dead_letters_by_filter"], values | msgspec.structs.asdict(wanted)
+        query, values = (
+            queries("emails")["dead_letters_by_filter"],
+            {**values, "filter": _dead_filter(wanted)},
+        )
     else:
         query, values = queries("emails")["dead_letters_by_ids"], {**values, "ids": list(wanted)}
     found = [row.recipient_id for row in await fetch_many(connection, query, values)]
     return found[:limit], len(found) > limit
+
+
+def _dead_filter(filter: DeadFilter) -> Jsonb:
+    given = msgspec.to_builtins(filter)
+    return Jsonb({key: value for key, value in given.items() if value is not None})
 
 
 async def retry(connection: Connection, ids: Sequence[UUID], why: str | None) -> int:

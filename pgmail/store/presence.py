@@ -7,6 +7,7 @@ mail (`fresh` is false); one that was declared dead gets `FencedOut`, and starts
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import time
@@ -104,6 +105,7 @@ class Presence(Loop):
             _Q["beat"], {"epoch": self.epoch, "state": state, "asleep": self._asleep and state == "running"}
         )
         if row is None or not row.alive:
+            self._beaten_at = -math.inf  # what is under way stops before its end of data
             raise FencedOut(f"worker {self.epoch} was declared dead; its leases belong to others")
         self._beaten_at = began
 

@@ -35,6 +35,7 @@ class Lease(msgspec.Struct, frozen=True):
     rescues: int
     expires_at: datetime | None
     tried_since: datetime | None = None  # its first attempt was answered
+    vowed: bool = False  # it must not be sent before `begin_each` told the database
 
 
 class LaneRow(msgspec.Struct, frozen=True):
@@ -112,6 +113,7 @@ class Claim(msgspec.Struct, frozen=True):
     after: UUID
     limit: int
     traced: bool
+    holds: bool = False  # its mail is not sent before the intent is committed
 
 
 class RecipientRow(msgspec.Struct, frozen=True):
@@ -166,7 +168,38 @@ def _claim_values(tenant: int, epoch: int, claims: Sequence[Claim]) -> dict[str,
         "after": [c.after for c in claims],
         "limits": [c.limit for c in claims],
         "traced": [c.traced for c in claims],
+        "holds": [c.holds for c in claims],
     }
+
+
+async def begin_each(
+    database: Database, epoch: int, batches: Sequence[tuple[int, Sequence[tuple[Lease, str]]]]
+) -> list[dict[UUID, str]]:
+    """Commit the intent to send leases, each to its relay; by tenant, in one transaction.
+
+    Answers `begun` or `locked` (try again) for each; what is not answered was fenced out. Raises FencedOut.
+    """
+    asked = [
+        {
+            "tenant": tenant,
+            "epoch": epoch,
+            "ids": [lease.id for lease, _ in mine],
+            "claims": [lease.claims for lease, _ in mine],
+            "relays": [relay for _, relay in mine],
+        }
+        for tenant, mine in batches
+    ]
+    if len(asked) == 1:
+        return [dict(await database.tuples(_Q["begin"], asked[0]))]
+    async with database.connection() as connection:
+        answers = await fetch_each(connection, [(_Q["begin"], values) for values in asked])
+    return [dict(rows) for rows in answers]
+
+
+async def held_by(database: Database, tenant: int, epoch: int, lanes: Sequence[int]) -> list[Lease]:
+    """What this worker holds in some lanes, by the database. Not quick: it reads the lanes."""
+    values = {"tenant": tenant, "epoch": epoch, "lanes": list(lanes)}
+    return [Lease(tenant, *row) for row in await database.tuples(_Q["held_by"], values)]
 
 
 async def settle(

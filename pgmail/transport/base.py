@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, runtime_checkable
 
 from pgmail.domain.reply import Envelope, Result
+from pgmail.errors import PgmailError
 
 OnDot = Callable[[], Awaitable[None]]
 """Awaited right before the mail becomes deliverable (SMTP: before the end of data is written).
@@ -21,6 +22,10 @@ OnDot = Callable[[], Awaitable[None]]
 It is where a stream that holds mail in doubt commits its intent. If it raises, the mail was not sent, the
 connection is dropped and the error escapes from `deliver`.
 """
+
+
+class Withheld(PgmailError):  # noqa: N818 - it is a state of affairs
+    """The end of data was not sent, at our own wish: the mail surely did not go out."""
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 from pgmail.domain.reply import Envelope, Phase, Result
 from pgmail.transport.base import OnDot, closed_error
@@ -49,6 +50,7 @@ class SmtpRelay:
         self._farewells: set[asyncio.Task[object]] = set()  # connections that are being closed
         self._capabilities: Capabilities | None = None
         self._reaper: asyncio.TimerHandle | None = None
+        self._guard: Callable[[], bool] | None = None
         self._closed = False
 
     @classmethod
@@ -89,6 +91,13 @@ class SmtpRelay:
         while self._idle and self._too_many:
             self._leave(self._idle.pop(0)[1])
         self._fill()
+
+    def set_guard(self, guard: Callable[[], bool]) -> None:
+        """Have `guard` asked right before each end of data; when it says no, `deliver` raises Withheld.
+
+        To be set before the first mail: connections that are open keep what they have.
+        """
+        self._guard = guard
 
     async def deliver(self, envelope: Envelope, on_dot: OnDot | None = None) -> Result:
         """Hand one envelope to the relay. See `Transport`.
@@ -297,6 +306,8 @@ class SmtpRelay:
         else:
             self._capabilities = opened.extensions.capabilities()
             opened.owner = self
+            if self._guard is not None:
+                opened.guard = self._guard
             self._open -= opened.closed
             if opened.usable:
                 self.freed(opened)

@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from pgmail.domain.reply import Phase, Reply, Result
+from pgmail.transport.base import Withheld
 from pgmail.transport.commands import Extensions, refused_here
 from pgmail.transport.relay_config import Timeouts
 from pgmail.transport.replies import RawReply, ReplyParser, lost, shown
@@ -35,6 +37,10 @@ _WAIT, _SPEAK, _DONE = Step.WAIT, Step.SPEAK, Step.DONE
 TRUSTED_SECONDS = 1.0
 """So long after its last reply a connection is taken for alive. On one that was idle for longer, a mail by BDAT
 is written in two steps: if the remote has closed it meanwhile, it is not in doubt and nobody hears of it."""
+
+
+def _always() -> bool:
+    return True
 
 
 class Session(asyncio.Protocol):
@@ -59,6 +65,8 @@ class Session(asyncio.Protocol):
         self.tls = tls
         self.mails = 0  # transactions taken
         self.owner: Owner | None = None
+        self.guard: Callable[[], bool] = _always
+        """Asked right before each end of data; when it says no, the mail ends with `Withheld` and is not sent."""
         self._timeouts = timeouts
         self._limits = timeouts.by_phase()
         self._loop = asyncio.get_running_loop()
@@ -191,12 +199,18 @@ class Session(asyncio.Protocol):
                 self._fail("the connection is closed", gone=True)
                 return
             head = line[0]
-            if head.written:
-                if not head.owed:
-                    head.go_on(self.extensions, out)
-            # A BDAT behind a RSET that fails could go out in the name of the mail before.
-            elif not self._skip or self._grouped:
-                head.open(self.extensions, out, now, trusted=now - self._heard < TRUSTED_SECONDS)
+            try:
+                if head.written:
+                    if not head.owed:
+                        head.go_on(self.extensions, out)
+                # A BDAT behind a RSET that fails could go out in the name of the mail before.
+                elif not self._skip or self._grouped:
+                    head.open(self.extensions, out, now, trusted=now - self._heard < TRUSTED_SECONDS)
+            except Withheld as why:
+                out.clear()
+                head.fail(why)
+                self._fail(str(why))
+                return
             if head.dotted and self._grouped and len(line) > 1:
                 line[1].open(self.extensions, out, now, trusted=True)
         if out:

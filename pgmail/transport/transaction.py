@@ -16,7 +16,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
 from pgmail.domain.reply import Envelope, Phase, Reply, Result
-from pgmail.transport.base import OnDot
+from pgmail.transport.base import OnDot, Withheld
 from pgmail.transport.commands import Extensions, commands, stuffed
 from pgmail.transport.replies import RawReply, shown
 
@@ -126,7 +126,9 @@ class Transaction:
         self.owed = 1
 
     def _finish(self, out: list[bytes]) -> None:
-        """Say what is left, with the end of data: from here on the mail may be in doubt."""
+        """Say what is left, with the end of data: from here on the mail may be in doubt. Raises Withheld."""
+        if self.session is not None and not self.session.guard():
+            raise Withheld("the end of data is not allowed now")
         out.append(self.body)
         out.append(self.end or b"")
         self.body = b""

@@ -16,8 +16,10 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from uuid import UUID
 
+import msgspec
 import structlog
 
 from pgmail.errors import DatabaseAway
@@ -46,6 +48,7 @@ TIDY_SECONDS = 5.0  # lanes that may go idle
 DEAF_SECONDS = 0.2  # between two polls of a sleeper that no notification reaches
 STOCK_SECONDS = 0.1  # of sending that may wait claimed
 MOST_STOCK = 500
+UNSURE_SECONDS = (0.0, 3.0, 30.0)  # after a claim whose answer was lost
 MOST_OUT = 4_000  # leases not settled: with the database away nothing more is sent
 TENANTS_A_CLAIM = 8
 
@@ -64,11 +67,14 @@ class Claimer(Loop):
         self._leading, self._listener, self._poll = leading, listener, poll_ms / 1000
         self.book = LaneBook(time.monotonic)
         self._stock = outbox.slots
-        self._out = 0
+        self._mine: set[UUID] = set()  # leases that are neither settled nor given back
         self._ended, self._paced_at = 0, time.monotonic()  # leases over since then: the pace of sending
         self._wake = asyncio.Event()
         self._told = True  # something may have come; look before sleeping
         self._returned: deque[tuple[Lease, str | None]] = deque()
+        self._unsure: list[
+            tuple[float, int, list[int]]
+        ] = []  # when to look, tenant, lanes: claims without an answer
         self._lapsed: list[Job] = []  # their tokens' moment passed
         self._refreshed_at = self._completed_at = self._quiet_at = 0.0
         self._swept_at = time.monotonic()
@@ -79,17 +85,17 @@ class Claimer(Loop):
     @property
     def out(self) -> int:
         """Leases that are neither settled nor given back."""
-        return self._out
+        return len(self._mine)
 
     def wake(self) -> None:
         """Something came (a notification)."""
         self._told = True
         self._wake.set()
 
-    def freed(self, n: int) -> None:
-        """So many leases were settled."""
-        self._out -= n
-        self._ended += n
+    def freed(self, ids: Collection[UUID]) -> None:
+        """These leases were settled."""
+        self._mine.difference_update(ids)
+        self._ended += len(ids)
         self._wake.set()
 
     async def give_back(self, lease: Lease, reason: str | None) -> None:
@@ -134,6 +140,8 @@ class Claimer(Loop):
 
     async def _round(self) -> None:
         self._wake.clear()
+        if self._unsure:
+            await self._find_lost()
         await self._return_leases()
         now = time.monotonic()
         self._pace(now)
@@ -164,7 +172,7 @@ class Claimer(Loop):
             await self._nap(REFRESH_SECONDS if self._presence.fresh else self._poll)
             return
         freed = self._rules.free(self.book)
-        drowsy = now - self._busy_at >= DROWSY_SECONDS and self._out == 0 and freed is None
+        drowsy = now - self._busy_at >= DROWSY_SECONDS and not self._mine and freed is None
         if drowsy and not self._asleep:
             await self._doze(asleep=True)
             self._told = True  # what was committed before the database knew was not announced: look once more
@@ -193,7 +201,7 @@ class Claimer(Loop):
 
     def _room(self, priority: int) -> int:
         """How many rows of a class may be claimed: what is less urgent does not count against it."""
-        if self._out >= MOST_OUT or not self._presence.fresh:
+        if len(self._mine) >= MOST_OUT or not self._presence.fresh:
             return 0
         held = self._outbox.held
         ahead = sum(held[p] for p in held if p <= priority) + len(self._lapsed)
@@ -219,12 +227,13 @@ class Claimer(Loop):
         under: dict[int, _Under] = {}
         found: list[list[Lease]] = []
         seen: list[Lease] = []
+        wanted: list[tuple[int, list[Claim]]] = []
         try:
             for tenant, lanes, rows in chosen:
                 for lane in lanes:
                     if not self._rules.knows(lane):
                         await self._rules.policy(tenant, lane.stream)
-                claims = self.book.claims(lanes, rows, self._rules.traced)
+                claims = self.book.claims(lanes, rows, self._rules.traced, self._rules.holds)
                 asked.append((tenant, lanes, await self._within_limits(lanes, claims, under)))
             wanted = [(tenant, claims) for tenant, _, claims in asked if claims]
             if wanted:
@@ -232,15 +241,20 @@ class Claimer(Loop):
         except BaseException:
             # The answer may be lost and not the claim: what it may have taken is given back, or it would stay leased
             # for as long as this worker lives.
-            self._out += len(seen)
-            self._returned.extend((lease, None) for lease in seen)
+            self._take_back(seen)
+            now = time.monotonic()
+            self._unsure += [
+                (now + seconds, tenant, [claim.lane for claim in claims])
+                for seconds in UNSURE_SECONDS
+                for tenant, claims in wanted
+            ]
             self.book.put_back([lane for _, lanes, _ in chosen for lane in lanes])
             raise
         leases = iter(found)
         batches = []
         for tenant, lanes, claims in asked:
             mine = next(leases) if claims else []
-            self._out += len(mine)
+            self._mine.update([lease.id for lease in mine])
             self.book.claimed(lanes, claims, mine)
             if mine:
                 batches.append((tenant, mine))
@@ -287,7 +301,7 @@ class Claimer(Loop):
                 kept.append(claim)
             elif tokens:
                 limits.tokens.extend(tokens)
-                kept.append(Claim(claim.lane, claim.due, claim.after, len(tokens), claim.traced))
+                kept.append(msgspec.structs.replace(claim, limit=len(tokens)))
             else:
                 key = self._limiter.stopped(limits.keys) or limits.keys[0]
                 self._rules.park_until(key, self._limiter.seconds(key))
@@ -402,12 +416,31 @@ class Claimer(Loop):
                 ours = await work.still_leased(self._database, tenant, self._presence.epoch, leases)
                 kept += [(lease, reason) for lease in leases if lease.id in ours]
         for _ in range(taken):
-            self._returned.popleft()
+            self._mine.discard(self._returned.popleft()[0].id)
         self._returned.extend(kept)
-        self._out -= taken - len(kept)
+        self._mine.update([lease.id for lease, _ in kept])
         if groups:
             # Our own heads have passed these rows; the rewind reaches us with the lanes.
             self._refreshed_at = 0.0
+
+    def _take_back(self, leases: Iterable[Lease]) -> None:
+        for lease in leases:
+            self._mine.add(lease.id)
+            self._returned.append((lease, None))
+
+    async def _find_lost(self) -> None:
+        """Look for leases that we do not know of: the answer of a claim was lost, and its rows never reached us.
+
+        More than once, because the server may have been at it when the connection broke.
+        """
+        now = time.monotonic()
+        while self._unsure and min(self._unsure)[0] <= now:
+            due = min(self._unsure)
+            held = await work.held_by(self._database, due[1], self._presence.epoch, due[2])
+            self._unsure.remove(due)
+            if lost := [lease for lease in held if lease.id not in self._mine]:
+                _log.warning("claim.answer_lost", leases=len(lost))
+                self._take_back(lost)
 
     async def _hand_back_all(self) -> None:
         """On drain: what no slot has begun goes back at once."""

@@ -217,7 +217,10 @@ class LaneBook:
                     return chosen
         return []
 
-    def claims(self, lanes: list[Lane], rows: int, traced: Callable[[Lane], bool]) -> list[Claim]:
+    def claims(
+        self, lanes: list[Lane], rows: int, traced: Callable[[Lane], bool],
+        holds: Callable[[Lane], bool] = lambda _: False,
+    ) -> list[Claim]:  # fmt: skip
         """What to claim from the chosen lanes: even shares of `rows`, from their heads."""
         now = self._now()
         share, more = divmod(rows, len(lanes))  # the first lanes, which waited longest, get what is over
@@ -231,7 +234,8 @@ class LaneBook:
                     lane.looked_far_at, back = now, LOOK_FAR
                 if present - back < due:
                     due, after = present - back, ZERO
-            result.append(Claim(lane.id, due, after, max(1, share + (n < more)), traced(lane)))
+            most = max(1, share + (n < more))
+            result.append(Claim(lane.id, due, after, most, traced(lane), holds(lane)))
         return result
 
     def claimed(self, lanes: list[Lane], claims: list[Claim], leases: list[Lease]) -> None:

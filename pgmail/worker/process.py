@@ -1,6 +1,6 @@
 """One worker process: its parts, wired. `run_worker` runs them until told to stop, then drains.
 
-    presence   its row and beat            claimer -> outbox -> slots (sender) -> settler
+    presence   its row and beat            claimer -> outbox -> slots (sender, intents) -> settler
     listener   wakes the claimer           rules, limiter, relays   what may go now, and by whom
     leader     given from outside: any worker can lead
 
@@ -24,8 +24,10 @@ from pgmail.store.database import Database
 from pgmail.store.listen import Listener
 from pgmail.store.presence import Presence
 from pgmail.transport.base import Transport
+from pgmail.transport.relay import SmtpRelay
 from pgmail.worker.claimer import Claimer
 from pgmail.worker.content import Library
+from pgmail.worker.intents import Intents
 from pgmail.worker.limiter import Limiter
 from pgmail.worker.outbox import Outbox
 from pgmail.worker.relays import Relays
@@ -71,6 +73,9 @@ async def run_worker(
     )
     outbox = Outbox(concurrency, time.monotonic)
     limiter = Limiter(database, lambda: presence.epoch, outbox, time.monotonic)
+    for transport in transports.values():
+        if isinstance(transport, SmtpRelay):
+            transport.set_guard(lambda: presence.fresh)
     relays = Relays(database, transports, outbox)
     rules = Rules(database, relays, limiter)
     library = Library(database, settings.message_id_domain)
@@ -85,12 +90,16 @@ async def run_worker(
         database, lambda: presence.epoch,
         interval_ms=settings.settle_interval_ms, batch=settings.settle_batch, settled=claimer.freed,
     )  # fmt: skip
+    intents = Intents(
+        database, lambda: presence.epoch, interval_ms=settings.intent_interval_ms, batch=settings.settle_batch,
+        fresh=lambda: presence.fresh,
+    )  # fmt: skip
     sender = Sender(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
-        fresh=lambda: presence.fresh, present=claimer.book.present, lapsed=claimer.lapsed, ward=ward,
+        fresh=lambda: presence.fresh, present=claimer.book.present, lapsed=claimer.lapsed, begin=intents.commit, ward=ward,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
-    parts: list[Service] = [presence, leader, settler, slots, claimer]
+    parts: list[Service] = [presence, leader, settler, intents, slots, claimer]
     if listener is not None:
         parts.append(listener)
     await database.open()
@@ -104,4 +113,10 @@ async def run_worker(
             await ward.close()
         await database.close()
         await beats.close()
-        _log.info("worker.stopped", epoch=presence.epoch, left=claimer.out)
+        _log.info(
+            "worker.stopped",
+            epoch=presence.epoch,
+            left=claimer.out,
+            fenced=settler.fenced,
+            withheld=sender.withheld,
+        )

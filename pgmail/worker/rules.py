@@ -84,6 +84,10 @@ class Rules:
         """Whether each claim of this lane is an event."""
         return self.stream(lane.tenant, lane.stream).trace == "full"
 
+    def holds(self, lane: Lane) -> bool:
+        """Whether mail of this lane waits for a person where it may have been sent."""
+        return self.stream(lane.tenant, lane.stream).on_doubt == "hold"
+
     def relay(self, lane: Lane) -> str | None:
         """Who carries the lane's next mail; None while no relay can be used."""
         return self._relays.pick(self.stream(lane.tenant, lane.stream))

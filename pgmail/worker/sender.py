@@ -22,6 +22,7 @@ from pgmail.render.mime import Wire
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store.work import Lease, Settlement
+from pgmail.transport.base import Withheld
 from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
 from pgmail.worker.job import Job
@@ -32,6 +33,7 @@ from pgmail.worker.ward import Crashed, Ward, WardAway
 _log = structlog.get_logger()
 
 GiveBack = Callable[[Lease, str | None], Awaitable[None]]
+Begin = Callable[[Lease, str], Awaitable[None]]
 
 NOT_EIGHTBIT = "5.6.3"  # RFC 3463, section 3.7: conversion required and not supported
 SENT_APART = (
@@ -55,17 +57,20 @@ class Sender:
         fresh: Callable[[], bool] = lambda: True,
         present: Callable[[], datetime],
         lapsed: Callable[[Job], None] | None = None,
+        begin: Begin | None = None,
         ward: Ward | None = None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
         `present` is the database's time: what expires, and how old a mail is, must not hang on this machine's clock.
-        `lapsed` takes mail back that missed the moment its tokens were for. `ward` is where mail is made that
-        a worker died with; without one it is made here, as any other.
+        `lapsed` takes mail back that missed the moment its tokens were for. `begin` commits the intent to send a
+        lease to a relay, or raises Withheld; without it, mail that needs one is not sent. `ward` is where mail is
+        made that a worker died with; without one it is made here, as any other.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
-        self._lapsed, self._ward, self._present = lapsed, ward, present
+        self._lapsed, self._begin, self._ward, self._present = lapsed, begin, ward, present
+        self.withheld = 0  # mails whose end of data was not sent, at our own wish
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -106,21 +111,34 @@ class Sender:
                 sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,
                 smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
             )  # fmt: skip
+            intent = _Intent(self._begin, lease, job.relay) if lease.vowed else None
             try:
                 if self._ward is not None and lease.rescues >= SENT_APART:
-                    result = await self._ward.deliver(job.relay, envelope)
+                    result = await self._ward.deliver(job.relay, envelope, intent)
                 else:
-                    result = await transport.deliver(envelope)
+                    result = await (
+                        transport.deliver(envelope) if intent is None else transport.deliver(envelope, intent)
+                    )
+            except Withheld as why:
+                self.withheld += 1
+                _log.warning(
+                    "mail.withheld", id=str(lease.id), message=str(lease.message_id), reason=str(why)
+                )
+                await self._give_back(lease, None)
+                return
             except Crashed as crashed:
-                self._crashed(job, crashed, "sending", began=True, doubt=True, relay=job.relay)
+                began = intent is None or intent.committed
+                self._crashed(job, crashed, "sending", began=True, doubt=began, relay=job.relay)
                 return
             except WardAway as away:
                 await self._wait_for_ward(job, away)
                 return
             except Exception as fault:  # noqa: BLE001
-                # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt.
+                # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt,
+                # unless the end of data was not allowed yet.
                 _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
-                result = Result(phase=Phase.DOT, error=f"{type(fault).__name__}: {fault}")
+                phase = Phase.DOT if intent is None or intent.committed else Phase.BODY
+                result = Result(phase=phase, error=f"{type(fault).__name__}: {fault}")
             if not (wire.eightbit and result.reply is not None and result.reply.enhanced == NOT_EIGHTBIT):
                 break
             if result.phase not in (Phase.MAIL, Phase.RCPT, Phase.DATA):
@@ -264,3 +282,19 @@ class Sender:
                 return job.settlement("dead", reason=reason, doubt=doubt, **facts)
             case _:
                 return None
+
+
+class _Intent:
+    """What a transport awaits right before the end of data of one mail."""
+
+    __slots__ = ("_begin", "_lease", "_relay", "committed")
+
+    def __init__(self, begin: Begin | None, lease: Lease, relay: str) -> None:
+        self._begin, self._lease, self._relay = begin, lease, relay
+        self.committed = False
+
+    async def __call__(self) -> None:
+        if self._begin is None:
+            raise Withheld("nobody commits intents here")
+        await self._begin(self._lease, self._relay)
+        self.committed = True

@@ -8,7 +8,7 @@ tried again; a lease that was lost is recorded by SQL and counted here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import UUID
 
 import structlog
@@ -26,11 +26,11 @@ LAST_SECONDS = 2.0  # for results that are known when the process must stop
 
 
 class Settler(Loop):
-    """Collects settlements by tenant and flushes them. `settled` is called with the number of slots freed."""
+    """Collects settlements by tenant and flushes them. `settled` is called with the ids whose leases are over."""
 
     def __init__(
         self, database: Database, epoch: Callable[[], int], *, interval_ms: int, batch: int,
-        settled: Callable[[int], None],
+        settled: Callable[[Collection[UUID]], None],
     ) -> None:  # fmt: skip
         super().__init__("settler")
         self._database, self._epoch, self._freed = database, epoch, settled
@@ -112,8 +112,9 @@ class Settler(Loop):
             self.fenced += fenced
             _log.warning("settle.fenced", results=fenced, total=self.fenced)
         self._again(tenant, locked)
-        if done := len(part) - len(locked):
-            self._freed(done)
+        if len(locked) < len(part):
+            done = part if not locked else [result for result in part if answers.get(result.id) != "locked"]
+            self._freed([result.id for result in done])
         return 0.05 if locked else 0.0
 
     def _again(self, tenant: int, results: list[Settlement]) -> None:

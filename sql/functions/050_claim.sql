@@ -3,14 +3,19 @@
 -- Takes due rows of many lanes of one tenant, from the heads this worker remembers; p_limits[i] rows of lane i at
 -- most. A HOT update: it writes no column that an index names. MATERIALIZED and the array keep LIMIT honest with
 -- SKIP LOCKED. Lanes with p_traced get an email.sending event a row. A worker that was declared dead gets nothing.
-create or replace function pgmail.claim_v1(
-  p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamptz[], p_after uuid[], p_limits integer[], p_traced boolean[]
+-- With p_holds[i] the worker vows to commit its intent (begin_v1) before it sends a mail of lane i; `vowed` repeats it.
+create or replace function pgmail.claim_v2(
+  p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamptz[], p_after uuid[], p_limits integer[],
+  p_traced boolean[], p_holds boolean[]
 ) returns table (id uuid, message_id uuid, lane bigint, due_at timestamptz, claims integer, attempts smallint,
-                 rescues smallint, expires_at timestamptz, tried_since timestamptz)
+                 rescues smallint, expires_at timestamptz, tried_since timestamptz, vowed boolean)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 begin
+  -- A worker that is stopped, or whose host is gone, in the middle of this transaction must not keep its locks for long:
+  -- the rescue waits for them.
+  perform set_config('idle_in_transaction_session_timeout', '8s', true);
   -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
   perform from pgmail.worker w where w.epoch = p_epoch for key share;
   if not found then
@@ -19,7 +24,7 @@ begin
   end if;
   return query
   with l as materialized (
-    select * from unnest(p_lanes, p_due, p_after, p_limits, p_traced) u(lane, head_due, head_id, most, traced)
+    select * from unnest(p_lanes, p_due, p_after, p_limits, p_traced, p_holds) u(lane, head_due, head_id, most, traced, holds)
   ), k as materialized (
     select x.id, x.due_at, l.lane, l.traced
     from l cross join lateral (
@@ -28,16 +33,71 @@ begin
         and q.due_at <= pgmail.now() and q.leased_by is null
       order by q.due_at, q.id limit l.most for update skip locked) x
   ), u as (
-    update pgmail.queue q set leased_by = p_epoch, leased_at = pgmail.now(), claims = q.claims + 1
+    update pgmail.queue q set leased_by = p_epoch, leased_at = pgmail.now(), claims = q.claims + 1,
+      unsent_claims = case when q.lane = any (array(select l.lane from l where l.holds)) then q.claims + 1 end,
+      begun_relay = null
     where q.tenant_id = p_tenant and q.id = any (array(select k.id from k))
-    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at, q.tried_since
+    returning q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at, q.tried_since,
+      q.unsent_claims is not null as vowed
   ), said as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker)
     select p_tenant, u.id, u.message_id, 'email.sending', u.attempts + 1, p_epoch
     from u join k on k.id = u.id where k.traced
   )
-  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at, u.tried_since
+  select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at, u.tried_since, u.vowed
   from u order by u.due_at, u.id;
+end
+$$;
+
+-- The same as workers of before call it, which make no vow: after a crash all that they held is in doubt.
+create or replace function pgmail.claim_v1(
+  p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamptz[], p_after uuid[], p_limits integer[], p_traced boolean[]
+) returns table (id uuid, message_id uuid, lane bigint, due_at timestamptz, claims integer, attempts smallint,
+                 rescues smallint, expires_at timestamptz, tried_since timestamptz)
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  select c.id, c.message_id, c.lane, c.due_at, c.claims, c.attempts, c.rescues, c.expires_at, c.tried_since
+  from pgmail.claim_v2(p_tenant, p_epoch, p_lanes, p_due, p_after, p_limits, p_traced,
+    array_fill(false, array[cardinality(p_lanes)])) c
+$$;
+
+-- The intent to send, of vowed leases, many at once: when it is committed, the end of data may follow, and a worker that
+-- dies leaves these rows in doubt. A HOT update. Answers each id that is still leased so: 'begun', or 'locked' where
+-- another transaction holds the row (to be tried again); what is not answered was fenced out and must not be sent.
+create or replace function pgmail.begin_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_relays text[])
+returns table (id uuid, result text)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
+as $$
+#variable_conflict use_column
+declare begun uuid[];
+begin
+  if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
+    raise exception using errcode = 'PM410', constraint = 'fenced_out',
+      message = format('worker %s was declared dead; its leases were given back', p_epoch);
+  end if;
+  perform set_config('idle_in_transaction_session_timeout', '8s', true);   -- as in claim_v2
+  -- An intent that a crash of the server may forget is none.
+  if current_setting('synchronous_commit') = 'off' then perform set_config('synchronous_commit', 'on', true); end if;
+  with mine as materialized (
+    select r.id, r.relay
+    from (select * from unnest(p_ids, p_claims, p_relays) u(id, claims, relay) order by u.id) r
+    cross join lateral (
+      select x.id from pgmail.queue x
+      where x.tenant_id = p_tenant and x.id = r.id and x.leased_by = p_epoch and x.claims = r.claims
+      for update skip locked) q
+  ), told as (
+    update pgmail.queue q set unsent_claims = null, begun_relay = mine.relay
+    from mine where q.tenant_id = p_tenant and q.id = mine.id and q.id = any (array(select m.id from mine m))
+    returning q.id
+  )
+  select array_agg(told.id) into begun from told;
+  return query select b, 'begun' from unnest(begun) b;
+  if cardinality(begun) = cardinality(p_ids) then return; end if;
+  return query
+  select r.id, 'locked' from unnest(p_ids, p_claims) r(id, claims)
+  where (begun is null or r.id <> all (begun)) and (
+    select true from pgmail.queue q
+    where q.tenant_id = p_tenant and q.id = r.id and q.leased_by = p_epoch and q.claims = r.claims) is true;
 end
 $$;
 
@@ -73,8 +133,8 @@ begin
 end
 $$;
 
--- A worker is dead: its leases go back. What may have begun is in doubt: on streams that resend it goes again, on
--- streams that hold it waits for a person. Deletes the worker's row, which fences out all that it still tries. A row
+-- A worker is dead: its leases go back. What it may have sent is in doubt: on streams that resend it goes again, on
+-- streams that hold it waits for a person. A vowed lease without an intent was surely not sent. Deletes the worker's row, which fences out all that it still tries. A row
 -- that an application has locked (a cancel in an open transaction) is left to the next look for orphans.
 create or replace function pgmail.rescue_v1(p_epoch bigint) returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
@@ -85,7 +145,8 @@ begin
   delete from pgmail.permit p where p.epoch = p_epoch;
   -- A sequential scan: rescues are rare, and an index on leased_by would cost every claim its HOT update.
   with mine as materialized (
-    select q.tenant_id, q.id, s.on_doubt is not distinct from 'hold' as hold
+    select q.tenant_id, q.id, q.unsent_claims is distinct from q.claims as doubt,
+      q.unsent_claims is distinct from q.claims and s.on_doubt is not distinct from 'hold' as hold
     from pgmail.queue q
     left join lateral (   -- by id, one by one: a hash of all messages would be a bad plan for a few leases
       select x.on_doubt from pgmail.message m join pgmail.stream x on x.tenant_id = m.tenant_id and x.name = m.stream
@@ -95,18 +156,20 @@ begin
     update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,
       due_at = case when mine.hold then 'infinity' else q.due_at end,
       held_due_at = case when mine.hold then q.due_at end,
-      hold_reason = case when mine.hold then 'in doubt: its worker died and may have sent it' end
+      hold_reason = case when mine.hold then 'in doubt: its worker died and may have sent it' end, in_doubt = mine.hold
     from mine where q.tenant_id = mine.tenant_id and q.id = mine.id
-    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, mine.hold
+    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, q.begun_relay, mine.doubt, mine.hold
   )
   select jsonb_agg(to_jsonb(g)) into freed from given_back g;
   if freed is null then return 0; end if;
-  insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, worker, detail)
-  select r.tenant_id, r.id, r.message_id, x.type, r.attempts + 1, p_epoch,
-    'worker ' || p_epoch || ' died; this mail may have been sent'
-  from jsonb_to_recordset(freed) r(tenant_id integer, id uuid, message_id uuid, attempts smallint, hold boolean),
-    (values ('email.in_doubt', true), ('email.held', false)) x(type, always)
-  where x.always or r.hold;
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, relay, worker, detail)
+  select r.tenant_id, r.id, r.message_id, x.type, case when r.doubt then r.attempts + 1 end,
+    case when r.doubt then r.begun_relay end, p_epoch,
+    'worker ' || p_epoch || ' died' || case when r.doubt then '; this mail may have been sent' else ' before it sent this mail' end
+  from jsonb_to_recordset(freed) r(tenant_id integer, id uuid, message_id uuid, attempts smallint, begun_relay text,
+      doubt boolean, hold boolean)
+    cross join (values ('email.in_doubt'), ('email.held'), ('email.delayed')) x(type)
+  where case x.type when 'email.in_doubt' then r.doubt when 'email.held' then r.hold else not r.doubt end;
   for t in select r.tenant_id, array_agg(r.lane) as lanes, array_agg(r.due_at) as dues
            from jsonb_to_recordset(freed) r(tenant_id integer, lane bigint, due_at timestamptz, hold boolean)
            where not r.hold group by r.tenant_id order by r.tenant_id loop

@@ -59,7 +59,8 @@ begin
       due_at = case mine.kind when 'held' then 'infinity' else now_ + coalesce(mine.delay, 60) * interval '1 second' end,
       wait = case mine.kind when 'held' then q.wait else 'deferred' end,
       held_due_at = case mine.kind when 'held' then q.due_at end,
-      hold_reason = case mine.kind when 'held' then mine.reason end
+      hold_reason = case mine.kind when 'held' then mine.reason end,
+      in_doubt = mine.kind = 'held' and mine.doubt is true
     from mine where q.tenant_id = p_tenant and q.id = mine.id and mine.kind in ('deferred', 'held')
       and q.id = any (array(select m.id from mine m where m.kind in ('deferred', 'held')))
   ), outcomes as (

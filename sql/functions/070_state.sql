@@ -161,8 +161,14 @@ begin
       when 'deferred' then
         w := format('waits until %s: attempt %s was answered %s', s.due_at, s.attempts,
           coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
-      when 'held' then w := format('is held: %s. pgmail.%s(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'),
-        case when q.hold_reason like 'by %' then 'release' else 'retry' end);
+      when 'held' then
+        if q.in_doubt then
+          w := format('is held %s (%s). pgmail.resolve(id, ''assume_sent'') takes it for sent, pgmail.resolve(id, ''resend'') sends it again under the same Message-ID',
+            q.hold_reason, coalesce(nullif(concat_ws(', ', last_.detail, 'relay ' || last_.relay, last_.at), ''), 'nothing more is known'));
+        else
+          w := format('is held: %s. pgmail.%s(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'),
+            case when q.hold_reason like 'by %' then 'release' else 'retry' end);
+        end if;
       when 'queued' then
         select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
          where y.tenant_id = t and y.id = s.recipient_id;
@@ -180,7 +186,9 @@ begin
         end if;
         if last_.type = 'email.deferred' then w := w || format(' (attempt %s was answered %s)', last_.attempt, concat_ws(' ', last_.code, last_.enhanced, last_.reply)); end if;
         if last_.type = 'email.in_doubt' then w := w || ' (an earlier attempt is in doubt: ' || coalesce(last_.detail, 'it may have been sent') || ')'; end if;
-      when 'sent' then w := format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
+      when 'sent' then
+        w := case when s.code is null and s.reason is not null then format('counts as sent since %s: %s', s.changed_at, s.reason)
+                  else format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply)) end;
       when 'bounced' then w := format('bounced at %s: the remote side answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
       when 'suppressed' then w := format('was not sent: the address is suppressed (%s)', s.reason);
       when 'expired' then w := format('expired at %s: %s', s.changed_at, s.reason);

@@ -52,7 +52,7 @@ begin
   with free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at = 'infinity'
-      and coalesce(q.hold_reason, '') not like 'in doubt%'
+      and not q.in_doubt
     order by q.id for update skip locked
   ), freed as (
     update pgmail.queue q set due_at = coalesce(q.held_due_at, pgmail.now()), held_due_at = null, hold_reason = null,
@@ -75,10 +75,10 @@ begin
     n := 0;
   end;
   select count(*) into doubtful from pgmail.queue q
-  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity' and q.hold_reason like 'in doubt%';
+  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity' and q.in_doubt;
   if n = 0 and doubtful > 0 then
     perform pgmail.refuse('in_doubt', '/id', 'it may have been sent already, so it is not released: look at the other side''s log, '
-      || 'then resolve it, retry it (which may send it twice) or cancel it', 409);
+      || 'then resolve it', 409);
   end if;
   if n > 0 then perform pgmail.record_act(t, 'email.release', release.id::text, release.reason); end if;
   return jsonb_build_object('status', case when n = cardinality(ids) then 'released' when n > 0 then 'partly_released' else 'not_held' end,

@@ -212,16 +212,10 @@ order by 1, n.priority, n.depth desc, 3;
 -- A page of dead letters, the newest email first.
 select d.recipient_id, d.message_id, r.address, d.stream, d.site, d.died_at, d.reason, d.error, d.attempts, d.code,
        d.enhanced, d.reply
-from pgmail.dead_letter d
+from pgmail.dead_letter_ids(%(filter)s::jsonb, %(limit)s, %(below)s, %(above)s, not %(newer)s::boolean) i
+join pgmail.dead_letter d on d.tenant_id = (select pgmail.current_tenant()) and d.recipient_id = i
 join pgmail.recipient r on r.tenant_id = d.tenant_id and r.id = d.recipient_id
-where d.tenant_id = (select pgmail.current_tenant())
-  and (%(stream)s::text is null or d.stream = %(stream)s)
-  and (%(site)s::text is null or d.site = %(site)s)
-  and (%(reason)s::text is null or d.reason = %(reason)s)
-  and (%(below)s::uuid is null or d.recipient_id < %(below)s)
-  and (%(above)s::uuid is null or d.recipient_id > %(above)s)
-order by case when %(newer)s::boolean then d.recipient_id end, case when not %(newer)s::boolean then d.recipient_id end desc
-limit %(limit)s;
+order by case when %(newer)s::boolean then d.recipient_id end, case when not %(newer)s::boolean then d.recipient_id end desc;
 
 -- name: dead_letters_by_ids :many
 -- Those of these ids, of recipients or of emails, that are dead letters; oldest first, so that locks have one order.
@@ -232,16 +226,8 @@ where d.tenant_id = (select pgmail.current_tenant())
 order by d.recipient_id limit %(limit)s;
 
 -- name: dead_letters_by_filter :many
--- Dead letters of a stream, site or reason that died in a span of time, oldest first.
-select d.recipient_id
-from pgmail.dead_letter d
-where d.tenant_id = (select pgmail.current_tenant())
-  and (%(stream)s::text is null or d.stream = %(stream)s)
-  and (%(site)s::text is null or d.site = %(site)s)
-  and (%(reason)s::text is null or d.reason = %(reason)s)
-  and (%(died_after)s::timestamptz is null or d.died_at >= %(died_after)s)
-  and (%(died_before)s::timestamptz is null or d.died_at < %(died_before)s)
-order by d.recipient_id limit %(limit)s;
+-- Dead letters that a filter means, oldest first.
+select i as recipient_id from pgmail.dead_letter_ids(%(filter)s::jsonb, %(limit)s) i;
 
 -- name: retry :one
 -- Put these dead letters back into the queue; how many went.

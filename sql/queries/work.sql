@@ -2,7 +2,17 @@
 
 -- name: claim :many
 -- Take due rows of some lanes of one tenant, from the heads given.
-select * from pgmail.claim_v1(%(tenant)s, %(epoch)s, %(lanes)b::bigint[], %(due)b, %(after)b, %(limits)b::integer[], %(traced)b);
+select * from pgmail.claim_v2(%(tenant)s, %(epoch)s, %(lanes)b::bigint[], %(due)b, %(after)b, %(limits)b::integer[], %(traced)b,
+  %(holds)b);
+
+-- name: begin :many
+-- Commit the intent to send; answers begun or locked. What is not answered must not be sent.
+select id, result from pgmail.begin_v1(%(tenant)s, %(epoch)s, %(ids)b::uuid[], %(claims)b::integer[], %(relays)b::text[]);
+
+-- name: held_by :many
+-- What this worker holds in some lanes, by the database: after a claim whose answer was lost.
+select q.id, q.message_id, q.lane, q.due_at, q.claims, q.attempts, q.rescues, q.expires_at, q.tried_since
+from pgmail.queue q where q.tenant_id = %(tenant)s and q.lane = any(%(lanes)s::bigint[]) and q.leased_by = %(epoch)s;
 
 -- name: settle :many
 -- Record what became of claimed rows; answers locked or fenced for those that did not settle.

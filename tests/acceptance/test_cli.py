@@ -18,6 +18,7 @@ from pgmail.cli.main import cli
 from pgmail.config import Settings
 from pgmail.errors import SettingsError
 from tests.corpus import cases
+from tests.sql.kit import Hand
 
 GOOD = ["--from", "shop@example.com", "--to", "ada@example.org", "--subject", "Hi", "--text", "Hello"]
 
@@ -344,6 +345,54 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(shell, owner):
     for words in ([], ["--all", "--stream", "x"], [people[0], "--all"]):
         assert "Give ids" in shell.run("dead", "retry", *words, code=2).stderr
     assert owner.execute("select sum(difference) from pgmail.ledger").fetchone() == (0,)
+
+
+def test_mail_in_doubt_is_listed_shown_and_resolved(shell, owner, db):
+    assert shell.run("doubt", "list").stdout == "nothing is in doubt\n"
+    shell.run("stream", "save", "careful", "--on-doubt", "hold")
+    emails = [send(shell, "--stream", "careful") for _ in range(3)]
+    with db.connect("worker") as connection:
+        hand = Hand(connection)
+        hand.begin(hand.claim(holds=True))
+        hand.rescue()
+    listed = shell.json("doubt", "list")
+    assert [UUID(row["message_id"]) for row in listed] == emails[::-1]
+    assert (listed[0]["relay"], listed[0]["address"]) == ("default", "ada@example.org")
+    assert len(shell.json("doubt", "list", "--recipient", "Ada@example.org", "--relay", "default")) == 3
+    assert shell.json("doubt", "list", "--doubted-before", "2020-01-01T00:00:00Z") == []
+    assert "there are more" in shell.run("doubt", "list", "--limit", "2").stdout
+    assert "shop@example.com" in shell.run("doubt", "show", emails[0]).stdout
+    assert "in doubt" in shell.refused("doubt", "show", uuid4())
+    assert "is held in doubt" in shell.run("why", emails[0]).stdout
+    assert "Say --assume-sent" in shell.run("doubt", "resolve", emails[0], code=2).stderr
+    assert "Give ids" in shell.run("doubt", "resolve", "--resend", code=2).stderr
+    said = shell.run("doubt", "resolve", emails[0], "--assume-sent", "--reason", "in their log").stdout
+    assert said == "resolved 1\n"
+    assert "in their log" in shell.run("why", emails[0]).stdout
+    assert shell.run("doubt", "resolve", "--resend", "--all", code=1, input="n\n").stderr.endswith(
+        "Aborted!\n"
+    )
+    assert shell.json("doubt", "resolve", "--resend", "--stream", "careful", "--yes") == {"resolved": 2}
+    assert shell.refused("doubt", "resolve", emails[1], "--resend") == "nothing in doubt matches"
+    assert [shell.json("status", email)[0]["state"] for email in emails] == ["sent", "queued", "queued"]
+
+
+def test_dead_letters_are_found_by_recipient_text_and_time(shell, owner):
+    email = send(shell)
+    kill(owner, recipient_of(shell, email))
+    for words in (
+        ["--text", "LATER"],
+        ["--recipient", "Ada@example.org"],
+        ["--died-after", "2020-01-01T00:00:00Z"],
+    ):
+        assert len(shell.json("dead", "list", *words)) == 1
+    for words in (
+        ["--text", "nothing"],
+        ["--recipient", "e@e.org"],
+        ["--died-before", "2020-01-01T00:00:00Z"],
+    ):
+        assert shell.json("dead", "list", *words) == []
+    assert shell.run("dead", "retry", "--text", "gave up").stdout == "retried 1\n"
 
 
 def test_a_dead_email_of_two_recipients_is_shown_whole(shell, owner):

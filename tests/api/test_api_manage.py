@@ -3,6 +3,7 @@
 import pytest
 
 from tests.api.conftest import EMAIL
+from tests.sql.kit import Hand, stream
 
 
 async def put(api, method, path, body=None):
@@ -298,6 +299,89 @@ async def test_dead_letters_are_discarded(api, db):
 )
 async def test_a_retry_of_everything_by_accident_is_refused(api, body, code, field):
     assert refused(await api.post("/dead-letters/retry", json=body), 422, code, field) is True
+
+
+async def in_doubt(api, db, *to, relay="default"):
+    """Mail whose worker died after the dot; the emails' ids."""
+    with db.connect() as owner, db.connect("worker") as connection:
+        stream(owner, "careful", on_doubt="hold")
+        ids = [
+            (await put(api, "POST", "/emails", EMAIL | {"to": address, "stream": "careful"}))["id"]
+            for address in to
+        ]
+        hand = Hand(connection)
+        assert set(hand.begin(hand.claim(holds=True), relay)) == {"begun"}
+        hand.rescue()
+    return ids
+
+
+async def test_what_is_in_doubt_is_listed_in_pages_and_by_filter(api, db):
+    a, b = await in_doubt(api, db, "a@example.org", "b@example.net", relay="second")
+    first = await put(api, "GET", "/in-doubt?limit=1")
+    assert ([item["email_id"] for item in first["data"]], first["has_more"]) == ([b], True)
+    item = first["data"][0]
+    assert (item["object"], item["address"], item["relay"]) == ("in_doubt", "b@example.net", "second")
+    assert item["reason"].startswith("in doubt: ")
+    rest = await put(api, "GET", f"/in-doubt?after={item['id']}")
+    assert ([item["email_id"] for item in rest["data"]], rest["has_more"]) == ([a], False)
+    back = await put(api, "GET", f"/in-doubt?before={rest['data'][0]['id']}")
+    assert [item["email_id"] for item in back["data"]] == [b]
+    query = f"site=example.org&relay=second&recipient=A@example.org&worker={item['worker']}"
+    query += "&doubted_after=2020-01-01T00:00:00Z"
+    assert [item["email_id"] for item in (await put(api, "GET", f"/in-doubt?{query}"))["data"]] == [a]
+    assert (await put(api, "GET", "/in-doubt?doubted_before=2020-01-01T00:00:00Z"))["data"] == []
+
+
+async def test_what_is_in_doubt_is_resolved_by_ids_and_by_filter(api, db):
+    a, b = await in_doubt(api, db, "a@example.org", "b@example.net")
+    by_id = {"how": "assume_sent", "ids": [a], "reason": "in their log"}
+    answer = await put(api, "POST", "/in-doubt/resolve", by_id)
+    assert answer == {"object": "in_doubt", "resolved": 1, "has_more": False}
+    journey = (await put(api, "GET", f"/emails/{a}/events"))["data"]
+    assert (journey[-1]["type"], journey[-1]["detail"]) == (
+        "email.sent",
+        "assumed sent by key tests: in their log",
+    )
+    by_filter = {"how": "resend", "filter": {"site": "example.net"}}
+    assert (await put(api, "POST", "/in-doubt/resolve", by_filter))["resolved"] == 1
+    assert (await put(api, "GET", f"/emails/{b}"))["last_event"] == "queued"
+    assert (await put(api, "GET", "/in-doubt"))["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "field"),
+    [
+        ({"filter": {}}, "missing_field", "/how"),
+        ({"how": "resend"}, "missing_field", "/ids"),
+        ({"how": "forget", "filter": {}}, "invalid_body", "/how"),
+        ({"how": "resend", "filter": {"lane": "x"}}, "unknown_key", "/filter/lane"),
+        ({"how": "resend", "filter": {"recipient": "nobody"}}, "invalid_address", "/filter/recipient"),
+        (
+            {"how": "resend", "filter": {"doubted_after": "2020-01-01T00:00:00"}},
+            "invalid_time",
+            "/filter/doubted_after",
+        ),
+    ],
+)
+async def test_a_slip_resolves_nothing(api, body, code, field):
+    assert refused(await api.post("/in-doubt/resolve", json=body), 422, code, field) is True
+
+
+async def test_dead_letters_are_found_by_recipient_text_and_time(api, db):
+    (mail,) = await dead(api, db, 1)
+    with db.connect() as connection:
+        connection.execute("update pgmail.dead_letter set error = 'no variable NAME', reply = 'mailbox full'")
+    for query in (
+        "recipient=Ada@example.org",
+        "text=variable+name",
+        "text=FULL",
+        "died_after=2020-01-01T00:00:00Z",
+    ):
+        assert [x["email_id"] for x in (await put(api, "GET", f"/dead-letters?{query}"))["data"]] == [mail]
+    for query in ("recipient=eve@example.org", "text=other", "died_before=2020-01-01T00:00:00Z"):
+        assert (await put(api, "GET", f"/dead-letters?{query}"))["data"] == []
+    some = {"filter": {"text": "full", "recipient": "ada@example.org"}}
+    assert (await put(api, "POST", "/dead-letters/retry", some))["retried"] == 1
 
 
 async def test_the_queue_tells_depth_and_age_by_stream_and_site(api, db):

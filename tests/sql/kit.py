@@ -112,6 +112,7 @@ class Lease(NamedTuple):
     rescues: int
     expires_at: Any
     tried_since: Any
+    vowed: bool = False
 
 
 class Hand:
@@ -138,13 +139,24 @@ class Hand:
         lanes: Sequence[int] | None = None,
         head: tuple[Any, UUID] = ("-infinity", NOBODY),
         traced: bool = True,
+        holds: bool = False,
     ) -> list[Lease]:
         lanes = self.lanes() if lanes is None else lanes
         n = len(lanes)
         answer = rows(
             self.connection,
-            "select * from pgmail.claim_v1(%s, %s, %s::bigint[], %s::timestamptz[], %s::uuid[], %s::int[], %s::bool[])",
-            [self.tenant, self.epoch, lanes, [head[0]] * n, [head[1]] * n, [most] * n, [traced] * n],
+            "select * from pgmail.claim_v2(%s, %s, %s::bigint[], %s::timestamptz[], %s::uuid[], %s::int[],"
+            " %s::bool[], %s::bool[])",
+            [
+                self.tenant,
+                self.epoch,
+                lanes,
+                [head[0]] * n,
+                [head[1]] * n,
+                [most] * n,
+                [traced] * n,
+                [holds] * n,
+            ],
         )
         return [Lease(*row) for row in answer]
 
@@ -174,6 +186,17 @@ class Hand:
         )
         said = {str(row[0]): row[1] for row in answer}
         return [said[result["id"]] for result in results]
+
+    def begin(self, leases: Lease | Sequence[Lease], relay: str = "default") -> list[str | None]:
+        """Commit intents; the answers in the order of the leases, None where nothing was answered."""
+        each = [leases] if isinstance(leases, Lease) else leases
+        answer = rows(
+            self.connection,
+            "select id, result from pgmail.begin_v1(%s, %s, %s, %s, %s)",
+            [self.tenant, self.epoch, [x.id for x in each], [x.claims for x in each], [relay] * len(each)],
+        )
+        said = dict(answer)
+        return [said.get(lease.id) for lease in each]
 
     def release(self, leases: Sequence[Lease], reason: str | None = None) -> list[UUID]:
         answer = rows(

@@ -14,6 +14,7 @@ MANAGE = {
     *("retry", "discard", "revoke_key", "list_keys", "save_template", "publish_template", "save_asset"),
     *("suppress", "unsuppress", "save_stream", "pause_mail", "resume_mail", "erase"),
     *("hold", "release", "suppress_many"),
+    *("retry_all", "discard_all", "dead_letter_ids", "in_doubt", "resolve", "resolve_all"),
 }
 LOOK = {"stopped_by", "lane_name"}
 LEAD = {
@@ -40,13 +41,13 @@ LEAD = {
 }
 FUNCTIONS = {
     "producer": PRODUCER,
-    "reader": PURE | LOOK | {"status", "trace", "why"},
+    "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
     "api": PURE | LOOK | PRODUCER | MANAGE | {"check_key_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"},
     "worker": PURE | LEAD | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1", "idle_lanes_v1"}
-    | {"suppressed_as", "take_tokens_v1", "share_permits_v1", "register_relays_v1"},
+    | {"claim_v2", "begin_v1", "suppressed_as", "take_tokens_v1", "share_permits_v1", "register_relays_v1"},
     "maintain": PURE | LEAD,
 }  # fmt: skip
 FLEET = {"relay", "worker", "leader", "schema_version", "site_domain"}

@@ -1,7 +1,8 @@
 """Results are written, whatever happens between."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
+from uuid import UUID
 
 import pytest
 
@@ -34,8 +35,8 @@ class Office:
         self.freed = 0
         self.settler = Settler(pool, lambda: epoch, interval_ms=interval_ms, batch=batch, settled=self._free)
 
-    def _free(self, n: int) -> None:
-        self.freed += n
+    def _free(self, ids: Collection[UUID]) -> None:
+        self.freed += len(ids)
 
     def add(self, *leases: Lease, kind: str = "sent", claims: int | None = None) -> None:
         for lease in leases:
