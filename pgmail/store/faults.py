@@ -13,9 +13,9 @@ from psycopg_pool import PoolTimeout
 from pgmail.errors import DatabaseAway, PgmailError, Refused, SchemaMismatch
 
 # States in which the server answers, but not for us and not now: as good as away. 57P01..57P05 shutting down or
-# starting, 25006 a standby that was not promoted yet, 40001 and 40P01 another transaction came first. Class 53 is
-# want of connections, memory or disk.
-_AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "40001", "40P01"})
+# starting, 25006 a standby that was not promoted yet, 25P03 we stood still in a transaction, 40001 and 40P01 another
+# transaction came first. Class 53 is want of connections, memory or disk.
+_AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25006", "25P03", "40001", "40P01"})
 
 
 class Busy(DatabaseAway):

@@ -11,6 +11,9 @@ language plpgsql volatile security definer set search_path = pgmail, pg_temp set
 as $$
 #variable_conflict use_column
 begin
+  -- The claim is committed once its rows were read. A worker that is frozen in between (SIGSTOP, its host gone without a
+  -- word) would keep its rows, and the rescuer that waits for them, for as long as it is frozen. Local to the transaction.
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);
   -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
   perform from pgmail.worker w where w.epoch = p_epoch for key share;
   if not found then

@@ -86,6 +86,21 @@ async def test_a_rescue_waits_for_a_claim_that_is_on_its_way_so_no_lease_is_orph
     assert await answer.fetchone() == (1,)
 
 
+def test_a_worker_that_freezes_in_the_middle_of_a_claim_keeps_neither_the_rows_nor_the_rescuer(db, app, owner):
+    """As after SIGSTOP, or a host that went without a word: its transaction is open, and nobody will end it."""
+    kit.send(app)
+    frozen = Hand(db.connect("worker"))
+    lanes = frozen.lanes()
+    frozen.connection.autocommit = False
+    assert len(frozen.claim(lanes=lanes)) == 1  # read, and not committed
+    rescuer = db.connect("worker")
+    rescuer.execute("set lock_timeout = '9s'")  # who freezes longer than this would stop the leader
+    assert kit.one(rescuer, "select pgmail.rescue_v1(%s)", [frozen.epoch]) == 0
+    assert kit.one(owner, "select count(*) from pgmail.queue where leased_by is null") == 1
+    with pytest.raises(psycopg.Error):
+        frozen.connection.execute("select 1")
+
+
 def test_a_beat_does_not_wait_for_a_claim_in_flight(db, app, hand):
     kit.send(app)
     lanes = hand.lanes()
