@@ -42,6 +42,7 @@ class Leader(Loop):
         self._watch = Watch(silence_seconds, time.monotonic)
         # Reads must come much more often than the silence they measure.
         self._tick_seconds = min(TICK_SECONDS, silence_seconds / 5)
+        self._look_seconds, self._look_at = silence_seconds / 5, 0.0
         self._since: Any = None
         self._tasks: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
             ("rescue", 0.0, self._rescue),  # at every tick
@@ -73,10 +74,10 @@ class Leader(Loop):
         leading = await store.lead(self._database, self._presence.epoch, LEASE_SECONDS)
         if leading and not self.leading:
             _log.info("leader.leads", epoch=self._presence.epoch)
-            self._watch.failed()
             self._since = None
         self.leading = leading
         if not leading:
+            await self._look()
             return
         for name, seconds, task in self._tasks:
             now = time.monotonic()
@@ -95,6 +96,13 @@ class Leader(Loop):
             except Exception:  # noqa: BLE001
                 # One broken task must not stop rescue and the others; it is told, and tried again.
                 _log.exception("leader.task_crashed", task=name)
+
+    async def _look(self) -> None:
+        """Count silence while another leads: with the leader others may die, and its lease has to run out first."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + self._look_seconds
+            self._watch.saw(await store.beats(self._database))
 
     async def _rescue(self) -> None:
         for epoch in self._watch.saw(await store.beats(self._database)):

@@ -86,7 +86,9 @@ async def test_a_rescue_waits_for_a_claim_that_is_on_its_way_so_no_lease_is_orph
     assert await answer.fetchone() == (1,)
 
 
-def test_a_worker_that_freezes_in_the_middle_of_a_claim_keeps_neither_the_rows_nor_the_rescuer(db, app, owner):
+def test_a_worker_that_freezes_in_the_middle_of_a_claim_keeps_neither_the_rows_nor_the_rescuer(
+    db, app, owner
+):
     """As after SIGSTOP, or a host that went without a word: its transaction is open, and nobody will end it."""
     kit.send(app)
     frozen = Hand(db.connect("worker"))

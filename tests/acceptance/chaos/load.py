@@ -117,7 +117,7 @@ class Load:
             address = email["to"][0]
             with self._lock:
                 self.in_flight += 1
-            for attempt in range(GIVE_UP_TRIES):
+            for _ in range(GIVE_UP_TRIES):
                 try:
                     status, answer = self._here.post(connection, email, f"chaos-{self._seed}-{address}")
                 except (OSError, http.client.HTTPException, ValueError):
@@ -132,7 +132,7 @@ class Load:
                 if status == 500:
                     self.wrong.append(f"{address}: the API knew no better than {answer}")
                 with self._lock:
-                    self.retries += attempt > 0
+                    self.retries += 1
                 if self._over.wait(AGAIN_SECONDS):
                     self.unanswered.add(address)
                     break

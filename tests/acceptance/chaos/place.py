@@ -173,6 +173,8 @@ class Place:
         """`kill -9` PostgreSQL's first process."""
         assert self.server.pid is not None
         os.kill(self.server.pid, signal.SIGKILL)
+        if self._connection is not None:
+            self._connection.close()
 
     def start_server(self) -> None:
         """Start it again, which is a crash recovery."""
