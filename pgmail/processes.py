@@ -43,7 +43,8 @@ _PR_SET_PDEATHSIG = 1
 _SLICE_SECONDS = 0.1  # between looks at whether a second signal came
 
 Note = Callable[[str, Mapping[str, object]], None]
-"""Told what happens to children: a word (`started`, `restarting`, `failed`, `killed`) and its facts."""
+"""Told what happens to children: a word (`started`, `restarting`, `failed`, `killed`, and `ended`
+where one that was told to go left with another code than 0) and its facts."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,9 @@ class ProcessTree:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            if process.returncode not in {0, -signal.SIGTERM}:
+                code = 1
+            elif process.returncode not in {0, -signal.SIGTERM}:
+                self._note("ended", {"process": child.name, "code": process.returncode})
                 code = 1
             child.process = None
         for end in self._pipe:

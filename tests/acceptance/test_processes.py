@@ -30,6 +30,14 @@ if behaviour.startswith("exit"):
 while True:
     signal.pause()
 """
+# One that has trouble with its end.
+LEAVES_WITH_3 = """
+import os, pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+(pathlib.Path(sys.argv[1]) / f"{os.getpid()}.pid").touch()
+while True:
+    signal.pause()
+"""
 # A parent of such children, to be signalled itself. It says what became of them, for whoever wonders about its code;
 # children of a machine that has a lot to do take their time to go.
 PARENT = """
@@ -154,6 +162,18 @@ def test_a_child_that_does_not_go_is_killed_and_told(tmp_path):
     assert tree.stop() == 1
     assert gone(pid)
     assert notes == ["started", "killed"]
+
+
+def test_a_child_that_fails_as_it_goes_makes_the_code_1_and_is_told(tmp_path):
+    notes = []
+    argv = [sys.executable, "-c", LEAVES_WITH_3, str(tmp_path)]
+    tree = ProcessTree(
+        [Spec("child", argv)], note=lambda word, facts: notes.append((word, facts.get("code")))
+    )
+    tree.start()
+    pids(tmp_path, 1)
+    assert tree.stop() == 1
+    assert notes == [("started", None), ("ended", 3)]
 
 
 def test_a_program_that_does_not_exist_is_an_error_and_leaves_nothing(tmp_path):

@@ -176,6 +176,27 @@ class Place:
         if self._connection is not None:
             self._connection.close()
 
+    def server_pids(self) -> list[int]:
+        """PostgreSQL's first process and all its children."""
+        told = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
+        pairs = [line.split() for line in told.stdout.splitlines()]
+        first = self.server.pid
+        assert first is not None
+        return [first, *(int(pid) for pid, parent in pairs if int(parent) == first)]
+
+    @contextmanager
+    def frozen(self, pids: list[int]) -> Iterator[None]:
+        """Let these processes stand still (SIGSTOP) meanwhile; those that are gone since are no matter."""
+        try:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in reversed(pids):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     def start_server(self) -> None:
         """Start it again, which is a crash recovery."""
         self.server.stop()

@@ -25,7 +25,16 @@ from tests.acceptance.chaos.place import HOLD, Place, Worker, place
 RESCUE_SECONDS = 10.0
 WAKE_SECONDS = 15.0
 SETTLE_SECONDS = 0.3  # for a statement that a killed process had sent
-WEIGHTS = {"worker": 8, "workers": 3, "stop": 4, "postgres": 4, "api": 3, "both": 3}
+WEIGHTS = {
+    "worker": 8,
+    "workers": 3,
+    "stop": 4,
+    "postgres": 4,
+    "api": 3,
+    "both": 3,
+    "api-stop": 1,
+    "postgres-stop": 1,
+}
 SHORT = ("worker", "stop", "postgres", "api")
 
 
@@ -75,6 +84,8 @@ class Rounds:
             "postgres": self._kill_postgres,
             "api": self._kill_api,
             "both": self._kill_both,
+            "api-stop": self._stop_api,
+            "postgres-stop": self._stop_postgres,
         }
 
     def run(self, kinds: Sequence[str] | int) -> Figures:
@@ -137,6 +148,25 @@ class Rounds:
         self._kill(victims)
         self._server_returns(before, keep=len(before) - 1)
         self._await_rescue(epochs)
+
+    def _stop_api(self) -> None:
+        """With questions open, for as long as a client's patience lasts and no longer."""
+        self.here.wait(lambda: self.load.in_flight and self._held(), what="requests and leases")
+        pid = self.here.api.pid
+        assert pid is not None
+        with self.here.frozen([pid]):
+            self.figures.kills["api-stop"] += 1
+            self.here.pause(self._dice.uniform(2.0, 6.0))
+
+    def _stop_postgres(self) -> None:
+        """All its processes, for longer than the silence: connections hang, and nobody is told why."""
+        before = self.here.whole()
+        self.here.wait(self._held, what="leases")
+        self._note_leases(self._held())
+        with self.here.frozen(self.here.server_pids()):
+            self.figures.kills["postgres-stop"] += 1
+            self.here.pause(self._dice.uniform(6.0, 9.0))
+        self._workers_lived(before, keep=len(before))
 
     # --- parts ---
 
@@ -206,9 +236,13 @@ class Rounds:
         self.figures.kills["postgres"] += 1
 
     def _server_returns(self, before: dict[int, int], *, keep: int) -> None:
-        """Start it again after a while: no living worker may be rescued for that."""
+        """Start it again after a while. No living worker may be rescued for that."""
         self.here.pause(self._dice.uniform(0.0, 3.0))
         self.here.start_server()
+        self._workers_lived(before, keep=keep)
+
+    def _workers_lived(self, before: dict[int, int], *, keep: int) -> None:
+        """So many workers beat on under their old epochs."""
         beats = {row.epoch: row.beat for row in self.here.sql("select epoch, beat from pgmail.worker")}
 
         def beating() -> bool:
@@ -217,7 +251,7 @@ class Rounds:
 
         self.here.wait(beating, 30, what="the workers found the database again")
         alive = {pid: epoch for pid, epoch in self.here.epochs().items() if before.get(pid) == epoch}
-        assert len(alive) >= keep, f"workers were {before}, and only {alive} lived through the restart"
+        assert len(alive) >= keep, f"workers were {before}, and only {alive} lived through it"
 
     def _nothing_settled(self, victim: Worker, epoch: int, woken_at: Any) -> None:
         """What a woken worker wrote: that it came too late, or that a row that waited was accepted after all."""
