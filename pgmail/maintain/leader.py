@@ -116,7 +116,11 @@ class Leader(Loop):
             await self._rescue_one(row.epoch)
 
     async def _rescue_one(self, epoch: int) -> None:
-        row = await self._database.one(_Q["rescue"], {"epoch": epoch})
+        try:
+            row = await self._database.one(_Q["rescue"], {"epoch": epoch})
+        except Busy as error:  # a claim of its own is on its way; others must not wait for that
+            _log.info("leader.rescue_waits", worker=epoch, reason=str(error))
+            return
         _log.warning("leader.rescued", worker=epoch, leases=row.rescued if row else 0)
 
     async def _wake_due(self) -> None:

@@ -130,7 +130,9 @@ async def fetch_each(
         for query, params in asked:
             cursor = connection.cursor(binary=True)
             cursors.append(await cursor.execute(query.text.encode(), params))
-        return [await cursor.fetchall() for cursor in cursors]
+    # Its end synchronises, and only now are rows asked for: to ask inside would have the server answer and then
+    # wait, its transaction open and no timeout running, for a process that may be frozen.
+    return [await cursor.fetchall() for cursor in cursors]
 
 
 async def fetch_one(connection: AsyncConnection[Any], query: Query, params: Params = None) -> Any | None:

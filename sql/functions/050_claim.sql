@@ -14,6 +14,9 @@ begin
   -- The claim is committed once its rows were read. A worker that is frozen in between (SIGSTOP, its host gone without a
   -- word) would keep its rows, and the rescuer that waits for them, for as long as it is frozen. Local to the transaction.
   perform set_config('idle_in_transaction_session_timeout', '3s', true);
+  if current_setting('server_version_num')::integer >= 170000 then   -- frozen before it had asked for an answer
+    perform set_config('transaction_timeout', '15s', true);
+  end if;
   -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
   perform from pgmail.worker w where w.epoch = p_epoch for key share;
   if not found then
@@ -78,9 +81,10 @@ $$;
 
 -- A worker is dead: its leases go back. What may have begun is in doubt: on streams that resend it goes again, on
 -- streams that hold it waits for a person. Deletes the worker's row, which fences out all that it still tries. A row
--- that an application has locked (a cancel in an open transaction) is left to the next look for orphans.
+-- that an application has locked (a cancel in an open transaction) is left to the next look for orphans. A claim on its way
+-- is waited for, but not for long: the leader has more to do than this.
 create or replace function pgmail.rescue_v1(p_epoch bigint) returns integer
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set lock_timeout = '1s'
 as $$
 declare freed jsonb; t record;
 begin
