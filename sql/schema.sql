@@ -134,8 +134,8 @@ begin
   -- The claim is committed once its rows were read. A worker that is frozen in between (SIGSTOP, its host gone without a
   -- word) would keep its rows, and the rescuer that waits for them, for as long as it is frozen. Local to the transaction.
   perform set_config('idle_in_transaction_session_timeout', '3s', true);
-  if current_setting('server_version_num')::integer >= 170000 then   -- frozen before it had asked for an answer
-    perform set_config('transaction_timeout', '15s', true);
+  if current_setting('server_version_num')::integer >= 170000 then   -- of several tenants: frozen before all was asked
+    perform set_config('transaction_timeout', '6s', true);
   end if;
   -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
   perform from pgmail.worker w where w.epoch = p_epoch for key share;
