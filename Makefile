@@ -8,7 +8,7 @@ PYTEST = $(BIN)/python -m pytest
 # make test ARGS="tests/unit -k address"; make demo ARGS="--messages 5000"
 ARGS =
 
-.PHONY: demo test bench lint types floors schema wheel clean
+.PHONY: demo test bench chaos lint types floors schema wheel clean
 
 demo: $(VENV)/stamp-demo
 	$(BIN)/pgmail demo $(ARGS)
@@ -22,6 +22,11 @@ bench: $(VENV)/stamp-dev
 	PGMAIL_PLAN_ROWS=1000000 $(PYTEST) -n 0 -q --timeout=3600 tests/sql/test_plans_hot.py
 	$(BIN)/python ops/bench/race.py --work .pgmail/race --own --json .pgmail/race.json --markdown .pgmail/race.md $(ARGS)
 	$(BIN)/python ops/bench/charts.py .pgmail/race.json .pgmail/charts
+
+# Kill -9 and SIGSTOP of workers, API and PostgreSQL under load: some eight minutes. The last line is figures, as JSON.
+# make chaos ARGS="--rounds 20 --seed 7"
+chaos: $(VENV)/stamp-dev
+	$(BIN)/python -m tests.acceptance.chaos $(ARGS)
 
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check

@@ -43,7 +43,8 @@ _PR_SET_PDEATHSIG = 1
 _SLICE_SECONDS = 0.1  # between looks at whether a second signal came
 
 Note = Callable[[str, Mapping[str, object]], None]
-"""Told what happens to children: a word (`started`, `restarting`, `failed`, `killed`) and its facts."""
+"""Told what happens to children: a word (`started`, `restarting`, `failed`, `killed`, and `ended`
+where one that was told to go left with another code than 0) and its facts."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Child:
 
     def start(self, lifeline: int) -> None:
         """Start the process. OSError if the program cannot be run."""
+        self._since = time.monotonic()
         env = os.environ | dict(self.spec.env) | {LIFELINE: f"{lifeline}:{os.getpid()}"}
         self.process = subprocess.Popen(
             list(self.spec.argv),
@@ -90,7 +92,6 @@ class Child:
             pass_fds=(lifeline, *self.spec.pass_fds),
             start_new_session=True,
         )
-        self._since = time.monotonic()
 
     def crashed(self, now: float) -> float:
         """Take note of a crash; the seconds to wait before the next start."""
@@ -136,7 +137,8 @@ class ProcessTree:
     def tend(self) -> float | None:
         """Start again what has crashed and waited; the seconds until the next start is due (None: none is).
 
-        Sets `failed` when a child could not start at all.
+        Sets `failed` when a child could not start at all. That the system has no room for a process just now (EAGAIN,
+        ENOMEM) is no reason to take the others down: it is one more crash, after which the wait is longer.
         """
         now, next_due = time.monotonic(), None
         for child in self.children:
@@ -152,14 +154,21 @@ class ProcessTree:
                 if (left := child.wait_left(now)) > 0:
                     next_due = left if next_due is None else min(left, next_due)
                     continue
-                self._begin(child)
+                try:
+                    self._begin(child)
+                except OSError as error:
+                    wait = child.crashed(now)
+                    self._note(
+                        "restarting", {"process": child.name, "error": str(error), "wait_seconds": wait}
+                    )
+                    next_due = wait if next_due is None else min(wait, next_due)
         return next_due
 
     def stop(self) -> int:
         """Drain every child, then kill what is left; 0 if all went by themselves. Twice is fine."""
         if self._pipe is None:
             return 0
-        at_call = self._signals
+        first = min(self._signals, 1)  # of two that came before this, the second counts as well
         for child in self.children:
             if child.process is not None:
                 child.process.terminate()
@@ -169,7 +178,7 @@ class ProcessTree:
             process = child.process
             if process is None:
                 continue
-            while process.poll() is None and time.monotonic() < until and self._signals == at_call:
+            while process.poll() is None and time.monotonic() < until and self._signals == first:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_SLICE_SECONDS)
             if process.poll() is None:
@@ -177,7 +186,9 @@ class ProcessTree:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            if process.returncode not in {0, -signal.SIGTERM}:
+                code = 1
+            elif process.returncode not in {0, -signal.SIGTERM}:
+                self._note("ended", {"process": child.name, "code": process.returncode})
                 code = 1
             child.process = None
         for end in self._pipe:

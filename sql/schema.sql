@@ -85,7 +85,7 @@ begin
     raise exception using errcode = 'PM410', constraint = 'fenced_out',
       message = format('worker %s was declared dead; its leases were given back', p_epoch);
   end if;
-  perform set_config('idle_in_transaction_session_timeout', '8s', true);   -- as in claim_v2
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);   -- as in claim_v2
   -- An intent that a crash of the server may forget is none.
   if current_setting('synchronous_commit') = 'off' then perform set_config('synchronous_commit', 'on', true); end if;
   with mine as materialized (
@@ -214,9 +214,12 @@ CREATE FUNCTION pgmail.claim_v2(p_tenant integer, p_epoch bigint, p_lanes bigint
     AS $$
 #variable_conflict use_column
 begin
-  -- A worker that is stopped, or whose host is gone, in the middle of this transaction must not keep its locks for long:
-  -- the rescue waits for them.
-  perform set_config('idle_in_transaction_session_timeout', '8s', true);
+  -- The claim is committed once its rows were read. A worker that is frozen in between (SIGSTOP, its host gone without a
+  -- word) would keep its rows, and the rescuer that waits for them, for as long as it is frozen. Local to the transaction.
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);
+  if current_setting('server_version_num')::integer >= 170000 then   -- of several tenants: frozen before all was asked
+    perform set_config('transaction_timeout', '6s', true);
+  end if;
   -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
   perform from pgmail.worker w where w.epoch = p_epoch for key share;
   if not found then
@@ -2291,6 +2294,7 @@ $$;
 CREATE FUNCTION pgmail.rescue_v1(p_epoch bigint) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '1s'
     AS $$
 declare freed jsonb; t record;
 begin

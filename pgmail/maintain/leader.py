@@ -43,6 +43,7 @@ class Leader(Loop):
         self._watch = Watch(silence_seconds, time.monotonic)
         # Reads must come much more often than the silence they measure.
         self._tick_seconds = min(TICK_SECONDS, silence_seconds / 5)
+        self._look_seconds, self._look_at = silence_seconds / 5, 0.0
         self._since: Any = None
         self._retention = Retention(database)
         self._tasks: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
@@ -76,10 +77,10 @@ class Leader(Loop):
         leading = await store.lead(self._database, self._presence.epoch, LEASE_SECONDS)
         if leading and not self.leading:
             _log.info("leader.leads", epoch=self._presence.epoch)
-            self._watch.failed()
             self._since = None
         self.leading = leading
         if not leading:
+            await self._look()
             return
         for name, seconds, task in self._tasks:
             now = time.monotonic()
@@ -99,6 +100,13 @@ class Leader(Loop):
                 # One broken task must not stop rescue and the others; it is told, and tried again.
                 _log.exception("leader.task_crashed", task=name)
 
+    async def _look(self) -> None:
+        """Count silence while another leads: with the leader others may die, and its lease has to run out first."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + self._look_seconds
+            self._watch.saw(await store.beats(self._database))
+
     async def _rescue(self) -> None:
         for epoch in self._watch.saw(await store.beats(self._database)):
             if epoch == self._presence.epoch:
@@ -111,7 +119,11 @@ class Leader(Loop):
             await self._rescue_one(row.epoch)
 
     async def _rescue_one(self, epoch: int) -> None:
-        row = await self._database.one(_Q["rescue"], {"epoch": epoch})
+        try:
+            row = await self._database.one(_Q["rescue"], {"epoch": epoch})
+        except Busy as error:  # a claim of its own is on its way; others must not wait for that
+            _log.info("leader.rescue_waits", worker=epoch, reason=str(error))
+            return
         _log.warning("leader.rescued", worker=epoch, leases=row.rescued if row else 0)
 
     async def _wake_due(self) -> None:

@@ -81,8 +81,9 @@ class EmbeddedPostgres:
 
     `version` is 18 or 16. `durable=False` trades safety for speed. `settings` are added to the server's own,
     as on its command line. `binaries` names a folder with `initdb` and `postgres` of an installed PostgreSQL
-    instead of the packaged one (its major version is then whatever it is). All methods block, for a second
-    or so.
+    instead of the packaged one (its major version is then whatever it is). `port` 0 takes a free one at each
+    start; a server that is killed and started again under its clients needs one of its own. All methods block,
+    for a second or so.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class EmbeddedPostgres:
         durable: bool = True,
         settings: Mapping[str, str] | None = None,
         binaries: Path | None = None,
+        port: int = 0,
     ) -> None:
+        self._port = port
         self._wanted_folder = Path(os.path.abspath(data_folder))  # noqa: PTH100 - a link in it stays a link
         self._version = version
         self._settings = _SETTINGS | ({} if durable else _NOT_DURABLE) | dict(settings or {})
@@ -251,7 +254,7 @@ class EmbeddedPostgres:
     def _launch(self) -> int:
         """Start `postgres` and wait until it takes connections; its port."""
         for attempt in range(1, _ATTEMPTS + 1):
-            port = _free_port()
+            port = self._port or _free_port()
             settings = self._settings | {
                 "port": str(port),
                 "unix_socket_directories": str(self._socket_folder or ""),

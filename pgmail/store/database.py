@@ -8,7 +8,7 @@ opens one, and prepare no statements under a name when a transaction-mode pooler
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -122,18 +122,26 @@ class Database:
 
 
 async def fetch_each(
-    connection: AsyncConnection[Any], asked: Iterable[tuple[Query, Params]]
+    connection: AsyncConnection[Any], asked: Sequence[tuple[Query, Params]]
 ) -> list[list[tuple[Any, ...]]]:
     """Run several queries in one round trip and return the rows of each as tuples, read in binary.
 
     They are one transaction, if the caller opened none.
     """
+    if len(asked) == 1:
+        # Outside of a pipeline a statement and its Sync leave together: a process that freezes in between is not waited
+        # for, its locks held and no timeout running.
+        (query, params), cursor = asked[0], connection.cursor(binary=True)
+        await cursor.execute(query.text.encode(), params)
+        return [await cursor.fetchall()]
     async with connection.pipeline():
         cursors = []
         for query, params in asked:
             cursor = connection.cursor(binary=True)
             cursors.append(await cursor.execute(query.text.encode(), params))
-        return [await cursor.fetchall() for cursor in cursors]
+    # Its end synchronises, and only now are rows asked for: to ask inside would have the server answer and then
+    # wait, its transaction open and no timeout running, for a process that may be frozen.
+    return [await cursor.fetchall() for cursor in cursors]
 
 
 async def fetch_one(connection: AsyncConnection[Any], query: Query, params: Params = None) -> Any | None:

@@ -7,6 +7,7 @@ Thin: each function is one named query of `sql/queries/work.sql` and the types a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -148,10 +149,13 @@ async def claim_each(
     What was claimed is in `seen` before it is committed: if the commit's answer is lost, the caller knows which
     rows may be its own.
     """
-    async with database.connection() as connection, connection.pipeline(), connection.transaction():
-        answers = await fetch_each(
-            connection, [(_Q["claim"], _claim_values(tenant, epoch, mine)) for tenant, mine in claims]
-        )
+    asked = [(_Q["claim"], _claim_values(tenant, epoch, mine)) for tenant, mine in claims]
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(database.connection())
+        if len(asked) > 1:
+            await stack.enter_async_context(connection.pipeline())
+        await stack.enter_async_context(connection.transaction())
+        answers = await fetch_each(connection, asked)
         found = [
             [Lease(tenant, *row) for row in rows] for (tenant, _), rows in zip(claims, answers, strict=True)
         ]

@@ -96,7 +96,8 @@ async def run_worker(
     )  # fmt: skip
     sender = Sender(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
-        fresh=lambda: presence.fresh, present=claimer.book.present, lapsed=claimer.lapsed, begin=intents.commit, ward=ward,
+        fresh=lambda: presence.fresh, present=claimer.book.present, lapsed=claimer.lapsed,
+        begin=intents.commit, ward=ward,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [presence, leader, settler, intents, slots, claimer]

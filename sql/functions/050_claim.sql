@@ -13,9 +13,12 @@ language plpgsql volatile security definer set search_path = pgmail, pg_temp set
 as $$
 #variable_conflict use_column
 begin
-  -- A worker that is stopped, or whose host is gone, in the middle of this transaction must not keep its locks for long:
-  -- the rescue waits for them.
-  perform set_config('idle_in_transaction_session_timeout', '8s', true);
+  -- The claim is committed once its rows were read. A worker that is frozen in between (SIGSTOP, its host gone without a
+  -- word) would keep its rows, and the rescuer that waits for them, for as long as it is frozen. Local to the transaction.
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);
+  if current_setting('server_version_num')::integer >= 170000 then   -- of several tenants: frozen before all was asked
+    perform set_config('transaction_timeout', '6s', true);
+  end if;
   -- The lock keeps a rescue from looking for leases before these are there; it does not keep the worker from beating.
   perform from pgmail.worker w where w.epoch = p_epoch for key share;
   if not found then
@@ -75,7 +78,7 @@ begin
     raise exception using errcode = 'PM410', constraint = 'fenced_out',
       message = format('worker %s was declared dead; its leases were given back', p_epoch);
   end if;
-  perform set_config('idle_in_transaction_session_timeout', '8s', true);   -- as in claim_v2
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);   -- as in claim_v2
   -- An intent that a crash of the server may forget is none.
   if current_setting('synchronous_commit') = 'off' then perform set_config('synchronous_commit', 'on', true); end if;
   with mine as materialized (
@@ -134,10 +137,11 @@ end
 $$;
 
 -- A worker is dead: its leases go back. What it may have sent is in doubt: on streams that resend it goes again, on
--- streams that hold it waits for a person. A vowed lease without an intent was surely not sent. Deletes the worker's row, which fences out all that it still tries. A row
--- that an application has locked (a cancel in an open transaction) is left to the next look for orphans.
+-- streams that hold it waits for a person. A vowed lease without an intent was surely not sent. Deletes the worker's row,
+-- which fences out all that it still tries. A row that an application has locked (a cancel in an open transaction) is left
+-- to the next look for orphans. A claim on its way is waited for, but not for long: the leader has more to do than this.
 create or replace function pgmail.rescue_v1(p_epoch bigint) returns integer
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set lock_timeout = '1s'
 as $$
 declare freed jsonb; t record;
 begin

@@ -2,8 +2,10 @@
 
 -- name: act_as :exec
 -- First in each of the API's transactions: the tenant and the name of the key that was checked. Local to it, and
--- believed only from a role that carries tenants.
-select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true);
+-- believed only from a role that carries tenants. An API process that freezes in one must not keep its locks, which
+-- settles would wait for.
+select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
+       set_config('idle_in_transaction_session_timeout', '10s', true);
 
 -- name: check :one
 -- Whose key has this SHA-256; no row for an unknown or revoked one.

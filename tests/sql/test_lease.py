@@ -1,5 +1,6 @@
 """Claim, settle, release and rescue: a row is held by one worker at a time, and no result is lost."""
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -8,6 +9,7 @@ from psycopg.types.json import Jsonb
 
 from tests.sql import kit
 from tests.sql.kit import Hand
+from tests.waiting import eventually_now
 
 pytestmark = pytest.mark.one_server
 
@@ -77,13 +79,34 @@ async def test_a_rescue_waits_for_a_claim_that_is_on_its_way_so_no_lease_is_orph
     dying.connection.autocommit = False
     assert len(dying.claim(lanes=lanes)) == 1  # not committed
     rescuer = await db.aconnect("worker")
-    await rescuer.execute("set lock_timeout = '50ms'")
     with pytest.raises(psycopg.errors.LockNotAvailable):
         await rescuer.execute("select pgmail.rescue_v1(%s)", [dying.epoch])
     dying.connection.commit()
-    await rescuer.execute("set lock_timeout = '5s'")
     answer = await rescuer.execute("select pgmail.rescue_v1(%s)", [dying.epoch])
     assert await answer.fetchone() == (1,)
+
+
+def test_a_worker_that_freezes_in_the_middle_of_a_claim_keeps_neither_the_rows_nor_the_rescuer(
+    db, app, owner
+):
+    """As after SIGSTOP, or a host that went without a word: its transaction is open, and nobody will end it."""
+    kit.send(app)
+    frozen = Hand(db.connect("worker"))
+    lanes = frozen.lanes()
+    frozen.connection.autocommit = False
+    assert len(frozen.claim(lanes=lanes)) == 1  # read, and not committed
+    rescuer = db.connect("worker")
+
+    def rescued():
+        with contextlib.suppress(
+            psycopg.errors.LockNotAvailable
+        ):  # the leader has other things to do meanwhile
+            return kit.one(rescuer, "select pgmail.rescue_v1(%s)", [frozen.epoch]) == 0
+
+    eventually_now(rescued, 12)
+    assert kit.one(owner, "select count(*) from pgmail.queue where leased_by is null") == 1
+    with pytest.raises(psycopg.Error):
+        frozen.connection.execute("select 1")
 
 
 def test_a_beat_does_not_wait_for_a_claim_in_flight(db, app, hand):

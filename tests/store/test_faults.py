@@ -22,6 +22,7 @@ from tests.sql.kit import body
         errors.DiskFull("full"),
         errors.OutOfMemory("none left"),
         errors.ReadOnlySqlTransaction("a standby"),
+        errors.IdleInTransactionSessionTimeout("we stood still"),
         errors.ConnectionFailure("broke"),
         errors.DeadlockDetected("deadlock"),
         errors.SerializationFailure("again"),

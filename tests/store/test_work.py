@@ -1,9 +1,11 @@
 """The queue as a worker sees it: each function around its query."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from pgmail.store import work
@@ -12,6 +14,7 @@ from pgmail.store.faults import FencedOut
 from pgmail.store.work import Claim, Settlement, StreamRow
 from tests.fix_db import PREFIX
 from tests.sql.kit import Hand, events, one, recipients, rows, send, state, stream
+from tests.waiting import eventually, eventually_now
 
 START = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -272,3 +275,26 @@ async def test_what_a_remote_says_is_written_whatever_characters_it_is_made_of(a
         await work.settle(pool, 1, epoch, [result(lease, "bounced", reply=said, error="x\0", code=550)]) == {}
     )
     assert one(owner, "select reply from pgmail.outcome") == "no\ufffdthing ?\r\ntwo lines “quoted” \\u0000"
+
+
+async def test_the_server_counts_the_time_of_a_claim_whose_worker_froze_before_it_read_the_answer(
+    db, app, pool, epoch
+):
+    """So it is cut off. Had it not been asked to synchronise, it would call itself active, and wait for ever."""
+    send(app)
+    lanes, _ = await work.fold_and_refresh(pool, None)
+    claims = [Claim(lane.id, START, UUID(int=0), 10, True) for lane in lanes]
+    looking = psycopg.connect(db.superuser_dsn, autocommit=True)
+    with looking, db.connect(autocommit=False) as blocking:
+
+        def waits_for(text: str) -> bool:
+            return one(
+                looking, f"select bool_or({text}) from pg_stat_activity where application_name = 'test'"
+            )
+
+        blocking.execute("select from pgmail.worker for update")
+        claiming = asyncio.create_task(work.claim_each(pool, epoch, [(1, claims)], []))
+        await eventually(lambda: waits_for("wait_event_type = 'Lock'"))
+        blocking.rollback()
+        eventually_now(lambda: waits_for("state = 'idle in transaction'"))  # nothing else runs here meanwhile
+        assert len((await claiming)[0]) == 1

@@ -1,6 +1,7 @@
 """Who leads does what needs doing once, and one task that fails keeps no other from running."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -62,6 +63,20 @@ async def test_a_silent_worker_is_rescued_after_its_silence_whatever_that_is(db,
     await eventually(lambda: state(app, mail) == "queued")
     assert rows(owner, "select epoch from pgmail.worker") == [(office.presence.epoch,)]
     assert one(owner, "select rescues from pgmail.queue") == 1
+    await office.stop()
+
+
+async def test_who_takes_over_from_a_dead_leader_has_counted_the_silence_already(db, app, pool):
+    """Its lease ran out meanwhile; a grace after that would keep mail waiting for both."""
+    dead = Hand(db.connect("worker"))
+    mail = send(app)
+    dead.claim()
+    assert one(dead.connection, "select pgmail.lead_v1(%s, 5)", [dead.epoch])
+    office = await Office(pool, silence_seconds=4.0).start()
+    await eventually(lambda: office.leader.leading, 30)
+    at = time.monotonic()
+    await eventually(lambda: state(app, mail) == "queued", 30)
+    assert time.monotonic() - at < 2.0
     await office.stop()
 
 
