@@ -64,3 +64,4 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     smtputf8: bool = False  # an address or header needs RFC 6531
     eightbit: bool = False  # the body has octets over 127 (8BITMIME, RFC 6152)
+    not_after: float | None = None  # it begins by then (monotonic, seconds) or not at all: TooLate

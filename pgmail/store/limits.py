@@ -3,10 +3,10 @@
 A rate is tokens, each for one message at one moment; a connection cap is permits that workers share. Both hold
 across the fleet because the database deals them out (`sql/functions/027_limits.sql`).
 
-What can go wrong: a token that is spent late comes too close to the next. So a token lapses once the next one
-of its key is due, and who spends tokens keeps a gap between two of them by its own clock as well. And a worker
-that opens connections while it asks for permits: what it reports as held is a promise not to exceed that until
-the answer, and if no answer comes, until one does.
+What can go wrong: a token that is spent late comes too close to the next. So a token lapses when two thirds of the margin
+of its limit have passed since its moment, and clocks are compared often. And a worker that opens connections while it asks
+for permits: what it reports as held is a promise not to exceed that until the answer, and if no answer comes,
+until one does.
 
 All raise `DatabaseAway`; the two that take an epoch raise `FencedOut` when this worker was declared dead.
 """
@@ -30,6 +30,7 @@ _Q = sqlfiles.queries("limits")
 class LimitRow(msgspec.Struct, frozen=True):
     """One limit. `rate` in messages a second, `connections` at once: None where there is none.
 
+    `margin`: a message that begins so many seconds after its token's moment breaks no window of the rate.
     `tenant` is the id of the tenant that a limit of scope `tenant` names. `shipped` marks a default that no
     operator has changed.
     """
@@ -40,6 +41,7 @@ class LimitRow(msgspec.Struct, frozen=True):
     rate: float | None
     connections: int | None
     shipped: bool
+    margin: float = 0.0
 
     @property
     def key(self) -> Key:
@@ -74,32 +76,25 @@ class PauseRow(msgspec.Struct, frozen=True):
 
 
 class Want(msgspec.Struct, frozen=True):
-    """So many tokens of a key are wanted now."""
+    """So many tokens are wanted now, each for one message under all of these keys."""
 
-    scope: Scope
-    name: str
+    keys: tuple[Key, ...]
     tokens: int
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """Tokens of a key; all in seconds from the answer.
+    """Tokens for messages under `keys`, as moments in seconds from the answer; 0 for keys without a rate.
 
-    Token i, from 0, is good from `starts_in + i * gap` until the next would be. `gap` 0: the key has no rate.
-    Who got fewer than it wanted asks again after `wait`.
+    `wanted` false: they were not asked for, but passed over by those that were, and nobody else gets them.
+    Where fewer came than were wanted, `short` has no more before `wait` seconds.
     """
 
-    scope: Scope
-    name: str
-    granted: int
-    starts_in: float
-    gap: float
+    keys: tuple[Key, ...]
+    moments: list[float]
     wait: float
-    clock: float = 0.0  # the database's, seconds since 1970
-
-    @property
-    def key(self) -> Key:
-        """What they were asked for by."""
-        return self.scope, self.name
+    clock: float  # the database's, seconds since 1970
+    short: Key | None = None
+    wanted: bool = True
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -127,20 +122,36 @@ async def weights(database: Database) -> dict[int, float]:
 
 
 async def take_tokens(database: Database, epoch: int, wants: Sequence[Want]) -> list[Grant]:
-    """Take tokens, half a second ahead at most; one answer for each key, by scope and name.
+    """Take tokens, half a second ahead at most: an answer for each want, in their order, and what they passed over.
 
-    Wants of one key are added up. A relay that came up lately gets fewer, by its limit's ramp.
+    A relay that came up lately gets fewer, by its limit's ramp.
     """
+    each = [(n, *key, want.tokens) for n, want in enumerate(wants) for key in want.keys]
     rows = await database.many(
         _Q["take_tokens"],
         {
             "epoch": epoch,
-            "scopes": [want.scope for want in wants],
-            "names": [want.name for want in wants],
-            "wants": [want.tokens for want in wants],
+            "sets": [row[0] for row in each],
+            "scopes": [row[1] for row in each],
+            "names": [row[2] for row in each],
+            "wants": [row[3] for row in each],
         },
     )
-    return [Grant(*row) for row in rows]
+    grants = []
+    for number, scope, name, moments, wait, clock in rows:
+        if number is None:
+            grants.append(Grant(((scope, name),), moments, wait, clock, wanted=False))
+        else:
+            short = None if name is None else (scope, name)
+            grants.append(Grant(wants[number].keys, moments, wait, clock, short))
+    return grants
+
+
+async def clock(database: Database) -> float:
+    """The database's clock, seconds since 1970."""
+    row = await database.one(_Q["clock"])
+    assert row is not None  # noqa: S101 - it has no condition
+    return float(row.clock)
 
 
 async def share_permits(database: Database, epoch: int, shares: Sequence[Share]) -> dict[Key, int | None]:

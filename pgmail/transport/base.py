@@ -2,7 +2,7 @@
 
 A transport turns bytes into a reply. It decides nothing (`shaping.verdict` does) and it never raises for what
 a remote did: a refusal, a reset, a missing name or a bad certificate are all a `Result`. What escapes is
-`CancelledError`, an error raised by `on_dot`, and a programming error such as a delivery after `close`.
+`CancelledError`, an error raised by `on_dot`, `TooLate`, and a programming error such as a delivery after `close`.
 
 The dangerous moment is the same everywhere: after the end of data was handed over and before the reply was
 read, the mail may have been taken. `Result.in_doubt` says so and nobody may send again silently.
@@ -26,6 +26,10 @@ connection is dropped and the error escapes from `deliver`.
 
 class Withheld(PgmailError):  # noqa: N818 - it is a state of affairs
     """The end of data was not sent, at our own wish: the mail surely did not go out."""
+
+
+class TooLate(Exception):  # noqa: N818 - nothing went wrong
+    """The moment by which a mail was to begin (`Envelope.not_after`) passed. Nothing of it was said."""
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from pgmail.domain.reply import Envelope, Phase, Result
-from pgmail.transport.base import OnDot, closed_error
+from pgmail.transport.base import OnDot, TooLate, closed_error
 from pgmail.transport.careful import carry
 from pgmail.transport.commands import Capabilities
 from pgmail.transport.opening import open_session, tls_context
@@ -102,7 +102,8 @@ class SmtpRelay:
     async def deliver(self, envelope: Envelope, on_dot: OnDot | None = None) -> Result:
         """Hand one envelope to the relay. See `Transport`.
 
-        Waits for a place on a connection if all are taken. Raises RuntimeError after `close`.
+        Waits for a place on a connection if all are taken. Raises RuntimeError after `close`, and TooLate if it
+        waited for longer than the envelope allows.
         """
         if self._closed:
             raise closed_error(self.name)
@@ -113,6 +114,7 @@ class SmtpRelay:
         else:
             self._waiting.append(mail)
             self._fill()
+        late = self._too_late_at(mail)
         try:
             if mail.ready is not None and await mail.ready and mail.session is not None:
                 await carry(mail.session, mail)
@@ -120,6 +122,22 @@ class SmtpRelay:
         except BaseException:
             self._abandon(mail)
             raise
+        finally:
+            if late is not None:
+                late.cancel()
+
+    @staticmethod
+    def _too_late_at(mail: Transaction) -> asyncio.TimerHandle | None:
+        """Let a mail that waits for a place give up when its moment passes."""
+        if mail.envelope.not_after is None or mail.written or mail.done.done():
+            return None
+
+        def give_up() -> None:
+            if not mail.written:
+                mail.fail(TooLate())
+
+        seconds = mail.envelope.not_after - time.monotonic()
+        return asyncio.get_running_loop().call_later(max(0.0, seconds), give_up)
 
     async def probe(self) -> Result:
         """Connect, greet, secure, authenticate and quit, on a connection of its own.

@@ -12,11 +12,12 @@ nobody can tell, and the mail is in doubt.
 from __future__ import annotations
 
 import asyncio
+import time
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
 from pgmail.domain.reply import Envelope, Phase, Reply, Result
-from pgmail.transport.base import OnDot, Withheld
+from pgmail.transport.base import OnDot, TooLate, Withheld
 from pgmail.transport.commands import Extensions, commands, stuffed
 from pgmail.transport.replies import RawReply, shown
 
@@ -63,6 +64,7 @@ class Transaction:
         self.ready: asyncio.Future[bool] | None = loop.create_future() if self.careful else None
         """For a careful mail: True when the body may be written, False when it came to an end before that."""
         self.session: Session | None = None
+        self.written = False
         self.tries = 0  # connections that turned out to be closed under it
         self.body = b""  # of a mail that is not careful: dots doubled, unless it goes by BDAT
         self.end: bytes | None = None  # the end of data, once it may be written
@@ -91,9 +93,12 @@ class Transaction:
         """
         if self.written or self.done.done():  # cancelled: its task is about to take it out of the line
             return
+        envelope = self.envelope
+        if envelope.not_after is not None and time.monotonic() > envelope.not_after:
+            self.fail(TooLate())
+            return
         self.written = True
         self.started = now
-        envelope = self.envelope
         mail, rcpt = commands(envelope, offered)
         out.append(mail)
         if not self.careful:

@@ -148,7 +148,8 @@ class Claimer(Loop):
         if await self._rules.learn():
             self.book.weights = self._rules.weights
             self._look_at_relays()
-        await self._limiter.share()
+        if await self._limiter.share():
+            await self._withdraw()
         self._relays.obey(self._limiter)
         self._rules.free(self.book)
         told, self._told = self._told, False
@@ -278,7 +279,7 @@ class Claimer(Loop):
     ) -> list[Claim]:
         """Cut claims down to the tokens and permits that there are; lanes without any are parked."""
         going: list[tuple[Lane, Claim]] = []
-        wanted: dict[Key, int] = {}
+        wanted: dict[tuple[Key, ...], int] = {}
         for lane, claim in zip(lanes, claims, strict=True):
             relay = self._rules.relay(lane)
             if relay is None:  # it went away since the lane was chosen
@@ -287,8 +288,8 @@ class Claimer(Loop):
             keys = self._limiter.keys(lane.tenant, relay, lane.site)
             under[lane.id] = _Under(relay, keys)
             going.append((lane, claim))
-            for key in keys:
-                wanted[key] = wanted.get(key, 0) + claim.limit
+            if keys:
+                wanted[keys] = wanted.get(keys, 0) + claim.limit
         if not wanted:
             return [claim for _, claim in going]
         await self._limiter.fetch(wanted)
@@ -317,16 +318,26 @@ class Claimer(Loop):
         try:
             for at, job in enumerate(jobs):
                 keys = self._limiter.keys(job.lease.tenant, job.relay, job.lane.site)
-                await self._limiter.fetch(dict.fromkeys(keys, len(jobs) - at))
+                await self._limiter.fetch({keys: len(jobs) - at})
                 tokens = self._limiter.reserve(keys, 1) if keys else None
                 if tokens is not None and not tokens:
-                    self._lapsed.append(job)
+                    if self._limiter.long(keys):
+                        self._returned.append((job.lease, None))
+                    else:
+                        self._lapsed.append(job)
                     continue
                 self._let_go(job, _Under(job.relay, keys, tokens or ()))
         except BaseException:
             self._lapsed += jobs[at:]  # they are leased: forgotten here, nobody would give them back
             raise
         return len(self._lapsed) < len(jobs)
+
+    async def _withdraw(self) -> None:
+        """Give back what waits for connections that this worker has no permit for any more."""
+        for gate in self._limiter.shut():
+            self._returned.extend((job.lease, None) for job in self._outbox.withdraw(gate))
+        if self._returned:
+            await self._return_leases()
 
     async def _prepare(self, batches: list[tuple[int, list[Lease]]]) -> list[Job]:
         """Fetch what the rows need. Without the database they go back."""

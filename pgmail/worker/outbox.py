@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import count
 
 from pgmail.worker.job import Job
@@ -24,20 +24,51 @@ MANY = 1 << 30
 
 
 class Gate:
-    """So many mails of one kind may be on the wire at once. `limit` None: no bound."""
+    """So many mails of one kind may be on the wire at once. `limit` None: no bound.
 
-    __slots__ = ("busy", "called", "claimed", "limit", "waiting")
+    `by_class`: so many of each class, not counting what is less urgent: a newsletter that hangs does not keep a
+    password reset waiting. It is for bounds of our own; what a remote counts is counted in all.
+    """
 
-    def __init__(self, limit: int | None = None) -> None:
-        self.limit, self.busy = limit, 0
-        self.called = 0  # mails that waited here and were let on, but not begun yet
+    __slots__ = ("_begun", "_called", "by_class", "claimed", "limit", "waiting")
+
+    def __init__(self, limit: int | None = None, *, by_class: bool = False) -> None:
+        self.limit, self.by_class = limit, by_class
         self.claimed = 0  # mails of this kind in the outbox or on the wire
         self.waiting: dict[int, deque[Job]] = {priority: deque() for priority in PRIORITIES}
+        self._begun = dict.fromkeys(PRIORITIES, 0)
+        self._called = dict.fromkeys(PRIORITIES, 0)
 
     @property
-    def full(self) -> bool:
-        """Whether no other may begin."""
-        return self.limit is not None and self.busy >= self.limit
+    def busy(self) -> int:
+        """Mails on the wire."""
+        return sum(self._begun.values())
+
+    @property
+    def called(self) -> int:
+        """Mails that waited here and were let on, but not begun yet."""
+        return sum(self._called.values())
+
+    def full(self, priority: int) -> bool:
+        """Whether no other of a class may begin."""
+        return self.limit is not None and self._count(self._begun, priority) >= self.limit
+
+    def room(self, priority: int) -> int:
+        """How many more of a class may be let on."""
+        if self.limit is None:
+            return MANY
+        return self.limit - self._count(self._begun, priority) - self._count(self._called, priority)
+
+    def begin(self, priority: int, n: int = 1) -> None:
+        """So many began, or ended (-1)."""
+        self._begun[priority] += n
+
+    def call(self, priority: int, n: int = 1) -> None:
+        """So many were let on, or are no longer about to begin (-1)."""
+        self._called[priority] += n
+
+    def _count(self, of: dict[int, int], priority: int) -> int:
+        return sum(n for p, n in of.items() if p <= priority) if self.by_class else sum(of.values())
 
 
 class Outbox:
@@ -63,11 +94,11 @@ class Outbox:
     def __len__(self) -> int:
         return sum(self.held.values())
 
-    def gate(self, key: Hashable) -> Gate:
+    def gate(self, key: Hashable, *, by_class: bool = False) -> Gate:
         """The gate of a relay or site, by its key; open until it is given a limit."""
         gate = self._gates.get(key)
         if gate is None:
-            gate = self._gates[key] = Gate()
+            gate = self._gates[key] = Gate(by_class=by_class)
         return gate
 
     def gates(self) -> Mapping[Hashable, Gate]:
@@ -106,7 +137,7 @@ class Outbox:
         """A job that `get` gave is over: its places are free."""
         self.busy -= 1
         for gate in job.gates:
-            gate.busy -= 1
+            gate.begin(job.lane.priority, -1)
             gate.claimed -= 1
             self.opened(gate)
         if self._idle:
@@ -114,36 +145,55 @@ class Outbox:
 
     def opened(self, gate: Gate) -> None:
         """A gate may have room: let on who waited there longest, the most urgent first."""
-        room = MANY if gate.limit is None else gate.limit - gate.busy - gate.called
         for priority in PRIORITIES:
             waiting = gate.waiting[priority]
-            called = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            if not waiting:
+                continue
+            called = [waiting.popleft() for _ in range(min(gate.room(priority), len(waiting)))]
             if not called:
                 continue
             for job in called:
                 job.called_by = gate
                 self._call()
             self._called[priority].extend(called)
-            gate.called += len(called)
-            room -= len(called)
+            gate.call(priority, len(called))
 
     def take_all(self) -> list[Job]:
         """Empty it: all jobs that no slot has begun."""
-        lines = [*self._called.values(), *self._ready.values()]
-        jobs = [job for line in lines for job in line] + [job for _, _, job in self._timed]
-        for gate in self._gates.values():
-            jobs += [job for waiting in gate.waiting.values() for job in waiting]
-            gate.waiting = {priority: deque() for priority in PRIORITIES}
-            gate.called = 0
-        for job in jobs:
-            job.called_by = None
+        return self._take(lambda _job: True)
+
+    def withdraw(self, gate: Gate) -> list[Job]:
+        """Take out the jobs behind a gate: it will not open soon, and others may have them."""
+        return self._take(lambda job: gate in job.gates)
+
+    def _take(self, wanted: Callable[[Job], bool]) -> list[Job]:
+        taken: list[Job] = []
+
+        def keep(line: Iterable[Job]) -> Iterator[Job]:
+            for job in line:
+                if wanted(job):
+                    taken.append(job)
+                else:
+                    yield job
+
+        for lines in (self._called, self._ready, *(gate.waiting for gate in self._gates.values())):
+            for priority, line in lines.items():
+                lines[priority] = deque(keep(line))
+        timed = {id(job) for job in keep(job for _, _, job in self._timed)}
+        self._timed = [entry for entry in self._timed if id(entry[2]) in timed]
+        heapq.heapify(self._timed)
+        shortened: list[Gate] = []
+        for job in taken:
+            self.held[job.lane.priority] -= 1
             for gate in job.gates:
                 gate.claimed -= 1
-        for line in lines:
-            line.clear()
-        self._timed.clear()
-        self.held = dict.fromkeys(PRIORITIES, 0)
-        return jobs
+            if job.called_by is not None:
+                job.called_by.call(job.lane.priority, -1)
+                shortened.append(job.called_by)
+                job.called_by = None
+        for gate in shortened:
+            self.opened(gate)  # it does not use that place now
+        return taken
 
     def _next(self) -> Job | None:
         for priority in self._turns.next():
@@ -154,13 +204,13 @@ class Outbox:
                 if gates:
                     called_by, job.called_by = job.called_by, None
                     if called_by is not None:
-                        called_by.called -= 1
-                    full = next((gate for gate in gates if gate.full), None)
+                        called_by.call(priority, -1)
+                    full = next((gate for gate in gates if gate.full(priority)), None)
                     if full is not None:
                         self._wait_at(full, job, called_by)
                         continue
                     for gate in gates:
-                        gate.busy += 1
+                        gate.begin(priority)
                 self.held[priority] -= 1
                 self.busy += 1
                 return job

@@ -5,8 +5,8 @@ state is a row that `psql` shows (`pgmail.relay`), so the fleet learns it within
 login is paused: trying on would only lock the account. It is probed every few minutes, for the password may
 have been mended, and `pgmail resume --relay` ends the pause at once.
 
-A relay that is new to this process, or came back, is ramped up to: one mail at a time, one more with each that
-it answers. Where a stream names several, the next takes over while the one before is away, or they share by
+A relay that is new to this process, or came back, is ramped up to: one mail of a class at a time, one more with
+each that it answers. Where a stream names several, the next takes over while the one before is away, or they share by
 weight.
 """
 
@@ -103,7 +103,7 @@ class Relays:
                 self._most[name] = most
 
     def _start_ramp(self, name: str) -> None:
-        gate = self._ramps[name] = self._outbox.gate(("ramp", name))
+        gate = self._ramps[name] = self._outbox.gate(("ramp", name), by_class=True)
         gate.limit = RAMP_START
 
     def _grow(self, name: str) -> None:

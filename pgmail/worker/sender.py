@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import structlog
 
 from pgmail.domain.reply import Envelope, Phase, Result
@@ -22,7 +23,7 @@ from pgmail.render.mime import Wire
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store.work import Lease, Settlement
-from pgmail.transport.base import Withheld
+from pgmail.transport.base import TooLate, Withheld
 from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
 from pgmail.worker.job import Job
@@ -56,7 +57,7 @@ class Sender:
         *,
         fresh: Callable[[], bool] = lambda: True,
         present: Callable[[], datetime],
-        lapsed: Callable[[Job], None] | None = None,
+        lapsed: Callable[[Job], None],
         begin: Begin | None = None,
         ward: Ward | None = None,
     ) -> None:
@@ -110,15 +111,21 @@ class Sender:
             envelope = Envelope(
                 sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,
                 smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
+                not_after=job.until or None,
             )  # fmt: skip
             intent = _Intent(self._begin, lease, job.relay) if lease.vowed else None
             try:
                 if self._ward is not None and lease.rescues >= SENT_APART:
-                    result = await self._ward.deliver(job.relay, envelope, intent)
+                    result = await self._ward.deliver(
+                        job.relay, msgspec.structs.replace(envelope, not_after=None), intent
+                    )
                 else:
                     result = await (
                         transport.deliver(envelope) if intent is None else transport.deliver(envelope, intent)
                     )
+            except TooLate:  # it waited for a connection
+                self._lapsed(job)
+                return
             except Withheld as why:
                 self.withheld += 1
                 _log.warning(
@@ -163,7 +170,7 @@ class Sender:
 
     def _late(self, job: Job) -> bool:
         """Hand a mail back whose tokens' moment has passed. True if it has."""
-        if self._lapsed is None or not job.until or time.monotonic() <= job.until:
+        if not job.until or time.monotonic() <= job.until:
             return False
         self._lapsed(job)
         return True
@@ -245,11 +252,17 @@ class Sender:
             )  # fmt: skip
         if outcome is not None:
             self._settler.add(lease.tenant, outcome)
-        if not self._relays.well(relay, verdict):
-            await self._relays.record(relay, verdict)
-        if outcome is None:
-            said = " ".join(str(x) for x in (verdict.code, verdict.reply) if x) or verdict.error
-            await self._give_back(lease, f"relay {relay}: {verdict.reason}" + (f": {said}" if said else ""))
+        try:
+            # Before the lease goes back, or the mail is claimed for the same relay again.
+            if not self._relays.well(relay, verdict):
+                await self._relays.record(relay, verdict)
+        finally:
+            # Whatever happened there: a lease that is neither settled nor given back is held while this worker lives.
+            if outcome is None:
+                said = " ".join(str(x) for x in (verdict.code, verdict.reply) if x) or verdict.error
+                await self._give_back(
+                    lease, f"relay {relay}: {verdict.reason}" + (f": {said}" if said else "")
+                )
 
     def _outcome(self, job: Job, verdict: Verdict, facts: dict[str, Any]) -> Settlement | None:
         """The settlement that a verdict asks for; None to give the lease back."""

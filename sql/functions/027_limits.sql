@@ -3,13 +3,20 @@
 -- its last token, and the next one lies a gap later. Each token is for one message at one moment, so nothing bursts,
 -- and workers that fetch them a handful at a time spend no more than one that fetches each by itself.
 
--- The gap between two tokens, in seconds; null without a rate. One hundredth wider than the rate asks for: the moment
--- at which a worker spends a token is late by a few milliseconds more or less, and with the margin no window of
--- per_seconds holds more messages than it may. A relay is ramped up to from a tenth of its rate, since it was up.
+-- How much later than its moment a message may reach the remote without breaking a window of so many seconds: the time that
+-- the tokens of a window are spread wider than the window. Workers use two thirds of it at most (pgmail/worker/limiter.py); the
+-- rest is for clocks that were compared over a network, and for the way to the remote.
+create or replace function pgmail.limit_margin(p_per_seconds real) returns double precision
+language sql immutable parallel safe
+as $$ select greatest(p_per_seconds::double precision * 0.015, 0.015) $$;
+
+-- The gap between two tokens, in seconds; null without a rate. Messages that begin at most the margin after the moments
+-- of their tokens are, in any window of per_seconds, no more than the moments in a window that much longer: with this
+-- gap, as many as are allowed. A relay is ramped up to from a tenth of its rate, since it was up.
 create or replace function pgmail.limit_gap(p_limit pgmail.limits, p_up_since timestamptz, p_now timestamptz) returns double precision
 language sql immutable parallel safe
 as $$
-  select p_limit.per_seconds::double precision / p_limit.messages * 1.01
+  select (p_limit.per_seconds::double precision + pgmail.limit_margin(p_limit.per_seconds)) / p_limit.messages
     / case when p_limit.scope = 'relay' and p_limit.ramp_seconds > 0
            then least(1, greatest(0.1, coalesce(extract(epoch from p_now - p_up_since), 0)::double precision / p_limit.ramp_seconds))
            else 1 end
@@ -118,81 +125,20 @@ begin
 end
 $$;
 
--- Tokens for messages that are about to be sent, for at most half a second ahead. Token i (from 0) of a key is good
--- from starts_in + i * gap seconds after the answer. Less than wanted was granted: ask again after wait seconds. A key
--- without a rate answers what it asked for, with gap 0. Rows are locked by key in order, for this statement only.
-create or replace function pgmail.take_tokens_v1(p_epoch bigint, p_scopes text[], p_names text[], p_wants integer[])
-returns table (scope text, name text, granted integer, starts_in double precision, gap double precision, wait double precision)
-language plpgsql volatile security definer set search_path = pgmail, pg_temp set jit = off set plan_cache_mode = force_generic_plan
-as $$
-#variable_conflict use_column
-declare k record; now_ timestamptz; ahead double precision; horizon constant double precision := 0.5;
-begin
-  -- One that was declared dead must not spend what its successors need.
-  if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
-    raise exception using errcode = 'PM410', constraint = 'fenced_out', message = format('worker %s was declared dead', p_epoch);
-  end if;
-  insert into pgmail.bucket (scope, name)
-  select l.scope, l.name from pgmail.limits l join (select distinct x.scope, x.name from unnest(p_scopes, p_names) x(scope, name)) u
-    on u.scope = l.scope and u.name = l.name
-  where l.messages is not null and not exists (select from pgmail.bucket b where b.scope = l.scope and b.name = l.name)
-  order by l.scope, l.name on conflict do nothing;
-  perform from pgmail.bucket b
-  where (b.scope, b.name) in (select x.scope, x.name from unnest(p_scopes, p_names) x(scope, name))
-  order by b.scope, b.name for no key update;
-  -- The wait for the lock is over: tokens start from here, or those who waited longest would be handed moments that
-  -- have passed, and spend them in one burst.
-  now_ := pgmail.now() + (clock_timestamp() - statement_timestamp());
-  for k in
-    select u.scope, u.name, u.want, l as limits, b.last_at, r.up_since, r.name is not null as known
-    from (select x.scope, x.name, least(sum(greatest(x.want, 0)), 1000000)::integer as want
-          from unnest(p_scopes, p_names, p_wants) x(scope, name, want) group by x.scope, x.name) u
-    left join pgmail.limits l on l.scope = u.scope and l.name = u.name and l.messages is not null
-    left join pgmail.bucket b on b.scope = u.scope and b.name = u.name
-    left join pgmail.relay r on u.scope = 'relay' and r.name = u.name
-    order by u.scope, u.name
-  loop
-    scope := k.scope; name := k.name;
-    -- Without its bucket (the limit came after the locks were taken) it is as if the limit came a moment later.
-    if (k.limits).messages is null or k.last_at is null then
-      granted := k.want; starts_in := 0; gap := 0; wait := 0;
-      return next; continue;
-    end if;
-    if k.known and k.up_since is null and k.want > 0 then
-      -- Its first mail. Past a row that an operator's open transaction holds: nobody's tokens wait for that.
-      update pgmail.relay r set up_since = now_
-       where r.name = (select x.name from pgmail.relay x where x.name = k.name and x.up_since is null for no key update skip locked);
-    end if;
-    gap := pgmail.limit_gap(k.limits, coalesce(k.up_since, case when k.known then now_ else now_ - interval '8 days' end), now_);
-    -- No token is given further ahead than the horizon: a last one that lies there was given by another clock, which
-    -- was set back, or was that of a server that is gone. Nobody waits for what that one called the present.
-    ahead := case when k.last_at = '-infinity' then 0
-                  when k.last_at > now_ + interval '10 seconds' then gap
-                  else greatest(0, extract(epoch from k.last_at - now_)::double precision + gap) end;
-    granted := case when ahead > horizon then 0 else least(k.want, 1 + floor((horizon - ahead) / gap))::integer end;
-    starts_in := ahead;
-    if granted > 0 then
-      update pgmail.bucket b set last_at = now_ + (ahead + (granted - 1) * gap) * interval '1 second'
-       where b.scope = k.scope and b.name = k.name;
-    end if;
-    wait := greatest(0, ahead + granted * gap - horizon / 2);
-    return next;
-  end loop;
-end
-$$;
-
 -- How many connections this worker may hold of each key; null where there is no cap. It names every key of which it
 -- holds or wants any: what it names no longer, it has given back. p_held is what it holds and will not exceed until the
 -- answer; p_wanted is what it could use, those included.
 -- Fair among the workers that want some: what one leaves is lent to the others. Who holds more than its share is told
 -- so, and gives back as its mails end; what it may still hold counts until it says that it does not. So the sum of what
 -- living workers may hold never passes the cap.
+-- With fewer connections than workers, those who have one take turns of a minute: a worker whose connection hangs does not
+-- keep it from the others for good.
 create or replace function pgmail.share_permits_v1(p_epoch bigint, p_scopes text[], p_names text[], p_held integer[], p_wanted integer[])
 returns table (scope text, name text, allowed integer)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set jit = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
-declare k record; w record; rest integer; sharers integer; share integer; others bigint;
+declare k record; w record; rest integer; sharers integer; share integer; others bigint; turn text := '';
 begin
   if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
     raise exception using errcode = 'PM410', constraint = 'fenced_out', message = format('worker %s was declared dead', p_epoch);
@@ -226,12 +172,13 @@ begin
     select count(*) into sharers from pgmail.permit p join pgmail.worker w on w.epoch = p.epoch
      where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch and p.wanted > 0;
     sharers := sharers + case when k.wanted > 0 then 1 else 0 end;
+    turn := case when sharers > k.connections then floor(extract(epoch from pgmail.now()) / 60)::text else '' end;
     for w in
       select x.epoch, x.wanted from (
         select p.epoch, p.wanted from pgmail.permit p join pgmail.worker v on v.epoch = p.epoch
         where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch
         union all select p_epoch, k.wanted) x
-      where x.wanted > 0 order by x.wanted, x.epoch
+      where x.wanted > 0 order by x.wanted, case when turn <> '' then md5(turn || x.epoch) end, x.epoch
     loop
       if w.epoch = p_epoch then share := least(w.wanted, rest / greatest(sharers, 1)); exit; end if;
       rest := rest - least(w.wanted, rest / greatest(sharers, 1));

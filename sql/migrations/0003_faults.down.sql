@@ -59,5 +59,12 @@ drop table pgmail.content_mark;
 alter table pgmail.stream drop column keep_content_days;
 drop table pgmail.retention;
 
+------------------------------------------------------------------------------------------------ limits
+drop function if exists pgmail.take_tokens_v2(bigint, integer[], text[], text[], integer[]);
+drop function if exists pgmail.limit_margin(real);
+alter table pgmail.stream
+  drop constraint stream_retry_base_seconds_most, drop constraint stream_retry_factor_most,
+  drop constraint stream_retry_cap_seconds_most, drop constraint stream_relay_weights_most;
+
 ------------------------------------------------------------------------------------------------ version
 update pgmail.schema_version set version = 2;

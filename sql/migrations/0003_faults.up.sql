@@ -62,5 +62,21 @@ alter table pgmail.content_mark enable row level security;
 alter table pgmail.content_left enable row level security;
 alter table pgmail.erasure_salt enable row level security;
 
+------------------------------------------------------------------------------------------------ limits
+-- What no schedule can be made of: NaN, which is greater than all numbers and so passed the checks, and Infinity. A delay
+-- is a year at most, as in the API; what is beyond is brought back to it.
+update pgmail.stream set
+  retry_base_seconds = case when retry_base_seconds = 'NaN' then 30 else least(retry_base_seconds, 31536000) end,
+  retry_factor       = case when retry_factor = 'NaN' then 3 else least(retry_factor, 1000) end,
+  retry_cap_seconds  = case when retry_cap_seconds = 'NaN' then 14400 else least(retry_cap_seconds, 31536000) end,
+  relay_weights      = (select array_agg(case when w = 'NaN' then 1 else least(w, 1000) end order by n)
+                        from unnest(relay_weights) with ordinality x(w, n))
+where not (retry_base_seconds <= 31536000 and retry_factor <= 1000 and retry_cap_seconds <= 31536000 and 1000 >= all (coalesce(relay_weights, '{}')));
+alter table pgmail.stream
+  add constraint stream_retry_base_seconds_most check (retry_base_seconds <= 31536000),
+  add constraint stream_retry_factor_most check (retry_factor <= 1000),
+  add constraint stream_retry_cap_seconds_most check (retry_cap_seconds <= 31536000),
+  add constraint stream_relay_weights_most check (1000 >= all (relay_weights));
+
 ------------------------------------------------------------------------------------------------ version
 update pgmail.schema_version set version = 3;

@@ -1,8 +1,10 @@
 -- Limits, pauses and weights: what workers learn about once a second and ask for, and what people look at and change.
 
 -- name: limits :many
--- Every limit that holds; a tenant's by its id. Messages a second and connections, null where there is none.
-select l.scope, l.name, t.id as tenant, l.messages / l.per_seconds::float8 as rate, l.connections, l.shipped
+-- Every limit that holds; a tenant's by its id. Messages a second and connections, null where there is none. How late a
+-- message may be, in seconds, before it breaks a rate.
+select l.scope, l.name, t.id as tenant, l.messages / l.per_seconds::float8 as rate, l.connections, l.shipped,
+  pgmail.limit_margin(l.per_seconds) as margin
 from pgmail.limits l
 left join pgmail.tenant t on l.scope = 'tenant' and t.name = l.name
 order by l.scope, l.name;
@@ -24,9 +26,13 @@ select t.id, t.weight from pgmail.tenant t;
 
 -- name: take_tokens :many
 -- Tokens for messages about to be sent, and the database's clock when they were given.
-select t.scope, t.name, t.granted, t.starts_in, t.gap, t.wait,
+select t.set_number, t.scope, t.name, t.moments, t.wait,
   extract(epoch from pgmail.now() + (clock_timestamp() - statement_timestamp()))::float8 as clock
-from pgmail.take_tokens_v1(%(epoch)s, %(scopes)s::text[], %(names)s::text[], %(wants)s::integer[]) t;
+from pgmail.take_tokens_v2(%(epoch)s, %(sets)s::integer[], %(scopes)s::text[], %(names)s::text[], %(wants)s::integer[]) t;
+
+-- name: clock :one
+-- The database's clock, to compare one's own with.
+select extract(epoch from pgmail.now() + (clock_timestamp() - statement_timestamp()))::float8 as clock;
 
 -- name: share_permits :many
 -- How many connections this worker may hold of each key.

@@ -92,7 +92,7 @@ def test_four_workers_that_all_ask_never_exceed_a_rate_in_any_window_and_reach_i
         thread.join()
     assert most_in(moments, per_seconds) <= messages
     gaps = [(b - a).total_seconds() for a, b in zip(sorted(moments), sorted(moments)[1:], strict=False)]
-    assert min(gaps) >= per_seconds / messages * 1.0099
+    assert min(gaps) >= per_seconds / messages * 1.0149
     elapsed = (db_clock.now() - began).total_seconds()
     assert len(moments) >= elapsed * messages / per_seconds * 0.98 - 1
 
@@ -114,8 +114,8 @@ def test_tokens_are_given_out_half_a_second_ahead_and_then_a_time_to_ask_again(d
     db_clock.freeze()
     assert take(hand, ("site", "slow.example", 5))["site", "slow.example"][0] == 1
     granted, starts_in, gap, wait = take(hand, ("site", "slow.example", 5))["site", "slow.example"]
-    assert (granted, gap) == (0, pytest.approx(60.6))
-    assert starts_in == pytest.approx(60.6, abs=2)
+    assert (granted, gap) == (0, pytest.approx(60.9))
+    assert starts_in == pytest.approx(60.9, abs=2)
     assert wait == pytest.approx(starts_in - 0.25)
     db_clock.advance(wait)
     granted, starts_in, _, _ = take(hand, ("site", "slow.example", 5))["site", "slow.example"]
@@ -164,28 +164,28 @@ def test_a_relay_is_ramped_up_to_from_its_first_mail_and_when_it_comes_back(db, 
     def gap():
         return take(hand, ("relay", "default", 1))["relay", "default"][2]
 
-    assert gap() == pytest.approx(0.101, rel=0.1)  # a tenth of it
+    assert gap() == pytest.approx(0.1015, rel=0.1)  # a tenth of it
     db_clock.advance(15)
-    assert gap() == pytest.approx(0.0202, rel=0.2)
+    assert gap() == pytest.approx(0.0203, rel=0.2)
     db_clock.advance(60)
-    assert gap() == pytest.approx(0.0101)
+    assert gap() == pytest.approx(0.01015)
     owner.execute("select pgmail.relay_state_v1('default', 'up', null)")
-    assert gap() == pytest.approx(0.0101)  # it was up
+    assert gap() == pytest.approx(0.01015)  # it was up
     owner.execute("select pgmail.relay_state_v1('default', 'away', 'refused', 1)")
     db_clock.advance(600)
     owner.execute("select pgmail.relay_state_v1('default', 'up', null)")
-    assert gap() == pytest.approx(0.101, rel=0.1)
+    assert gap() == pytest.approx(0.1015, rel=0.1)
     db_clock.advance(60)
     owner.execute("select pgmail.pause_relay('default', 'moving')")
     owner.execute("select pgmail.resume_relay('default')")
-    assert gap() == pytest.approx(0.101, rel=0.1)
+    assert gap() == pytest.approx(0.1015, rel=0.1)
 
 
 def test_a_ramp_of_nothing_and_the_limit_of_a_relay_without_a_row_hold_at_once(db, owner, hand):
     limit(owner, "relay", "default", 100, ramp_seconds=0)
     limit(owner, "relay", "unheard", 100)
     found = take(hand, ("relay", "default", 1), ("relay", "unheard", 1))
-    assert [row[2] for row in found.values()] == [pytest.approx(0.0101)] * 2
+    assert [row[2] for row in found.values()] == [pytest.approx(0.01015)] * 2
 
 
 def test_a_worker_that_was_declared_dead_gets_no_tokens(db, hand):

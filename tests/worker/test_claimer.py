@@ -26,8 +26,11 @@ class Tokens:
     def keys(self, *_: object) -> tuple[tuple[str, str], ...]:
         return (KEY,)
 
-    async def fetch(self, wanted: dict[tuple[str, str], int]) -> None:
-        self.fetched.append(wanted[KEY])
+    async def fetch(self, wanted: dict[tuple[tuple[str, str], ...], int]) -> None:
+        self.fetched.append(wanted[KEY,])
+
+    def long(self, _: object) -> bool:
+        return False
 
     def reserve(self, _: object, most: int) -> list[Token]:
         return [self.tokens.popleft() for _ in range(min(most, len(self.tokens)))]

@@ -203,11 +203,11 @@ def test_a_job_behind_two_gates_takes_no_place_at_the_one_while_it_waits_at_the_
         outbox, a_job(NORMAL, site, relay), a_job(NORMAL, site, relay), a_job(NORMAL, site)
     )
     assert begin(outbox) == [one]
-    relay.busy += 1  # another site's mail has the relay's place
+    relay.begin(NORMAL)  # another site's mail has the relay's place
     outbox.done(one)
     assert begin(outbox) == [other]
     outbox.done(other)
-    relay.busy -= 1
+    relay.begin(NORMAL, -1)
     outbox.opened(relay)
     assert begin(outbox) == [both]
     outbox.done(both)
