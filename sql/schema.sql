@@ -1002,11 +1002,15 @@ CREATE TABLE pgmail.limits (
 CREATE FUNCTION pgmail.limit_gap(p_limit pgmail.limits, p_up_since timestamp with time zone, p_now timestamp with time zone) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-  select p_limit.per_seconds::double precision / p_limit.messages * 1.01
+  select (p_limit.per_seconds::double precision + pgmail.limit_margin(p_limit.per_seconds)) / p_limit.messages
     / case when p_limit.scope = 'relay' and p_limit.ramp_seconds > 0
            then least(1, greatest(0.1, coalesce(extract(epoch from p_now - p_up_since), 0)::double precision / p_limit.ramp_seconds))
            else 1 end
 $$;
+
+CREATE FUNCTION pgmail.limit_margin(p_per_seconds real) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select greatest(p_per_seconds::double precision * 0.015, 0.015) $$;
 
 CREATE FUNCTION pgmail.limit_name(p_scope text, p_name text) RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -2987,7 +2991,7 @@ CREATE FUNCTION pgmail.share_permits_v1(p_epoch bigint, p_scopes text[], p_names
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 #variable_conflict use_column
-declare k record; w record; rest integer; sharers integer; share integer; others bigint;
+declare k record; w record; rest integer; sharers integer; share integer; others bigint; turn text := '';
 begin
   if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
     raise exception using errcode = 'PM410', constraint = 'fenced_out', message = format('worker %s was declared dead', p_epoch);
@@ -3021,12 +3025,13 @@ begin
     select count(*) into sharers from pgmail.permit p join pgmail.worker w on w.epoch = p.epoch
      where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch and p.wanted > 0;
     sharers := sharers + case when k.wanted > 0 then 1 else 0 end;
+    turn := case when sharers > k.connections then floor(extract(epoch from pgmail.now()) / 60)::text else '' end;
     for w in
       select x.epoch, x.wanted from (
         select p.epoch, p.wanted from pgmail.permit p join pgmail.worker v on v.epoch = p.epoch
         where p.scope = k.scope and p.name = k.name and p.epoch <> p_epoch
         union all select p_epoch, k.wanted) x
-      where x.wanted > 0 order by x.wanted, x.epoch
+      where x.wanted > 0 order by x.wanted, case when turn <> '' then md5(turn || x.epoch) end, x.epoch
     loop
       if w.epoch = p_epoch then share := least(w.wanted, rest / greatest(sharers, 1)); exit; end if;
       rest := rest - least(w.wanted, rest / greatest(sharers, 1));
@@ -3445,13 +3450,37 @@ end
 $$;
 
 CREATE FUNCTION pgmail.take_tokens_v1(p_epoch bigint, p_scopes text[], p_names text[], p_wants integer[]) RETURNS TABLE(scope text, name text, granted integer, starts_in double precision, gap double precision, wait double precision)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  with u as materialized (
+    select x.scope, x.name, least(sum(greatest(x.want, 0)), 1000000)::integer as want, (row_number() over (order by x.scope, x.name))::integer as n
+    from unnest(p_scopes, p_names, p_wants) x(scope, name, want) group by x.scope, x.name
+  ), t as materialized (
+    select * from pgmail.take_tokens_v2(p_epoch, (select array_agg(n order by n) from u), (select array_agg(u.scope order by n) from u),
+      (select array_agg(u.name order by n) from u), (select array_agg(want order by n) from u))
+  )
+  select u.scope, u.name, cardinality(t.moments), coalesce(t.moments[1], t.wait + 0.25), t.gap, t.wait
+  from u join t on t.set_number = u.n
+  order by u.scope, u.name
+$$;
+
+CREATE FUNCTION pgmail.take_tokens_v2(p_epoch bigint, p_sets integer[], p_scopes text[], p_names text[], p_wants integer[], p_lead double precision DEFAULT 0) RETURNS TABLE(set_number integer, scope text, name text, moments double precision[], gap double precision, wait double precision)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 #variable_conflict use_column
-declare k record; now_ timestamptz; ahead double precision; horizon constant double precision := 0.5;
+declare
+  horizon constant double precision := 0.5;
+  -- How far a key's tokens may be passed over for the sake of another one's: what nobody then uses is lost.
+  most_passed constant double precision := 0.05;
+  most_passed_moments constant integer := 1000;
+  lead constant double precision := least(greatest(p_lead, 0), horizon / 2);
+  now_ timestamptz; s record; i integer; n integer; t double precision; first double precision; slowest integer;
+  scopes_ text[]; names_ text[]; gaps double precision[]; free double precision[]; before double precision[]; up text[];
+  passed jsonb := '{}'; mine double precision[];
 begin
   -- One that was declared dead must not spend what its successors need.
   if not exists (select from pgmail.worker w where w.epoch = p_epoch) then
@@ -3468,41 +3497,78 @@ begin
   -- The wait for the lock is over: tokens start from here, or those who waited longest would be handed moments that
   -- have passed, and spend them in one burst.
   now_ := pgmail.now() + (clock_timestamp() - statement_timestamp());
-  for k in
-    select u.scope, u.name, u.want, l as limits, b.last_at, r.up_since, r.name is not null as known
-    from (select x.scope, x.name, least(sum(greatest(x.want, 0)), 1000000)::integer as want
-          from unnest(p_scopes, p_names, p_wants) x(scope, name, want) group by x.scope, x.name) u
-    left join pgmail.limits l on l.scope = u.scope and l.name = u.name and l.messages is not null
-    left join pgmail.bucket b on b.scope = u.scope and b.name = u.name
-    left join pgmail.relay r on u.scope = 'relay' and r.name = u.name
-    order by u.scope, u.name
+  -- No token is given further ahead than the horizon: a last one that lies there was given by another clock, which was set
+  -- back, or was that of a server that is gone. Nobody waits for what that one called the present.
+  -- Without its bucket (the limit came after the locks were taken) it is as if the limit came a moment later.
+  select array_agg(k.scope order by k.scope, k.name), array_agg(k.name order by k.scope, k.name), array_agg(k.gap order by k.scope, k.name),
+    array_agg(case when k.last_at = '-infinity' then lead
+              when k.last_at > now_ + interval '10 seconds' then greatest(lead, k.gap)
+              else greatest(lead, extract(epoch from k.last_at - now_)::double precision + k.gap) end order by k.scope, k.name),
+    array_agg(k.name order by k.name) filter (where k.unheard)
+  into scopes_, names_, gaps, free, up
+  from (
+    select u.scope, u.name, b.last_at, r.name is not null and r.up_since is null and u.want > 0 as unheard,
+      pgmail.limit_gap(l, coalesce(r.up_since, case when r.name is null then now_ - interval '8 days' else now_ end), now_) as gap
+    from (select x.scope, x.name, max(x.want) as want from unnest(p_scopes, p_names, p_wants) x(scope, name, want) group by x.scope, x.name) u
+    join pgmail.limits l on l.scope = u.scope and l.name = u.name and l.messages is not null
+    join pgmail.bucket b on b.scope = u.scope and b.name = u.name
+    left join pgmail.relay r on u.scope = 'relay' and r.name = u.name) k;
+  if up is not null then
+    -- Its first mail. Past a row that an operator's open transaction holds: nobody's tokens wait for that.
+    update pgmail.relay r set up_since = now_
+     where r.name in (select x.name from pgmail.relay x where x.name = any (up) and x.up_since is null order by x.name
+                      for no key update skip locked);
+  end if;
+  before := free;
+  for s in
+    select u.number, least(max(greatest(u.want, 0)), 1000000) as want,
+      array_agg(distinct k.at) filter (where k.at is not null) as keys
+    from unnest(p_sets, p_scopes, p_names, p_wants) u(number, scope, name, want)
+    left join unnest(scopes_, names_) with ordinality k(scope, name, at) on k.scope = u.scope and k.name = u.name
+    group by u.number order by u.number
   loop
-    scope := k.scope; name := k.name;
-    -- Without its bucket (the limit came after the locks were taken) it is as if the limit came a moment later.
-    if (k.limits).messages is null or k.last_at is null then
-      granted := k.want; starts_in := 0; gap := 0; wait := 0;
+    set_number := s.number; moments := '{}'; gap := 0; wait := 0; scope := null; name := null;
+    if s.keys is null then
+      moments := array_fill(0::double precision, array[s.want]);
       return next; continue;
     end if;
-    if k.known and k.up_since is null and k.want > 0 then
-      -- Its first mail. Past a row that an operator's open transaction holds: nobody's tokens wait for that.
-      update pgmail.relay r set up_since = now_
-       where r.name = (select x.name from pgmail.relay x where x.name = k.name and x.up_since is null for no key update skip locked);
-    end if;
-    gap := pgmail.limit_gap(k.limits, coalesce(k.up_since, case when k.known then now_ else now_ - interval '8 days' end), now_);
-    -- No token is given further ahead than the horizon: a last one that lies there was given by another clock, which
-    -- was set back, or was that of a server that is gone. Nobody waits for what that one called the present.
-    ahead := case when k.last_at = '-infinity' then 0
-                  when k.last_at > now_ + interval '10 seconds' then gap
-                  else greatest(0, extract(epoch from k.last_at - now_)::double precision + gap) end;
-    granted := case when ahead > horizon then 0 else least(k.want, 1 + floor((horizon - ahead) / gap))::integer end;
-    starts_in := ahead;
-    if granted > 0 then
-      update pgmail.bucket b set last_at = now_ + (ahead + (granted - 1) * gap) * interval '1 second'
-       where b.scope = k.scope and b.name = k.name;
-    end if;
-    wait := greatest(0, ahead + granted * gap - horizon / 2);
+    loop
+      slowest := s.keys[1]; first := free[slowest];
+      foreach i in array s.keys loop
+        if free[i] > free[slowest] then slowest := i; end if;
+        gap := greatest(gap, gaps[i]);
+        first := least(first, free[i]);
+      end loop;
+      t := free[slowest];
+      scope := scopes_[slowest]; name := names_[slowest];
+      if t - first > most_passed then wait := greatest(0, t - lead - most_passed * 0.8); exit; end if;
+      if t > horizon then wait := greatest(0, t - horizon / 2); exit; end if;
+      exit when cardinality(moments) >= s.want;
+      if cardinality(s.keys) = 1 then   -- all at once: there may be thousands
+        n := least(s.want, 1 + floor((horizon - t) / gaps[slowest])::integer);
+        moments := array(select t + g * gaps[slowest] from generate_series(0, n - 1) g);
+        free[slowest] := t + n * gaps[slowest];
+        continue;
+      end if;
+      moments := moments || t;
+      foreach i in array s.keys loop
+        if free[i] + gaps[i] <= t then
+          n := least(floor((t - free[i]) / gaps[i])::integer, most_passed_moments);
+          select array_agg(free[i] + g * gaps[i] order by g) into mine from generate_series(0, n - 1) g;
+          passed := jsonb_set(passed, array[i::text], coalesce(passed->(i::text), '[]') || to_jsonb(mine));
+        end if;
+        free[i] := t + gaps[i];
+      end loop;
+    end loop;
     return next;
   end loop;
+  if scopes_ is null then return; end if;
+  update pgmail.bucket b set last_at = now_ + (x.free - x.gap) * interval '1 second'
+  from unnest(scopes_, names_, gaps, free, before) x(scope, name, gap, free, before)
+  where b.scope = x.scope and b.name = x.name and x.free > x.before;
+  return query select null::integer, scopes_[k.key::integer], names_[k.key::integer],
+    array(select v.value::double precision from jsonb_array_elements_text(k.value) v), gaps[k.key::integer], 0::double precision
+  from jsonb_each(passed) k;
 end
 $$;
 
@@ -4299,9 +4365,13 @@ CREATE TABLE pgmail.stream (
     CONSTRAINT stream_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9_-]{0,62}$'::text)),
     CONSTRAINT stream_on_doubt_check CHECK ((on_doubt = ANY (ARRAY['resend'::text, 'hold'::text]))),
     CONSTRAINT stream_priority_check CHECK (((priority >= 1) AND (priority <= 3))),
+    CONSTRAINT stream_relay_weights_most CHECK (((1000)::double precision >= ALL (relay_weights))),
     CONSTRAINT stream_retry_base_seconds_check CHECK ((retry_base_seconds > (0)::double precision)),
+    CONSTRAINT stream_retry_base_seconds_most CHECK ((retry_base_seconds <= (31536000)::double precision)),
     CONSTRAINT stream_retry_cap_seconds_check CHECK ((retry_cap_seconds > (0)::double precision)),
+    CONSTRAINT stream_retry_cap_seconds_most CHECK ((retry_cap_seconds <= (31536000)::double precision)),
     CONSTRAINT stream_retry_factor_check CHECK ((retry_factor >= (1)::double precision)),
+    CONSTRAINT stream_retry_factor_most CHECK ((retry_factor <= (1000)::double precision)),
     CONSTRAINT stream_retry_jitter_check CHECK (((retry_jitter >= (0)::double precision) AND (retry_jitter <= (1)::double precision))),
     CONSTRAINT stream_trace_check CHECK ((trace = ANY (ARRAY['full'::text, 'lean'::text])))
 );

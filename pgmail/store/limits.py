@@ -1,12 +1,12 @@
 """Limits, pauses and weights as workers see them: learnt about once a second, and asked for as mail goes out.
 
 A rate is tokens, each for one message at one moment; a connection cap is permits that workers share. Both hold
-across the fleet because the database deals them out (`sql/functions/027_limits.sql`).
+across the fleet because the database deals them out (`sql/functions/027_tokens.sql`).
 
-What can go wrong: a token that is spent late comes too close to the next. So a token lapses when two thirds of the margin
-of its limit have passed since its moment, and clocks are compared often. And a worker that opens connections while it asks
-for permits: what it reports as held is a promise not to exceed that until the answer, and if no answer comes,
-until one does.
+What can go wrong: a token that is spent late comes too close to the next. So a token lapses when two thirds of
+the margin of its limit have passed since its moment, and clocks are compared often. And a worker that opens
+connections while it asks for permits: what it reports as held is a promise not to exceed that until the answer,
+and if no answer comes, until one does.
 
 All raise `DatabaseAway`; the two that take an epoch raise `FencedOut` when this worker was declared dead.
 """
@@ -121,10 +121,12 @@ async def weights(database: Database) -> dict[int, float]:
     return {row.id: row.weight for row in await database.many(_Q["weights"])}
 
 
-async def take_tokens(database: Database, epoch: int, wants: Sequence[Want]) -> list[Grant]:
+async def take_tokens(
+    database: Database, epoch: int, wants: Sequence[Want], lead: float = 0.0
+) -> list[Grant]:
     """Take tokens, half a second ahead at most: an answer for each want, in their order, and what they passed over.
 
-    A relay that came up lately gets fewer, by its limit's ramp.
+    None is sooner than `lead` seconds. A relay that came up lately gets fewer, by its limit's ramp.
     """
     each = [(n, *key, want.tokens) for n, want in enumerate(wants) for key in want.keys]
     rows = await database.many(
@@ -135,6 +137,7 @@ async def take_tokens(database: Database, epoch: int, wants: Sequence[Want]) -> 
             "scopes": [row[1] for row in each],
             "names": [row[2] for row in each],
             "wants": [row[3] for row in each],
+            "lead": lead,
         },
     )
     grants = []

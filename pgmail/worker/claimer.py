@@ -229,6 +229,7 @@ class Claimer(Loop):
         found: list[list[Lease]] = []
         seen: list[Lease] = []
         wanted: list[tuple[int, list[Claim]]] = []
+        began = time.monotonic()
         try:
             for tenant, lanes, rows in chosen:
                 for lane in lanes:
@@ -262,6 +263,8 @@ class Claimer(Loop):
         jobs = await self._prepare(batches)
         for job in jobs:
             self._let_go(job, under[job.lane.id])
+        if any(limits.keys for limits in under.values()):
+            self._limiter.took(time.monotonic() - began)
         for limits in under.values():
             self._limiter.back(limits.keys, limits.tokens)
         return bool(batches)

@@ -28,6 +28,7 @@ Keys = tuple["Key", ...]
 
 CHUNK_SECONDS = 0.5  # of tokens are asked for at a time
 LEAST_WAIT, MOST_WAIT = 0.02, 5.0  # seconds until an exhausted limit is asked again
+FIRST_LEAD = 0.05  # until it is known how long that takes
 LONG_SECONDS = 1.0  # claimed mail waits no longer than that for tokens
 SHARE_SECONDS = 1.0  # between two looks at permits
 UNUSED_SECONDS = 5.0  # after which a worker wants no permits of a key any more
@@ -90,6 +91,7 @@ class Limiter:
         self._caps: dict[Key, _Cap] = {}
         self._tenants: dict[int, Key] = {}
         self._shared_at = 0.0
+        self._lead = FIRST_LEAD  # seconds from asking for tokens to mail that is ready for them
         # Our clock less the database's, at the least: of this half minute, and of the one before.
         self._apart = self._apart_new = math.inf
         self._apart_at, self._compared_at = monotonic(), -math.inf
@@ -166,7 +168,7 @@ class Limiter:
         if not asks:
             return
         await self._compare()
-        for grant in await store.take_tokens(self._database, self._epoch(), asks):
+        for grant in await store.take_tokens(self._database, self._epoch(), asks, self._lead):
             now = self._here(grant.clock)
             grace = GRACE * min(
                 (rate.margin for key in grant.keys if (rate := self._rates.get(key))), default=0
@@ -175,6 +177,10 @@ class Limiter:
             line.extend(Token(now + moment, now + moment + grace) for moment in grant.moments)
             if grant.wanted and not grant.moments and (rate := self._rates.get(grant.short or grant.keys[0])):
                 rate.ready_at = now + max(LEAST_WAIT, grant.wait)
+
+    def took(self, seconds: float) -> None:
+        """So long it took from asking for tokens until the mail for them was ready: sooner ones would lapse."""
+        self._lead = max(seconds * 1.25, self._lead * 0.9)
 
     async def _compare(self) -> None:
         """Compare clocks, before the first tokens several times: the first answers come late."""

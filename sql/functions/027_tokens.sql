@@ -4,14 +4,15 @@
 
 -- Tokens for messages that are about to be sent, for at most half a second ahead. p_sets[i] says in which set the key
 -- (p_scopes[i], p_names[i]) is: the rates that a message is under at the same time. A key may be in several sets; p_wants[i]
--- is the number wanted of a set, the same in all its rows. Sets are served in the order of their numbers.
+-- is the number wanted of a set, the same in all its rows. No moment is sooner than p_lead seconds (a quarter at most): so
+-- long it takes this worker to have the mail ready, and what is sooner would lapse. Sets are served in the order of their numbers.
 -- Answers a row for each set: moments, in seconds from the answer; fewer than wanted: ask again after wait seconds, for
 -- (scope, name) has no more until then. They lie gap apart at least. A set of keys without a rate answers as many moments of 0 as were wanted.
 -- And a row with set_number null for each key of which free moments were passed over because another key of its set had
 -- none then: they are the asker's, for mail under that key alone.
 -- Rows are locked by key in order, for this statement only.
 create or replace function pgmail.take_tokens_v2(
-  p_epoch bigint, p_sets integer[], p_scopes text[], p_names text[], p_wants integer[]
+  p_epoch bigint, p_sets integer[], p_scopes text[], p_names text[], p_wants integer[], p_lead double precision default 0
 ) returns table (set_number integer, scope text, name text, moments double precision[], gap double precision, wait double precision)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set jit = off set plan_cache_mode = force_generic_plan
 as $$
@@ -21,6 +22,7 @@ declare
   -- How far a key's tokens may be passed over for the sake of another one's: what nobody then uses is lost.
   most_passed constant double precision := 0.05;
   most_passed_moments constant integer := 1000;
+  lead constant double precision := least(greatest(p_lead, 0), horizon / 2);
   now_ timestamptz; s record; i integer; n integer; t double precision; first double precision; slowest integer;
   scopes_ text[]; names_ text[]; gaps double precision[]; free double precision[]; before double precision[]; up text[];
   passed jsonb := '{}'; mine double precision[];
@@ -40,10 +42,13 @@ begin
   -- The wait for the lock is over: tokens start from here, or those who waited longest would be handed moments that
   -- have passed, and spend them in one burst.
   now_ := pgmail.now() + (clock_timestamp() - statement_timestamp());
+  -- No token is given further ahead than the horizon: a last one that lies there was given by another clock, which was set
+  -- back, or was that of a server that is gone. Nobody waits for what that one called the present.
   -- Without its bucket (the limit came after the locks were taken) it is as if the limit came a moment later.
   select array_agg(k.scope order by k.scope, k.name), array_agg(k.name order by k.scope, k.name), array_agg(k.gap order by k.scope, k.name),
-    array_agg(case when k.last_at = '-infinity' then 0
-              else greatest(0, extract(epoch from k.last_at - now_)::double precision + k.gap) end order by k.scope, k.name),
+    array_agg(case when k.last_at = '-infinity' then lead
+              when k.last_at > now_ + interval '10 seconds' then greatest(lead, k.gap)
+              else greatest(lead, extract(epoch from k.last_at - now_)::double precision + k.gap) end order by k.scope, k.name),
     array_agg(k.name order by k.name) filter (where k.unheard)
   into scopes_, names_, gaps, free, up
   from (
@@ -81,8 +86,8 @@ begin
       end loop;
       t := free[slowest];
       scope := scopes_[slowest]; name := names_[slowest];
+      if t - first > most_passed then wait := greatest(0, t - lead - most_passed * 0.8); exit; end if;
       if t > horizon then wait := greatest(0, t - horizon / 2); exit; end if;
-      if t - first > most_passed then wait := t - most_passed * 0.8; exit; end if;
       exit when cardinality(moments) >= s.want;
       if cardinality(s.keys) = 1 then   -- all at once: there may be thousands
         n := least(s.want, 1 + floor((horizon - t) / gaps[slowest])::integer);

@@ -60,7 +60,7 @@ alter table pgmail.stream drop column keep_content_days;
 drop table pgmail.retention;
 
 ------------------------------------------------------------------------------------------------ limits
-drop function if exists pgmail.take_tokens_v2(bigint, integer[], text[], text[], integer[]);
+drop function if exists pgmail.take_tokens_v2(bigint, integer[], text[], text[], integer[], double precision);
 drop function if exists pgmail.limit_margin(real);
 alter table pgmail.stream
   drop constraint stream_retry_base_seconds_most, drop constraint stream_retry_factor_most,

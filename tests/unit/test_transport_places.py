@@ -2,11 +2,13 @@
 
 import asyncio
 import random
+import time
 
 import pytest
 
 from pgmail.domain.reply import Phase
 from pgmail.sandbox.sink_rules import Answer
+from pgmail.transport.base import TooLate
 from tests.fix_smtp import an_envelope
 
 
@@ -234,3 +236,35 @@ async def test_a_remote_that_leaves_after_the_login_does_not_keep_mail_waiting(
         results = await asyncio.gather(*send(relay, 5))
     assert not any(result.accepted or result.in_doubt for result in results)
     await until(lambda: relay.open_connections == 0)
+
+
+async def test_a_mail_that_waits_for_a_place_past_its_moment_was_not_begun_and_leaves_no_trace(
+    open_sink, open_relay
+):
+    sink = await open_sink(tarpit_seconds=0.3)
+    relay = open_relay(sink.port, "max_connections=1")
+    slow = [asyncio.create_task(relay.deliver(an_envelope("slow.a@example.org"))) for _ in range(2)]
+    await until(lambda: relay._half or (sink.connected and not relay._openings))
+    moment = time.monotonic() + 0.05
+    late = [
+        asyncio.create_task(relay.deliver(an_envelope(id=f"late{n}@example.com", not_after=moment)))
+        for n in range(3)
+    ]
+    for task in late:
+        with pytest.raises(TooLate):
+            await task
+    assert not slow[1].done()
+    assert all(result.accepted for result in await asyncio.gather(*slow, *send(relay, 2)))
+    assert sink.total == 4
+    assert not any(name.startswith("late") for name in sink.by_message_id)
+
+
+async def test_a_mail_that_is_late_already_is_not_begun_on_an_idle_connection_and_one_in_time_is(
+    sink, open_relay
+):
+    relay = open_relay(sink.port, "max_connections=1")
+    await asyncio.gather(*send(relay, 1))
+    with pytest.raises(TooLate):
+        await relay.deliver(an_envelope(id="late@example.com", not_after=time.monotonic() - 1))
+    assert (await relay.deliver(an_envelope(id="two@example.com", not_after=time.monotonic() + 60))).accepted
+    assert (sink.total, sink.connected) == (2, 1)

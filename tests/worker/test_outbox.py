@@ -312,3 +312,33 @@ async def test_under_any_order_of_slots_that_come_go_and_are_cancelled_every_job
 def _rests(outbox: Outbox, task: asyncio.Task[None]) -> bool:
     """Whether a slot waits for a job: one that has begun a mail is never cancelled."""
     return getattr(task, "_fut_waiter", None) in outbox._idle
+
+
+def test_a_gate_by_class_lets_the_urgent_pass_what_hangs_and_no_more_of_each_class_than_its_limit(outbox):
+    ramp = outbox.gate("ramp", by_class=True)
+    ramp.limit = 1
+    low = put(outbox, *(a_job(LOW, ramp) for _ in range(3)))
+    assert begin(outbox) == low[:1]
+    normal = put(outbox, *(a_job(NORMAL, ramp) for _ in range(3)))
+    assert begin(outbox) == normal[:1]
+    high = put(outbox, *(a_job(HIGH, ramp) for _ in range(3)))
+    assert begin(outbox) == high[:1]
+    outbox.done(low[0])  # two that are more urgent are on the wire
+    assert begin(outbox) == []
+    outbox.done(high[0])
+    assert begin(outbox) == high[1:2]
+
+
+def test_withdrawing_takes_what_waits_behind_a_gate_wherever_it_is_and_leaves_the_rest(outbox, clock):
+    site, relay = outbox.gate("site"), outbox.gate("relay")
+    site.limit, relay.limit = 1, 1
+    begun, *behind = put(outbox, a_job(NORMAL, site, relay), a_job(NORMAL, site), a_job(LOW, relay, site))
+    assert begin(outbox) == [begun]
+    behind += put(outbox, a_job(HIGH, site))
+    others = put(outbox, a_job(NORMAL, relay), a_job(LOW))
+    site.limit = 0
+    assert set(outbox.withdraw(site)) == set(behind)
+    assert (site.claimed, site.called, relay.claimed, relay.called) == (1, 0, 2, 0)
+    assert len(outbox) == len(others)
+    outbox.done(begun)
+    assert set(begin(outbox)) == set(others)

@@ -12,7 +12,9 @@ from pgmail.domain import ids
 from pgmail.domain.reply import Phase, Reply, Result
 from pgmail.errors import DatabaseAway
 from pgmail.shaping.verdict import BROKEN
+from pgmail.store.faults import FencedOut
 from pgmail.store.work import Lease, MessageRow, RecipientRow, Settlement, StreamRow
+from pgmail.transport.base import TooLate
 from pgmail.worker import sender as module
 from pgmail.worker.content import Library, Message
 from pgmail.worker.job import Job
@@ -317,6 +319,27 @@ async def test_mail_that_missed_the_moment_of_its_tokens_asks_for_others_and_is_
     job.until = time.monotonic() + 60
     await desk.sender.send(job)
     assert desk.found == "sent"
+
+
+async def test_mail_that_waited_too_long_for_a_connection_asks_for_other_tokens():
+    desk, job = Desk(TooLate()), a_job()
+    job.at, job.until = time.monotonic(), time.monotonic() + 60
+    await desk.sender.send(job)
+    assert (desk.lapsed, desk.settled, desk.returned, desk.recorded) == ([job], [], [], [])
+    assert desk.transport.delivered[0].not_after == job.until
+
+
+@pytest.mark.parametrize("fault", [FencedOut("declared dead"), RuntimeError("a fault of ours")])
+async def test_a_lease_is_given_back_whatever_happens_while_its_relay_is_recorded(fault, monkeypatch):
+    desk = Desk(Result(phase=Phase.CONNECT, error="connection refused"))
+
+    async def record(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(desk, "record", record)
+    with pytest.raises(type(fault)):
+        await desk.sender.send(a_job())
+    assert desk.found == "back"
 
 
 async def test_mail_goes_by_the_relay_that_was_picked_for_it():
