@@ -127,11 +127,7 @@ class Sender:
                 self._lapsed(job)
                 return
             except Withheld as why:
-                self.withheld += 1
-                _log.warning(
-                    "mail.withheld", id=str(lease.id), message=str(lease.message_id), reason=str(why)
-                )
-                await self._give_back(lease, None)
+                await self._withhold(job, why)
                 return
             except Crashed as crashed:
                 began = intent is None or intent.committed
@@ -152,6 +148,14 @@ class Sender:
                 break
             eightbit = False  # another host of the same relay, which does not take what the last one did
         await self._judge(job, result)
+
+    async def _withhold(self, job: Job, why: Withheld) -> None:
+        """Give a mail back whose end of data was not sent, at our own wish."""
+        self.withheld += 1
+        _log.warning(
+            "mail.withheld", id=str(job.lease.id), message=str(job.lease.message_id), reason=str(why)
+        )
+        await self._give_back(job.lease, None)
 
     async def _stopped(self, job: Job) -> bool:
         """Look up again whether a mail that waited here may go. True if not: it is settled, or given back."""

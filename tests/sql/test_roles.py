@@ -47,7 +47,8 @@ FUNCTIONS = {
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"},
     "worker": PURE | LEAD | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1", "idle_lanes_v1"}
-    | {"claim_v2", "begin_v1", "suppressed_as", "take_tokens_v1", "take_tokens_v2", "limit_margin", "share_permits_v1", "register_relays_v1"},
+    | {"claim_v2", "begin_v1", "suppressed_as", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
+    | {"share_permits_v1", "register_relays_v1"},
     "maintain": PURE | LEAD,
 }  # fmt: skip
 FLEET = {"relay", "worker", "leader", "schema_version", "site_domain"}
