@@ -157,7 +157,7 @@ async def test_the_last_attempt_of_the_policy_is_a_dead_letter(attempts, reason)
     desk = Desk(refused(Phase.RCPT, 450))
     await desk.sender.send(a_job(attempts=attempts))
     assert desk.found == ("dead" if reason else "deferred")
-    assert desk.settled[0].reason == (reason or "refused_for_now")
+    assert desk.settled[0].reason == (reason or "temporary")
 
 
 async def test_a_doubt_on_the_last_attempt_is_a_dead_letter_that_says_so():
