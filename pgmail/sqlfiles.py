@@ -18,6 +18,8 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+REPLY_RULES = "rules/replies.toml"  # what replies of other mail servers mean, as data
+
 _PACKAGE = Path(__file__).resolve().parent
 _HEADER = re.compile(r"^--[ \t]*name:[ \t]*(.*)$", re.MULTILINE)
 _TITLE = re.compile(r"([a-z][a-z0-9_]*)[ \t]+:(one|many|exec)[ \t]*\r?")

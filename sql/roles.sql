@@ -32,7 +32,8 @@ revoke all on all routines in schema pgmail from {prefix}api, {prefix}worker, {p
 
 -- Pure helpers that views and queries of every role use.
 grant execute on function pgmail.now(), pgmail.uuid_floor(timestamptz), pgmail.uuid_time(uuid), pgmail.current_tenant(),
-  pgmail.state_of(text, boolean, boolean, boolean, timestamptz, text, timestamptz), pgmail.phase_of(text)
+  pgmail.state_of(text, boolean, boolean, boolean, timestamptz, text, timestamptz), pgmail.phase_of(text),
+  pgmail.fold_reply(text), pgmail.classify(integer, text, text, text)
   to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
 
 -- producer
@@ -80,7 +81,7 @@ grant execute on function
   pgmail.release_v1(integer, bigint, uuid[], integer[], text), pgmail.settle_v1(integer, bigint, jsonb),
   pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
   pgmail.relay_state_v1(text, text, text, double precision), pgmail.idle_lanes_v1(integer, bigint[]),
-  pgmail.suppressed_as(integer, text),
+  pgmail.suppressed_as(integer, text), pgmail.slow_site_v1(integer, text, text),
   pgmail.take_tokens_v1(bigint, text[], text[], integer[]), pgmail.take_tokens_v2(bigint, integer[], text[], text[], integer[], double precision),
   pgmail.limit_margin(real),
   pgmail.share_permits_v1(bigint, text[], text[], integer[], integer[]), pgmail.register_relays_v1(text[])
@@ -98,6 +99,8 @@ grant select on pgmail.message, pgmail.attachment, pgmail.recipient, pgmail.temp
 grant select on pgmail.relay, pgmail.worker, pgmail.leader, pgmail.schema_version, pgmail.site_domain
   to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
 
+grant select on pgmail.reply_reason, pgmail.reply_rule, pgmail.reply_pattern, pgmail.slowed_site, pgmail.refusal
+  to {prefix}api, {prefix}reader, {prefix}admin;
 grant select on pgmail.limits, pgmail.pause to {prefix}api, {prefix}worker, {prefix}reader, {prefix}admin;
 grant select on pgmail.bucket, pgmail.permit to {prefix}admin;
 
@@ -120,7 +123,7 @@ begin
              and c.relname <> 'alembic_version'
   loop
     if not t.secured then execute format('alter table %s enable row level security', t.name); end if;
-    if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain') then
+    if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain', 'reply_reason', 'reply_rule', 'reply_pattern') then
       wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'fleet', 'roles', fleet, 'condition', 'true');
     elsif t.relname in ('bucket', 'permit') then
       wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}admin'], 'condition', 'true');

@@ -253,6 +253,35 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.classify(p_code integer, p_enhanced text, p_phase text, p_text text) RETURNS TABLE(reason text, class text, blame text, suppress boolean, follows text, slow boolean, alert boolean, rule text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $_$
+  with given as materialized (
+    select coalesce(p_code::text, (regexp_match(p_text, '(^|[^0-9.])([245][0-9][0-9])([ -]|$)'))[2], '') as code,
+      coalesce(nullif(btrim(p_enhanced, ' #'), ''),
+        (regexp_match(p_text, '(^|[^0-9.])([245]\.[0-9]{1,3}\.[0-9]{1,3})($|[^0-9.]|\.$|\.[^0-9])'))[2], '') as wide,
+      coalesce(pgmail.fold_reply(p_text), '') as folded
+  ), g as materialized (
+    select folded, wide, code, code like '5%' and wide not like '4%' as final
+    from (select folded, wide, case when code = '' and wide <> '' then left(wide, 1) || '00' else code end as code from given) x
+  ), hit as materialized (
+    -- A word that must be there is looked for first: running each pattern at each place takes many times as long.
+    select p.rule, p.unless from pgmail.reply_pattern p cross join g
+    where case when exists (select from unnest(p.needles) n where strpos(g.folded, n) > 0) then g.folded ~ p.pattern else false end
+  )
+  select y.name, y.class, y.blame, y.suppress, y.follows, y.slow, y.alert, r.name
+  from g cross join pgmail.reply_rule r join pgmail.reply_reason y on y.name = r.reason
+  where (r.final is null or r.final = g.final)
+    and (r.code is null or g.code ~ ('^(' || r.code || ')$'))
+    and (r.enhanced is null or g.wide ~ ('^(' || r.enhanced || ')$'))
+    and (r.phase is null or p_phase = any (r.phase))
+    and (not r.asks_text or exists (select from hit h where h.rule = r.position and not h.unless))
+    and not exists (select from hit h where h.rule = r.position and h.unless)
+  order by r.position limit 1
+$_$;
+
 CREATE FUNCTION pgmail.create_key(p_name text, p_hint text, p_hash bytea) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -771,6 +800,26 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.fold_reply(p_text text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+  select btrim(regexp_replace(regexp_replace(regexp_replace(regexp_replace(
+    translate(left(p_text, 2000),
+      E'ABCDEFGHIJKLMNOPQRSTUVWXYZАБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯЁё'
+        || E'áàâäãåāăąçćčďđéèêëēėęěíìîïīğñńňóòôöõøōőŕřśšşșťţțúùûüūůűýÿžźżłœæ'
+        || E'ßÁÀÂÄÃÅĂĄÇĆČĎĐÉÈÊËĖĘĚÍÌÎÏİĞÑŃŇÓÒÔÖÕØŐŔŘŚŠŞȘŤŢȚÚÙÛÜŮŰÝŽŹŻŁŒÆı'
+        || E'’‘`´“”„«»"‐‑–—\t\r\n\f\u000b\u00a0',
+      E'abcdefghijklmnopqrstuvwxyzабвгдежзийклмнопрстуфхцчшщъыьэюяее'
+        || E'aaaaaaaaacccddeeeeeeeeiiiiignnnoooooooorrsssstttuuuuuuuyyzzzloa'
+        || E'saaaaaaaacccddeeeeeeeiiiiignnnooooooorrsssstttuuuuuuyzzzloai'
+        || E'''''''''''''''''''''----      '),
+    ' {2,}', ' ', 'g'),
+    '[a-z0-9._%+=&*$!#/?{}|~^''-]+@[a-z0-9._-]+', '@', 'g'),
+    '(^| )[245][0-9][0-9][ -]#?[245]\.[0-9]{1,3}\.[0-9]{1,3}( |$)|(^| )[45][0-9][0-9]-', ' ', 'g'),
+    ' {2,}', ' ', 'g'), ' ')
+$_$;
+
 CREATE FUNCTION pgmail.fold_tallies_v1(p_most integer DEFAULT 20000) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1039,6 +1088,31 @@ CREATE FUNCTION pgmail.list_keys() RETURNS TABLE(id uuid, name text, hint text, 
     AS $$
   select k.id, k.name, k.hint, k.created_at, k.created_by, k.revoked_at from pgmail.api_key k
   where k.tenant_id = pgmail.need_tenant() order by k.created_at
+$$;
+
+CREATE FUNCTION pgmail.load_reply_rules(p_table jsonb) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare n integer;
+begin
+  delete from pgmail.reply_pattern;
+  delete from pgmail.reply_rule;
+  delete from pgmail.reply_reason;
+  insert into pgmail.reply_reason (name, class, blame, follows, suppress, slow, alert, means)
+  select x.name, x.class, x.blame, x.follows, x.suppress, x.slow, x.alert, x.means
+  from jsonb_to_recordset(p_table->'reasons') as x(name text, class text, blame text, follows text, suppress boolean,
+    slow boolean, alert boolean, means text);
+  insert into pgmail.reply_rule (position, name, reason, final, code, enhanced, phase, asks_text)
+  select x.position, x.name, x.reason, x.final, x.code, x.enhanced, x.phase, x.asks_text
+  from jsonb_to_recordset(p_table->'rules') as x(position integer, name text, reason text, final boolean, code text,
+    enhanced text, phase text[], asks_text boolean);
+  get diagnostics n = row_count;
+  insert into pgmail.reply_pattern (rule, unless, pattern, needles)
+  select x.rule, x.unless, x.pattern, x.needles
+  from jsonb_to_recordset(p_table->'patterns') as x(rule integer, unless boolean, pattern text, needles text[]);
+  return n;
+end
 $$;
 
 CREATE FUNCTION pgmail.lower_text(p_text text) RETURNS text
@@ -2584,7 +2658,7 @@ begin
   end if;
   select min(x collate "C") into k from jsonb_object_keys(p_settings) x
    where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
-     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued', 'keep_content_days']);
+     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued', 'keep_content_days', 'suppress_bounced']);
   if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
   if p_settings ? 'relay' then
     select x.names, x.weights into named, weighed from pgmail.read_relays(p_settings->'relay') x;
@@ -2601,7 +2675,7 @@ begin
     update pgmail.stream x set priority = s.priority, relay = s.relay, relays = s.relays, relay_weights = s.relay_weights, on_doubt = s.on_doubt, trace = s.trace,
       retry_base_seconds = s.retry_base_seconds, retry_factor = s.retry_factor, retry_cap_seconds = s.retry_cap_seconds,
       retry_jitter = s.retry_jitter, max_attempts = s.max_attempts, max_age_seconds = s.max_age_seconds, max_queued = s.max_queued,
-      keep_content_days = s.keep_content_days
+      keep_content_days = s.keep_content_days, suppress_bounced = s.suppress_bounced
     where x.tenant_id = t and x.name = p_name;
   exception
     when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then
@@ -2873,7 +2947,7 @@ CREATE FUNCTION pgmail.settle_v2(p_tenant integer, p_epoch bigint, p_groups json
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 declare done uuid[]; late uuid[]; now_ timestamptz := pgmail.now();
 begin
@@ -2943,6 +3017,9 @@ begin
     select p_tenant, stream, kind, count(*), now_ from mine where kind not in ('deferred', 'held') group by stream, kind
   )
   select array_agg(mine.id) into done from mine;
+  if p_groups @? '$[*] ? (@.suppress == true)' then
+    perform pgmail.suppress_bounced(p_tenant, done, p_groups, p_ids, p_group);
+  end if;
   if cardinality(done) = cardinality(p_ids) then return; end if;
 
   -- The rest: held by another transaction, or no longer ours.
@@ -2982,7 +3059,7 @@ begin
   )
   select j.id, case when j.locked then 'locked' else 'fenced' end from judged j;
 end
-$$;
+$_$;
 
 CREATE FUNCTION pgmail.share_permits_v1(p_epoch bigint, p_scopes text[], p_names text[], p_held integer[], p_wanted integer[]) RETURNS TABLE(scope text, name text, allowed integer)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3070,6 +3147,32 @@ declare d text := pgmail.domain_ascii(btrim(p_text));
 begin
   if d is null then perform pgmail.refuse('invalid_site', p_field, 'must be a domain such as gmail.com'); end if;
   return coalesce((select s.site from pgmail.site_domain s where s.domain = d), d);
+end
+$$;
+
+CREATE FUNCTION pgmail.slow_site_v1(p_tenant integer, p_site text, p_reason text) RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare now_ timestamptz := pgmail.now(); s pgmail.slowed_site;
+begin
+  if exists (select from pgmail.pause p where (p.tenant_id = p_tenant or p.tenant_id is null) and p.scope = 'site'
+             and p.name = p_site and (p.until is null or p.until > now_)) then return null; end if;
+  insert into pgmail.slowed_site as x (tenant_id, site, times, until) values (p_tenant, p_site, 1, now_ + interval '1 minute')
+  on conflict (tenant_id, site) do update set
+    times = case when x.until > now_ - interval '2 hours' then least(x.times + 1, 7) else 1 end,
+    until = now_ + least(interval '1 hour', interval '1 minute' *
+      case when x.until > now_ - interval '2 hours' then 2 ^ least(x.times, 6) else 1 end)
+    where x.until <= now_   -- several workers at once: the first one's
+  returning * into s;
+  if s.until is null then return null; end if;
+  insert into pgmail.pause (tenant_id, scope, name, reason, until, paused_by)
+  values (p_tenant, 'site', p_site, left(coalesce(nullif(btrim(p_reason), ''), 'it refused several times'), 1000), s.until, 'pgmail')
+  on conflict (tenant_id, scope, name) do update set reason = excluded.reason, until = excluded.until, paused_at = now_,
+    paused_by = excluded.paused_by;
+  insert into pgmail.audit (tenant_id, actor, action, object, reason)
+  values (p_tenant, 'pgmail', 'site.pause', p_site, format('until %s: %s', s.until, left(p_reason, 900)));
+  return s.until;
 end
 $$;
 
@@ -3347,6 +3450,24 @@ begin
   perform pgmail.record_act(t, 'suppression.add', concat_ws(' ', a.address, nullif(p_stream, '')), p_reason);
   return a.address;
 end
+$$;
+
+CREATE FUNCTION pgmail.suppress_bounced(p_tenant integer, p_done uuid[], p_groups jsonb, p_ids uuid[], p_group smallint[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by)
+  select distinct on (r.address) p_tenant, r.address, '', 'bounced', concat_ws(' ', g.x->>'code', g.x->>'enhanced', g.x->>'reason'), 'pgmail'
+  from unnest(p_ids, p_group) u(id, n)
+  join jsonb_array_elements(p_groups) with ordinality g(x, n) on g.n = u.n
+  cross join lateral (
+    select y.address from pgmail.recipient y where y.tenant_id = p_tenant and y.id = u.id limit 1) r
+  where u.id = any (p_done) and g.x->'suppress' = 'true' and g.x->>'kind' = 'bounced'
+    and not exists (select from pgmail.stream s where s.tenant_id = p_tenant and s.name = g.x->>'stream' and not s.suppress_bounced)
+  order by r.address
+  on conflict (tenant_id, address, stream) do update
+    set reason = excluded.reason, source = excluded.source, created_at = pgmail.now(), created_by = excluded.created_by, expires_at = null
+    where suppression.expires_at <= pgmail.now()
 $$;
 
 CREATE FUNCTION pgmail.suppress_many(p_addresses text[], p_streams text[], p_reasons text[], p_sources text[], p_created timestamp with time zone[], p_expires timestamp with time zone[], p_strict boolean DEFAULT true, p_store boolean DEFAULT true, p_audit bigint DEFAULT NULL::bigint, OUT audit bigint, OUT added integer, OUT changed integer, OUT unchanged integer, OUT faults jsonb, OUT entries jsonb) RETURNS record
@@ -4301,6 +4422,30 @@ CREATE TABLE pgmail.recipient_default (
     CONSTRAINT recipient_role_check CHECK ((role = ANY (ARRAY['to'::text, 'cc'::text, 'bcc'::text])))
 );
 
+CREATE VIEW pgmail.refusal WITH (security_invoker='true') AS
+ SELECT e.tenant_id,
+    e.recipient_id,
+    e.message_id,
+    e.at,
+    e.type,
+    e.attempt,
+    e.site,
+    e.relay,
+    e.remote_host,
+    e.code,
+    e.enhanced,
+    e.phase,
+    e.reply,
+    e.detail,
+    c.reason,
+    c.class,
+    c.blame,
+    c.suppress,
+    c.rule
+   FROM (pgmail.event e
+     CROSS JOIN LATERAL pgmail.classify((e.code)::integer, e.enhanced, e.phase, e.reply) c(reason, class, blame, suppress, follows, slow, alert, rule))
+  WHERE (e.code >= 400);
+
 CREATE TABLE pgmail.relay (
     name text NOT NULL,
     state text DEFAULT 'up'::text NOT NULL,
@@ -4310,6 +4455,38 @@ CREATE TABLE pgmail.relay (
     changed_by text DEFAULT SESSION_USER NOT NULL,
     up_since timestamp with time zone,
     CONSTRAINT relay_state_check CHECK ((state = ANY (ARRAY['up'::text, 'away'::text, 'paused'::text])))
+);
+
+CREATE TABLE pgmail.reply_pattern (
+    rule integer NOT NULL,
+    unless boolean NOT NULL,
+    pattern text NOT NULL,
+    needles text[] NOT NULL
+);
+
+CREATE TABLE pgmail.reply_reason (
+    name text NOT NULL,
+    class text NOT NULL,
+    blame text NOT NULL,
+    follows text NOT NULL,
+    suppress boolean NOT NULL,
+    slow boolean NOT NULL,
+    alert boolean NOT NULL,
+    means text NOT NULL,
+    CONSTRAINT reply_reason_blame_check CHECK ((blame = ANY (ARRAY['recipient'::text, 'message'::text, 'sender_reputation'::text, 'sender_configuration'::text, 'remote'::text, 'ours'::text]))),
+    CONSTRAINT reply_reason_class_check CHECK ((class = ANY (ARRAY['hard'::text, 'soft'::text, 'block'::text, 'other'::text]))),
+    CONSTRAINT reply_reason_follows_check CHECK ((follows = ANY (ARRAY['code'::text, 'retry'::text, 'bounce'::text])))
+);
+
+CREATE TABLE pgmail.reply_rule (
+    "position" integer NOT NULL,
+    name text NOT NULL,
+    reason text NOT NULL,
+    final boolean,
+    code text,
+    enhanced text,
+    phase text[],
+    asks_text boolean NOT NULL
 );
 
 CREATE TABLE pgmail.retention (
@@ -4338,6 +4515,13 @@ CREATE TABLE pgmail.site_domain (
     site text NOT NULL
 );
 
+CREATE TABLE pgmail.slowed_site (
+    tenant_id integer NOT NULL,
+    site text NOT NULL,
+    times smallint NOT NULL,
+    until timestamp with time zone NOT NULL
+);
+
 CREATE TABLE pgmail.stream (
     tenant_id integer NOT NULL,
     name text NOT NULL,
@@ -4355,6 +4539,7 @@ CREATE TABLE pgmail.stream (
     created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     relays text[],
     relay_weights real[],
+    suppress_bounced boolean DEFAULT true NOT NULL,
     keep_content_days integer,
     CONSTRAINT stream_check CHECK (((relays IS NULL) OR (((cardinality(relays) >= 2) AND (cardinality(relays) <= 16)) AND (relays[1] = relay)))),
     CONSTRAINT stream_check1 CHECK (((relay_weights IS NULL) OR ((relays IS NOT NULL) AND (cardinality(relay_weights) = cardinality(relays)) AND ((0)::double precision < ALL (relay_weights))))),
@@ -4551,6 +4736,15 @@ ALTER TABLE ONLY pgmail.recipient_default
 ALTER TABLE ONLY pgmail.relay
     ADD CONSTRAINT relay_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY pgmail.reply_reason
+    ADD CONSTRAINT reply_reason_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY pgmail.reply_rule
+    ADD CONSTRAINT reply_rule_name_key UNIQUE (name);
+
+ALTER TABLE ONLY pgmail.reply_rule
+    ADD CONSTRAINT reply_rule_pkey PRIMARY KEY ("position");
+
 ALTER TABLE ONLY pgmail.retention
     ADD CONSTRAINT retention_pkey PRIMARY KEY (singleton);
 
@@ -4559,6 +4753,9 @@ ALTER TABLE ONLY pgmail.schema_version
 
 ALTER TABLE ONLY pgmail.site_domain
     ADD CONSTRAINT site_domain_pkey PRIMARY KEY (domain);
+
+ALTER TABLE ONLY pgmail.slowed_site
+    ADD CONSTRAINT slowed_site_pkey PRIMARY KEY (tenant_id, site);
 
 ALTER TABLE ONLY pgmail.stream
     ADD CONSTRAINT stream_pkey PRIMARY KEY (tenant_id, name);
@@ -4681,11 +4878,19 @@ ALTER TABLE pgmail.recipient_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.relay ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.reply_pattern ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.reply_reason ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.reply_rule ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.retention ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.schema_version ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.site_domain ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.slowed_site ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.stream ENABLE ROW LEVEL SECURITY;
 

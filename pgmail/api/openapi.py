@@ -135,6 +135,7 @@ _SCHEMAS = {
         retry_jitter=_REAL,
         max_attempts=_INTEGER,
         max_age_seconds=_INTEGER,
+        suppress_bounced=_BOOLEAN,
         max_queued=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
         keep_content_days=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
     ),

@@ -49,6 +49,7 @@ class StreamSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     retry_jitter: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
     max_attempts: Annotated[int, Meta(ge=1, le=1_000)] | UnsetType = UNSET
     max_age_seconds: Annotated[int, Meta(ge=1, le=31_536_000)] | UnsetType = UNSET
+    suppress_bounced: bool | UnsetType = UNSET
     max_queued: Annotated[int, Meta(ge=0, le=1_000_000_000_000)] | UnsetType | None = UNSET
     keep_content_days: Annotated[int, Meta(ge=1, le=36_500)] | UnsetType | None = UNSET
 

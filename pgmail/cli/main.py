@@ -38,6 +38,7 @@ COMMANDS = {
     "tenant": "pgmail.cli.tenant:tenant",
     "retention": "pgmail.cli.retention:retention",
     "erase": "pgmail.cli.erase:erase",
+    "classify": "pgmail.cli.classify:classify",
     "bench": "pgmail.cli.bench:bench",
     "config": "pgmail.cli.config:config",
     "doctor": "pgmail.cli.doctor:doctor",

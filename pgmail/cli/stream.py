@@ -25,6 +25,7 @@ _LIST = {
     "max_age_seconds": "max age s",
     "max_queued": "limit",
     "keep_content_days": "content days",
+    "suppress_bounced": "suppress bounced",
 }
 
 
@@ -68,6 +69,11 @@ def list_(as_json: bool) -> None:
 @click.option("--retry-jitter", type=float, help="Part of a wait that is chance, 0 to 1. Defaults to 0.2.")
 @click.option("--max-attempts", type=int, help="Attempts before it is a dead letter. Defaults to 20.")
 @click.option("--max-age-seconds", type=int, help="Age at which it is a dead letter. Defaults to 259200.")
+@click.option(
+    "--suppress-bounced/--keep-bounced",
+    default=None,
+    help="Whether an address that is gone for good gets no more mail. Defaults to suppress.",
+)
 @click.option("--max-queued", metavar="N", help="Most recipients that wait, or none. Defaults to none.")
 @click.option(
     "--keep-content-days", metavar="N", help="Days that settled texts are kept, or none: as the fleet does."

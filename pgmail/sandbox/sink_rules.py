@@ -61,7 +61,8 @@ _UNKNOWN = (
     "5.1.1 unnecessary spaces. For more information, go to\n"
     "5.1.1  https://support.example.com/mail/?p=NoSuchUser - gsmtp"
 )
-_GREYLISTED = "451 4.7.1 Greylisting in action, please come back in 00:05:00"
+# A wait that is asked for is kept, so it is one that a demo has time for.
+_GREYLISTED = "451 4.7.1 Greylisting in action, please come back in 00:00:01"
 _THROTTLED = (
     "451 4.7.500 Server busy. Please try again later from [198.51.100.7]. (S77719) "
     "[AM7EUR03FT012.eop-EUR03.prod.protection.example.com]"

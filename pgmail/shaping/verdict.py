@@ -1,4 +1,4 @@
-"""From what a transport came to, to what pgmail does about it. Pure: one `Result` in, one `Verdict` out.
+"""From what a transport came to, to what pgmail does about it. One `Result` in, one `Verdict` out.
 
 | kind | meaning | attempt spent |
 |---|---|---|
@@ -13,6 +13,10 @@ The tables below are read from the top, the first row that fits decides. The mom
 answer to a command of the mail itself (MAIL answered): before it a fault is the relay's (`delay`), after it a
 fault may well be this mail's. Was it always `delay`, one mail that makes its relay hang up would be tried for
 ever and open the circuit for all the others.
+
+Why a mail was refused, whose fault it is and what follows beside comes from the rules for replies
+(`pgmail.domain.replies`). They may turn a bounce into `defer`: a full mailbox gets another chance though its server
+said 552. A 4xx always waits, whatever its text: who means it for good says so with a 5xx.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from typing import Literal
 import msgspec
 
 from pgmail.domain.reply import Phase, Result
+from pgmail.shaping.asked import asked_seconds
+from pgmail.shaping.rulebook import book
 
 Kind = Literal["sent", "defer", "bounce", "delay", "in_doubt", "pause_relay"]
 
@@ -35,6 +41,12 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     enhanced: str | None = None
     reply: str | None = None  # the remote's text
     error: str | None = None  # ours, when there was no reply
+    blame: str | None = None  # as the rules have it; None where they were not asked
+    rule: str | None = None  # which rule said so
+    suppress: bool = False  # a fact about the address: no more mail to it
+    slow: bool = False  # several of these pause the site
+    alert: bool = False  # a person should look
+    again_seconds: float | None = None  # what they asked us to wait, at least
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -104,11 +116,16 @@ def decide(result: Result) -> Verdict:
         if result.phase in row.phases and reply.code in row.codes:
             kind, reason = row.kind, row.reason
             break
+    if kind not in ("bounce", "defer") or reply.code < 400:
+        return Verdict(
+            kind=kind, reason=reason, code=reply.code, enhanced=reply.enhanced, reply=reply.text, error=result.error,
+        )  # fmt: skip
+    meaning = book().classify(reply.code, reply.enhanced, result.phase.value, reply.text)
+    why = meaning.reason
+    if kind == "bounce" and why.follows == "retry":
+        kind = "defer"
     return Verdict(
-        kind=kind,
-        reason=reason,
-        code=reply.code,
-        enhanced=reply.enhanced,
-        reply=reply.text,
-        error=result.error,
-    )
+        kind=kind, reason=why.name, code=reply.code, enhanced=reply.enhanced, reply=reply.text, error=result.error,
+        blame=why.blame, rule=meaning.rule, suppress=why.suppress and kind == "bounce", slow=why.slow, alert=why.alert,
+        again_seconds=asked_seconds(reply.text) if kind == "defer" else None,
+    )  # fmt: skip

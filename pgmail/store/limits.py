@@ -14,6 +14,7 @@ All raise `DatabaseAway`; the two that take an epoch raise `FencedOut` when this
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -180,3 +181,9 @@ async def register_relays(database: Database, names: Sequence[str]) -> int:
     """Make the relays of a worker's settings known, so that streams may name them; how many were new."""
     row = await database.one(_Q["register_relays"], {"names": list(names)})
     return int(row.made) if row else 0
+
+
+async def slow_site(database: Database, tenant: int, site: str, reason: str) -> datetime | None:
+    """Pause a site of one tenant for a while, longer each time; until when. None if it is paused already."""
+    row = await database.one(_Q["slow_site"], {"tenant": tenant, "site": site, "reason": reason})
+    return row.until if row else None

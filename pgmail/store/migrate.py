@@ -26,8 +26,10 @@ from alembic import command, op
 from alembic.config import Config
 from psycopg import errors
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from pgmail import sqlfiles
+from pgmail.domain.replies import RuleBook
 from pgmail.errors import DatabaseAway, PgmailError, Refused, SchemaMismatch, SettingsError
 from pgmail.store import schema
 from pgmail.store.schema import SchemaState
@@ -89,6 +91,10 @@ def _upgrade(dsn: str, prefix: str, revision: str, script: str) -> list[str]:
         if _ask(raw, "version_is_kept"):
             _apply_functions(raw)
             done.append(f"applied {len(sqlfiles.functions())} files of functions")
+            if _ask(raw, "rules_are_kept"):  # not in a schema of an older revision
+                rules = RuleBook(sqlfiles.read(sqlfiles.REPLY_RULES)).table()
+                _run(raw, "load_reply_rules", rules=Jsonb(rules))
+                done.append(f"loaded {len(rules['rules'])} rules for replies")
             _run(raw, "mark_upgraded")
             _run(raw, "make_partitions")  # the first mail should not have to wait for a leader
             if script:

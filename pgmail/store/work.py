@@ -97,6 +97,7 @@ class Settlement(msgspec.Struct, kw_only=True, gc=False):
     error: str | None = None
     began: bool = True
     doubt: bool = False
+    suppress: bool = False  # bounced: the address is gone for good
     code: int | None = None
     enhanced: str | None = None
     reply: str | None = None
@@ -233,7 +234,7 @@ def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> di
     for r in results:
         key = (
             r.kind, r.lane, r.relay, r.code, r.enhanced, r.phase, r.remote_host, r.tls, r.stream, r.priority,
-            r.site, r.delay, _storable(r.reason), _storable(r.error), r.began, r.doubt,
+            r.site, r.delay, _storable(r.reason), _storable(r.error), r.began, r.doubt, r.suppress,
         )  # fmt: skip
         number = groups.get(key)
         if number is None:
@@ -262,7 +263,7 @@ def _storable(text: str | None) -> str | None:
 
 _GROUP = (
     "kind", "lane", "relay", "code", "enhanced", "phase", "remote_host", "tls", "stream", "priority", "site",
-    "delay", "reason", "error", "began", "doubt",
+    "delay", "reason", "error", "began", "doubt", "suppress",
 )  # fmt: skip
 
 

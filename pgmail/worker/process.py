@@ -35,6 +35,7 @@ from pgmail.worker.rules import Rules
 from pgmail.worker.sender import Sender
 from pgmail.worker.settler import Settler
 from pgmail.worker.slots import Slots
+from pgmail.worker.slowing import Slowing
 from pgmail.worker.ward import Ward
 
 _log = structlog.get_logger()
@@ -97,7 +98,7 @@ async def run_worker(
     sender = Sender(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=lambda: presence.fresh, present=claimer.book.present, lapsed=claimer.lapsed,
-        begin=intents.commit, ward=ward,
+        begin=intents.commit, ward=ward, slowing=Slowing(database),
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [presence, leader, settler, intents, slots, claimer]

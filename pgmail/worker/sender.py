@@ -29,6 +29,7 @@ from pgmail.worker.content import Impossible, Library
 from pgmail.worker.job import Job
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
+from pgmail.worker.slowing import Slowing
 from pgmail.worker.ward import Crashed, Ward, WardAway
 
 _log = structlog.get_logger()
@@ -60,6 +61,7 @@ class Sender:
         lapsed: Callable[[Job], None],
         begin: Begin | None = None,
         ward: Ward | None = None,
+        slowing: Slowing | None = None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
@@ -72,6 +74,7 @@ class Sender:
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
         self._lapsed, self._begin, self._ward, self._present = lapsed, begin, ward, present
         self.withheld = 0  # mails whose end of data was not sent, at our own wish
+        self._slowing = slowing
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -257,6 +260,8 @@ class Sender:
         if outcome is not None:
             self._settler.add(lease.tenant, outcome)
         try:
+            if self._slowing is not None and (verdict.slow or verdict.alert):
+                await self._slowing.learn(lease.tenant, job.lane.site, relay, verdict)
             # Before the lease goes back, or the mail is claimed for the same relay again.
             if not self._relays.well(relay, verdict):
                 await self._relays.record(relay, verdict)
@@ -274,7 +279,13 @@ class Sender:
             case "sent":
                 return job.settlement("sent", **facts)
             case "bounce":
-                return job.settlement("bounced", **facts)
+                # Never their own address: who writes from it would not get the copy of a mail to himself any more.
+                own = job.message is not None and job.person is not None and (
+                    job.person.address == job.message.content.sender.address.lower()
+                )  # fmt: skip
+                return job.settlement(
+                    "bounced", reason=verdict.reason, suppress=verdict.suppress and not own, **facts
+                )
             case "in_doubt" if job.stream.on_doubt == "hold":
                 why = "in doubt: the reply to the end of data was lost"
                 return job.settlement("held", reason=why, doubt=True, **facts)
@@ -292,9 +303,15 @@ class Sender:
                 delay = next_delay(policy, attempt, random.random, age_seconds=age)
                 doubt = verdict.kind == "in_doubt"
                 if delay is not None:
+                    # What they asked for is the earliest; if it ends past the greatest age, it is the last.
+                    delay = max(delay, verdict.again_seconds or 0.0)
                     return job.settlement(
                         "deferred", delay=delay, doubt=doubt, reason=verdict.reason, **facts
                     )
+                if verdict.code is not None and verdict.code >= 500:
+                    return job.settlement(
+                        "bounced", reason=verdict.reason, **facts
+                    )  # a no, asked often enough
                 reason = "attempts_exhausted" if attempt >= stream.max_attempts else "too_old"
                 return job.settlement("dead", reason=reason, doubt=doubt, **facts)
             case _:

@@ -9,6 +9,7 @@
 --   began                      false: the remote side was never asked (no attempt spent)
 --   doubt                      true: the remote side may have accepted; an email.in_doubt event is added
 --   code, enhanced, phase, remote_host, tls
+--   suppress                   bounced: the reply says that the address is gone for good
 -- The rest are arrays, one element a recipient: reading one JSON object a recipient cost as much as all the writing.
 -- p_attempts are those spent before this one; p_ms and p_replies may hold nulls.
 -- Answers those that did not settle: locked, or fenced. A result that was fenced out is still recorded as an event; where
@@ -89,6 +90,9 @@ begin
     select p_tenant, stream, kind, count(*), now_ from mine where kind not in ('deferred', 'held') group by stream, kind
   )
   select array_agg(mine.id) into done from mine;
+  if p_groups @? '$[*] ? (@.suppress == true)' then
+    perform pgmail.suppress_bounced(p_tenant, done, p_groups, p_ids, p_group);
+  end if;
   if cardinality(done) = cardinality(p_ids) then return; end if;
 
   -- The rest: held by another transaction, or no longer ours.

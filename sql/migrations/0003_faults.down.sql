@@ -15,6 +15,17 @@ drop index pgmail.queue_doubt;
 alter table pgmail.queue drop column in_doubt, drop column begun_relay, drop column unsent_claims;
 
 ------------------------------------------------------------------------------------------------ replies
+drop view if exists pgmail.refusal;
+drop function if exists pgmail.classify(integer, text, text, text);
+drop function if exists pgmail.load_reply_rules(jsonb);
+drop function if exists pgmail.fold_reply(text);
+drop function if exists pgmail.suppress_bounced(integer, uuid[], jsonb, uuid[], smallint[]);
+drop function if exists pgmail.slow_site_v1(integer, text, text);
+drop table pgmail.slowed_site;
+drop table pgmail.reply_pattern;
+drop table pgmail.reply_rule;
+drop table pgmail.reply_reason;
+alter table pgmail.stream drop column suppress_bounced;
 
 ------------------------------------------------------------------------------------------------ suppression
 drop function if exists pgmail.hold(uuid, text);

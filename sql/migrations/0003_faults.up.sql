@@ -12,6 +12,53 @@ create index queue_doubt on pgmail.queue (tenant_id, id) where in_doubt;
 update pgmail.queue set in_doubt = true where due_at = 'infinity' and hold_reason like 'in doubt%';
 
 ------------------------------------------------------------------------------------------------ replies
+-- What replies mean, as data: written anew by every `pgmail db upgrade` from sql/rules/replies.toml. Changes by hand do
+-- not last, and workers go by the file.
+create table pgmail.reply_reason (
+  name     text primary key,
+  class    text not null check (class in ('hard', 'soft', 'block', 'other')),
+  blame    text not null check (blame in ('recipient', 'message', 'sender_reputation', 'sender_configuration', 'remote', 'ours')),
+  follows  text not null check (follows in ('code', 'retry', 'bounce')),
+  suppress boolean not null,
+  slow     boolean not null,
+  alert    boolean not null,
+  means    text not null
+);
+
+create table pgmail.reply_rule (
+  position  integer primary key,   -- the first that fits decides
+  name      text not null unique,
+  reason    text not null,
+  final     boolean,               -- null in this and the next three: not asked
+  code      text,
+  enhanced  text,
+  phase     text[],
+  asks_text boolean not null       -- one of its patterns must be found
+);
+
+create table pgmail.reply_pattern (
+  rule    integer not null,
+  unless  boolean not null,        -- must not be found
+  pattern text not null,
+  needles text[] not null          -- one of these words is in every text in which it is found
+);
+
+-- How often pgmail paused a site by itself, for the next time to be longer.
+create table pgmail.slowed_site (
+  tenant_id integer not null,
+  site      text not null,
+  times     smallint not null,
+  until     timestamptz not null,
+  primary key (tenant_id, site)
+);
+
+alter table pgmail.reply_reason  enable row level security;
+alter table pgmail.reply_rule    enable row level security;
+alter table pgmail.reply_pattern enable row level security;
+alter table pgmail.slowed_site   enable row level security;
+
+-- Whether a bounce that says that the address is gone for good stops later mail to it.
+alter table pgmail.stream add column suppress_bounced boolean not null default true;
 
 ------------------------------------------------------------------------------------------------ suppression
 alter table pgmail.suppression drop constraint suppression_reason_check;

@@ -102,3 +102,7 @@ from (
 ) l
 cross join lateral pgmail.stopped_by(l.stream, l.priority, l.site) s
 order by l.stream, l.priority, l.site;
+
+-- name: slow_site :one
+-- Pause a site that refuses again and again, for a while; until when, null if it is paused already.
+select pgmail.slow_site_v1(%(tenant)s, %(site)s, %(reason)s) as until;

@@ -41,6 +41,14 @@ select version, compatible_from from pgmail.schema_version;
 -- When the schema was last changed.
 update pgmail.schema_version set upgraded_at = now();
 
+-- name: rules_are_kept :one
+-- Whether this schema has the tables of rules for replies.
+select to_regclass('pgmail.reply_pattern') is not null as found;
+
+-- name: load_reply_rules :exec
+-- The rules for replies of this program, in place of those that were there.
+select pgmail.load_reply_rules(%(rules)s::jsonb);
+
 -- name: make_partitions :exec
 -- The weekly partitions of now and the weeks ahead; a leader goes on with it.
 select pgmail.make_partitions_v1();

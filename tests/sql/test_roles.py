@@ -9,7 +9,7 @@ from tests.sql import kit
 from tests.sql.kit import Hand, Refusal
 
 PRODUCER = {"send", "send_many", "status", "trace", "why", "cancel", "reschedule"}
-PURE = {"now", "uuid_floor", "uuid_time", "current_tenant", "state_of", "phase_of"}
+PURE = {"fold_reply", "classify", "now", "uuid_floor", "uuid_time", "current_tenant", "state_of", "phase_of"}
 MANAGE = {
     *("retry", "discard", "revoke_key", "list_keys", "save_template", "publish_template", "save_asset"),
     *("suppress", "unsuppress", "save_stream", "pause_mail", "resume_mail", "erase"),
@@ -48,7 +48,7 @@ FUNCTIONS = {
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"},
     "worker": PURE | LEAD | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1", "idle_lanes_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
-    | {"share_permits_v1", "register_relays_v1"},
+    | {"share_permits_v1", "register_relays_v1", "slow_site_v1"},
     "maintain": PURE | LEAD,
 }  # fmt: skip
 FLEET = {"relay", "worker", "leader", "schema_version", "site_domain"}
@@ -67,12 +67,13 @@ TENANTS = {
     ),
     *("tally_total", "tenant", "stream", "template", "asset", "suppression", "audit", "ledger"),
 }
+RULES = {"reply_reason", "reply_rule", "reply_pattern", "slowed_site", "refusal"}
 SHARED = {"limits", "pause"}  # the fleet's rows, and one's own
 SELECT = {
     "producer": set(),
-    "reader": FLEET | SHARED | TENANTS,
-    "api": FLEET | SHARED | TENANTS,
-    "admin": FLEET | SHARED | TENANTS | {"bucket", "permit"},
+    "reader": FLEET | SHARED | TENANTS | RULES,
+    "api": FLEET | SHARED | TENANTS | RULES,
+    "admin": FLEET | SHARED | TENANTS | RULES | {"bucket", "permit"},
     "worker": FLEET
     | SHARED
     | {

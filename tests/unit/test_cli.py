@@ -81,6 +81,7 @@ def test_what_prints_data_takes_json():
         "add",
         "remove",
         "grant",
+        "classify",  # JSON lines, always
         "set",
     }
     without = {

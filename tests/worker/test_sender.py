@@ -159,7 +159,7 @@ async def test_the_last_attempt_of_the_policy_is_a_dead_letter(attempts, reason)
     desk = Desk(refused(Phase.RCPT, 450))
     await desk.sender.send(a_job(attempts=attempts))
     assert desk.found == ("dead" if reason else "deferred")
-    assert desk.settled[0].reason == (reason or "refused_for_now")
+    assert desk.settled[0].reason == (reason or "temporary")
 
 
 async def test_a_doubt_on_the_last_attempt_is_a_dead_letter_that_says_so():
@@ -386,3 +386,48 @@ async def test_a_host_that_refuses_8bit_though_it_got_none_is_not_asked_again():
     desk = Desk(Result(phase=Phase.MAIL, reply=NOT_CONVERTED))
     await desk.sender.send(a_job(content=EIGHTBIT))
     assert len(desk.transport.delivered) == 1
+
+
+def said(code: int, text: str, phase: Phase = Phase.RCPT) -> Result:
+    return Result(phase=phase, reply=Reply(code, text))
+
+
+async def test_a_bounce_says_why_and_whether_the_address_is_gone():
+    desk = Desk(said(550, "User unknown"))
+    await desk.sender.send(a_job())
+    assert (desk.found, desk.settled[0].reason, desk.settled[0].suppress) == (
+        "bounced",
+        "recipient-gone",
+        True,
+    )
+
+
+async def test_a_refusal_for_our_name_suppresses_nobody():
+    desk = Desk(said(554, "Client host [192.0.2.1] blocked using zen.spamhaus.org"))
+    await desk.sender.send(a_job())
+    assert (desk.found, desk.settled[0].reason, desk.settled[0].suppress) == ("bounced", "blocked", False)
+
+
+async def test_a_senders_own_address_is_never_suppressed():
+    desk = Desk(said(550, "User unknown"))
+    await desk.sender.send(a_job(content=CONTENT | {"from": {"address": "Ada@example.org"}}))
+    assert (desk.found, desk.settled[0].suppress) == ("bounced", False)
+
+
+async def test_a_full_mailbox_waits_after_a_5xx_and_bounces_in_the_end():
+    desk = Desk(said(552, "mailbox full"))
+    await desk.sender.send(a_job())
+    assert (desk.found, desk.settled[0].reason) == ("deferred", "mailbox-full")
+    last = Desk(said(552, "mailbox full"))
+    await last.sender.send(a_job(attempts=19))
+    assert (last.found, last.settled[0].suppress) == ("bounced", False)
+
+
+async def test_a_wait_that_they_ask_for_is_kept_but_a_shorter_one_does_not_hurry():
+    for text, delay in (
+        ("greylisted, try again in 30 minutes", 1800),
+        ("greylisted, try again in 5 seconds", 30),
+    ):
+        desk = Desk(said(450, text))
+        await desk.sender.send(a_job())
+        assert desk.settled[0].delay == delay

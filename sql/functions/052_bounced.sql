@@ -1,0 +1,51 @@
+-- What follows from refusals beside the mail's own fate: addresses that get no more mail, and sites that are left alone.
+
+-- Suppresses the addresses of settled bounces whose group says `suppress` (a fact about the address: gone, closed, its
+-- domain takes no mail), unless their stream has it switched off. For ever, on all streams of the tenant; one that is
+-- suppressed already stays as it is. Called by settle, for what it settled.
+create or replace function pgmail.suppress_bounced(
+  p_tenant integer, p_done uuid[], p_groups jsonb, p_ids uuid[], p_group smallint[]
+) returns void
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by)
+  select distinct on (r.address) p_tenant, r.address, '', 'bounced', concat_ws(' ', g.x->>'code', g.x->>'enhanced', g.x->>'reason'), 'pgmail'
+  from unnest(p_ids, p_group) u(id, n)
+  join jsonb_array_elements(p_groups) with ordinality g(x, n) on g.n = u.n
+  cross join lateral (
+    select y.address from pgmail.recipient y where y.tenant_id = p_tenant and y.id = u.id limit 1) r
+  where u.id = any (p_done) and g.x->'suppress' = 'true' and g.x->>'kind' = 'bounced'
+    and not exists (select from pgmail.stream s where s.tenant_id = p_tenant and s.name = g.x->>'stream' and not s.suppress_bounced)
+  order by r.address
+  on conflict (tenant_id, address, stream) do update
+    set reason = excluded.reason, source = excluded.source, created_at = pgmail.now(), created_by = excluded.created_by, expires_at = null
+    where suppression.expires_at <= pgmail.now()
+$$;
+
+-- Pauses a site of one tenant for a while, because it said again and again that it wants no more now: a minute, and twice as
+-- long each time that it begins again within two hours after the last end, up to an hour. Answers the end; null where it is
+-- paused already, by anybody. The row is as an operator's: `pgmail why` shows it, `pgmail resume --site` ends it.
+create or replace function pgmail.slow_site_v1(p_tenant integer, p_site text, p_reason text) returns timestamptz
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare now_ timestamptz := pgmail.now(); s pgmail.slowed_site;
+begin
+  if exists (select from pgmail.pause p where (p.tenant_id = p_tenant or p.tenant_id is null) and p.scope = 'site'
+             and p.name = p_site and (p.until is null or p.until > now_)) then return null; end if;
+  insert into pgmail.slowed_site as x (tenant_id, site, times, until) values (p_tenant, p_site, 1, now_ + interval '1 minute')
+  on conflict (tenant_id, site) do update set
+    times = case when x.until > now_ - interval '2 hours' then least(x.times + 1, 7) else 1 end,
+    until = now_ + least(interval '1 hour', interval '1 minute' *
+      case when x.until > now_ - interval '2 hours' then 2 ^ least(x.times, 6) else 1 end)
+    where x.until <= now_   -- several workers at once: the first one's
+  returning * into s;
+  if s.until is null then return null; end if;
+  insert into pgmail.pause (tenant_id, scope, name, reason, until, paused_by)
+  values (p_tenant, 'site', p_site, left(coalesce(nullif(btrim(p_reason), ''), 'it refused several times'), 1000), s.until, 'pgmail')
+  on conflict (tenant_id, scope, name) do update set reason = excluded.reason, until = excluded.until, paused_at = now_,
+    paused_by = excluded.paused_by;
+  insert into pgmail.audit (tenant_id, actor, action, object, reason)
+  values (p_tenant, 'pgmail', 'site.pause', p_site, format('until %s: %s', s.until, left(p_reason, 900)));
+  return s.until;
+end
+$$;
