@@ -18,6 +18,7 @@ import uvloop
 from pgmail.collector import calm_collector
 from pgmail.config import Settings
 from pgmail.processes import ProcessTree, Spec, die_with_parent
+from pgmail.shaping.rulebook import book
 from pgmail.store.faults import FencedOut
 from pgmail.transport.base import Transport
 from pgmail.worker.process import MakeLeader, run_worker
@@ -55,6 +56,7 @@ def run_one(
     `ward_argv` starts a process apart, for mail that a worker died with.
     """
     die_with_parent(seconds=settings.drain_seconds + 5)
+    book()  # the rules of replies: not at the first refusal, when all mail would wait for it
     calm_collector()
     try:
         uvloop.run(
