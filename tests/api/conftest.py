@@ -62,7 +62,10 @@ async def api(db: Any, key: str) -> AsyncIterator[httpx.AsyncClient]:
 
 async def waits_for_a_lock(watcher: Any) -> None:
     """Return when a statement waits for the lock of `message`; PostgreSQL tells nobody, so it is asked."""
-    waits = "select exists (select from pg_locks where not granted and relation = 'pgmail.message'::regclass)"
+    waits = (
+        "select exists (select from pg_locks where not granted and relation = 'pgmail.message'::regclass"
+        " and database = (select oid from pg_database where datname = current_database()))"
+    )
     async with asyncio.timeout(30):
         while not watcher.execute(waits).fetchone()[0]:  # noqa: ASYNC110
             await asyncio.sleep(0)

@@ -120,7 +120,7 @@ def test_what_is_in_doubt_is_not_released_but_the_rest_is(admin, app, owner, han
     with pytest.raises(psycopg.Error) as caught:
         release(admin, mail)
     assert kit.refusal(caught.value) == Refusal("in_doubt", "/id", "PM409")
-    assert "resolve it, retry it" in str(caught.value)
+    assert "then resolve it" in str(caught.value)
     assert sorted(kit.states(app, mail)) == ["held", "queued"]
 
 

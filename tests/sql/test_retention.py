@@ -149,7 +149,9 @@ def test_the_drop_waits_less_than_anybody_would_notice_and_holds_one_table(owner
     held = kit.rows(
         owner,
         "select distinct c.relname from pg_locks l join pg_class c on c.oid = l.relation"
-        " where l.mode = 'AccessExclusiveLock' and c.relnamespace = 'pgmail'::regnamespace and c.relkind in ('r', 'p')",
+        " where l.pid = %s and l.mode = 'AccessExclusiveLock' and c.relnamespace = 'pgmail'::regnamespace"
+        "   and c.relkind in ('r', 'p')",
+        [hand.connection.info.backend_pid],
     )
     assert {row[0] for row in held} <= {"message", "message_default", name}
     hand.connection.execute("rollback")
@@ -162,8 +164,9 @@ def test_making_a_partition_locks_one_table(owner, hand, db_clock):
     held = kit.rows(
         owner,
         "select distinct c.relname from pg_locks l join pg_class c on c.oid = l.relation"
-        " where l.mode in ('AccessExclusiveLock', 'ShareUpdateExclusiveLock')"
+        " where l.pid = %s and l.mode in ('AccessExclusiveLock', 'ShareUpdateExclusiveLock')"
         "   and c.relnamespace = 'pgmail'::regnamespace and c.relkind in ('r', 'p')",
+        [hand.connection.info.backend_pid],
     )
     base = made.rpartition("_")[0]
     assert {row[0] for row in held} <= {base, base + "_default", made}

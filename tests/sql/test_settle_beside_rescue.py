@@ -27,7 +27,10 @@ WAITS = """
     create policy held on pgmail.queue for all to pgmail_owner using (held.waits()) with check (true);
     alter table pgmail.queue force row level security;
 """
-ASKS = "select count(*) from pg_locks where locktype = 'advisory' and objid = 77 and not granted"
+ASKS = (
+    "select count(*) from pg_locks where locktype = 'advisory' and objid = 77 and not granted"
+    " and database = (select oid from pg_database where datname = current_database())"
+)
 
 
 @pytest.fixture

@@ -97,7 +97,10 @@ async def test_an_upgrade_under_load_stops_nobody_and_loses_nothing(old_db, crew
             kit.send(guest, "guest@example.org")  # holds what an ALTER TABLE wants
             upgrade = threading.Thread(target=lambda: migrate.upgrade(old_db.dsn, prefix=PREFIX))
             upgrade.start()
-            waits = "select count(*) from pg_locks where not granted and mode = 'AccessExclusiveLock'"
+            waits = (
+                "select count(*) from pg_locks where not granted and mode = 'AccessExclusiveLock'"
+                " and database = (select oid from pg_database where datname = current_database())"
+            )
             await eventually(lambda: kit.one(owner, waits))
             before = sender.done
             await eventually(lambda: sender.done > before + 20, what="sending beside an upgrade that waits")
