@@ -147,7 +147,7 @@ begin
       and q.due_at <= f.noticed_at and q.leased_by is null
     order by q.id limit p_most for update
   ), held as (
-    update pgmail.queue q set due_at = 'infinity', held_due_at = doubtful.due_at, hold_reason = words, later = false
+    update pgmail.queue q set due_at = 'infinity', held_due_at = doubtful.due_at, hold_reason = words, later = false, in_doubt = true
     from doubtful where p_decision = 'hold' and q.tenant_id = p_tenant and q.id = doubtful.id and q.id = any (array(select x.id from doubtful x))
   ), gone as (
     delete from pgmail.queue q
