@@ -58,6 +58,7 @@ class Witness(Loop):
         self._root: UUID | None = None
         self._witness = uuid4()
         self._acted = asyncio.Event()
+        self._settling = asyncio.Lock()
         self._database: Database | None = None
         self._told: str | None = None
 
@@ -132,13 +133,16 @@ class Witness(Loop):
 
     async def _mark(self, connection: AsyncConnection[Any]) -> None:
         if self._root is None:
-            await self._settle_in(connection)
-        row: Any = await fetch_one(connection, _Q["mark"], self._facts())
-        if row.root != self._root:  # another database altogether, not a copy
-            await self._settle_in(connection)
-            row = await fetch_one(connection, _Q["mark"], self._facts())
-        if row.marks is None:
-            return
+            await self._settle_in(connection, None)
+        facts = self._facts()
+        row: Any = await fetch_one(connection, _Q["mark"], facts)
+        if row.marks is None:  # another database altogether, not a copy
+            await self._settle_in(connection, row.root)
+            facts = self._facts()
+            row = await fetch_one(connection, _Q["mark"], facts)
+        if row.marks is None or facts["witness"] != self._witness:
+            return  # it changed once more; the next mark tells
+        # Several connections may greet at once, and be answered in any order.
         before = self._memory.marks if self._memory and self._memory.history == row.history else 0
         self._remember(
             Memory(
@@ -154,19 +158,27 @@ class Witness(Loop):
         self._trusted = True
         self._fenced(row.fenced)
 
-    async def _settle_in(self, connection: AsyncConnection[Any]) -> None:
-        """Find this host's file for the database, and compare what its other processes remember."""
-        row: Any = await fetch_one(connection, _Q["root"])
+    async def _settle_in(self, connection: AsyncConnection[Any], root: UUID | None) -> None:
+        """Find this host's file for the database (None: not known yet which), and compare what its others remember."""
+        if root is None:
+            row: Any = await fetch_one(connection, _Q["root"])
+            root = row.root
+        async with self._settling:
+            if root != self._root:  # else another connection was first
+                await self._take_place(connection, root)
+
+    async def _take_place(self, connection: AsyncConnection[Any], root: UUID) -> None:
         if self._place is not None:
             self._place.close()
-        self._root, self._place, self._memory = row.root, None, None
+        self._place, self._memory = None, None
         try:
-            place = Place(Path(self._given) if self._given else default_folder(), row.root)
+            place = Place(Path(self._given) if self._given else default_folder(), root)
         except (OSError, RuntimeError) as error:
             self._tell(f"no memory outlives this process: {error}", "history.no_file")
-            self._witness = uuid4()
+            self._root, self._witness = root, uuid4()
             return
         self._place, self._memory, self._witness = place, place.memory, place.witness
+        self._root = root
         for other in place.others():
             values = {name: getattr(other, name) for name in _REMEMBERED} | {
                 "by": f"a process on {socket.gethostname()}",

@@ -35,7 +35,7 @@ begin
     why := format('a restore was accepted before %s, and this database knows nothing of it', p_seen_at);
   elsif p_marks > coalesce(w.marks, 0) and (w.id is not null or p_seen_at > clock_timestamp() - interval '90 days') then
     why := format('mark %s was committed at %s, and this database has %s', p_marks, p_seen_at,
-      coalesce(format('mark %s of %s', w.marks, w.at), 'none of them'));
+      case when w.id is null then 'none of them' else format('mark %s of %s', w.marks, w.at) end);
   else
     return true;
   end if;

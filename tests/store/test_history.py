@@ -61,6 +61,24 @@ def backup(db, server_admin):
         server_admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(database.name)))
 
 
+async def test_connections_that_come_at_once_are_one_witness(db, folder):
+    witness = Witness("worker", str(folder))
+    pool = Pool(db.dsn_for("worker"), name="t", low=8, high=8, greet=witness.greet)
+    other = Pool(db.dsn_for("worker"), name="t", low=4, high=4, greet=witness.greet)
+    try:
+        await pool.open()
+        await other.open()
+        with db.connect() as connection:
+            marks = "select coalesce(sum(marks), 0) from pgmail.witness"
+            await eventually(lambda: one(connection, marks) >= 12)
+            assert one(connection, "select count(*) from pgmail.witness") == 1
+    finally:
+        await pool.close()
+        await other.close()
+        await witness.stop()
+    assert witness.clear
+
+
 async def test_a_restored_copy_is_known_by_the_next_process_of_the_host(db, meet, backup):
     assert (await meet(db.dsn_for("worker"))).clear
     copy = backup()
