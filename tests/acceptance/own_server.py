@@ -110,13 +110,12 @@ class Server:
         home, runner = made.embedded.data_folder, programs.account()
         datafolder.make_own(home, runner)
         shutil.copy2(self.embedded.data_folder / "password", home / "password")
-        as_account = {"user": runner.uid, "group": runner.gid, "extra_groups": []} if runner else {}
         if runner:
             os.chown(home / "password", runner.uid, runner.gid)
         done = subprocess.run(
             [self.embedded.binaries / "pg_basebackup", "--pgdata", made.pgdata, "--checkpoint=fast", *options,
              "--dbname", f"{self.embedded.dsn()}?application_name=standby"],
-            cwd=home, capture_output=True, text=True, check=False, **as_account,
+            cwd=home, capture_output=True, text=True, check=False, **self.account,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return made
@@ -134,6 +133,17 @@ class Server:
                 "select count(pg_terminate_backend(pid)) from pg_stat_activity "
                 "where usename like 'pgmail%' and pid <> pg_backend_pid()",
             )
+
+    def backends(self) -> list[int]:
+        """The processes of the running server but the first."""
+        with psycopg.connect(self.embedded.dsn(), autocommit=True) as connection:
+            return [row[0] for row in connection.execute("select pid from pg_stat_activity").fetchall()]
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """How to start a program as the server's account."""
+        runner = programs.account()
+        return {"user": runner.uid, "group": runner.gid, "extra_groups": []} if runner else {}
 
     def remove(self) -> None:
         self.embedded.remove()
