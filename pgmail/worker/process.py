@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from uuid import UUID
 
 import structlog
 
@@ -101,8 +102,8 @@ async def run_worker(
         poll_ms=settings.poll_interval_ms, leading=leading, listener=listener,
     )  # fmt: skip
 
-    def settled(n: int) -> None:
-        claimer.freed(n)
+    def settled(ids: Collection[UUID]) -> None:
+        claimer.freed(ids)
         witness.acted()
 
     settler = Settler(
