@@ -136,13 +136,17 @@ def _make_leader(settings: Settings) -> MakeLeader:
 async def _maintain(settings: Settings) -> None:
     from pgmail.service import run_all  # noqa: PLC0415
     from pgmail.store.database import Database  # noqa: PLC0415
+    from pgmail.store.history import Witness  # noqa: PLC0415
     from pgmail.store.presence import Presence  # noqa: PLC0415
 
     until = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, until.set)
-    database = Database(settings.database("worker"), name="pgmail maintain", low=1, high=2)
+    witness = Witness("maintain", settings.state_dir)
+    dsn = settings.database("worker")
+    database = Database(dsn, name="pgmail maintain", low=1, high=2, greet=witness.greet)
+    witness.watch(database)
     presence = Presence(
         database,
         program="maintain",
@@ -153,6 +157,6 @@ async def _maintain(settings: Settings) -> None:
     leader, _ = _make_leader(settings)(database, presence)
     await database.open()
     try:
-        await run_all([presence, leader], until=until, drain_seconds=settings.drain_seconds)
+        await run_all([witness, presence, leader], until=until, drain_seconds=settings.drain_seconds)
     finally:
         await database.close()

@@ -157,6 +157,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_folder: Annotated[
         str, Row("Folder of the embedded PostgreSQL and the sandbox.", fault=_filled_fault)
     ] = ".pgmail"
+    state_dir: Annotated[
+        str,
+        Row(
+            "Folder in which this host keeps what it saw committed, to notice a restored database.",
+            empty="$XDG_STATE_HOME/pgmail, or ~/.local/state/pgmail",
+        ),
+    ] = ""
 
     sources: dict[str, str] = {}
 

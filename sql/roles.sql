@@ -96,6 +96,15 @@ grant execute on function
   to {prefix}worker, {prefix}maintain;
 grant select on pgmail.message, pgmail.attachment, pgmail.recipient, pgmail.template, pgmail.asset, pgmail.stream,
   pgmail.suppression, pgmail.lane, pgmail.tenant, pgmail.queue to {prefix}worker;
+grant execute on function
+  pgmail.mark_v1(uuid, uuid, integer, uuid, bigint, timestamptz, text, integer, text, jsonb),
+  pgmail.recall_v1(uuid, uuid, integer, uuid, bigint, timestamptz, text, jsonb)
+  to {prefix}api, {prefix}worker, {prefix}maintain;
+grant execute on function
+  pgmail.stop_for_restore(text), pgmail.restore_doubts(timestamptz),
+  pgmail.decide_restore(integer, text, timestamptz, uuid, integer), pgmail.accept_restore(text, text)
+  to {prefix}admin;
+grant select on pgmail.history, pgmail.fence, pgmail.witness to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
 grant select on pgmail.relay, pgmail.worker, pgmail.leader, pgmail.schema_version, pgmail.site_domain
   to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
 
@@ -123,7 +132,8 @@ begin
              and c.relname <> 'alembic_version'
   loop
     if not t.secured then execute format('alter table %s enable row level security', t.name); end if;
-    if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain', 'reply_reason', 'reply_rule', 'reply_pattern') then
+    if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain', 'reply_reason', 'reply_rule', 'reply_pattern',
+                     'history', 'witness', 'fence') then
       wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'fleet', 'roles', fleet, 'condition', 'true');
     elsif t.relname in ('bucket', 'permit') then
       wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}admin'], 'condition', 'true');

@@ -61,6 +61,27 @@ CREATE TYPE pgmail.options AS (
 	texts jsonb
 );
 
+CREATE FUNCTION pgmail.accept_restore(p_decision text, p_reason text) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare f pgmail.fence; next_ integer;
+begin
+  if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
+  delete from pgmail.fence returning * into f;
+  if not found then perform pgmail.refuse('not_fenced', '/after_restore', 'no restore was noticed', 404); end if;
+  insert into pgmail.history (generation, root, accepted_by, decision, reason)
+  select greatest(max(h.generation), f.generation) + 1, min(h.root::text)::uuid, pgmail.actor(), p_decision, left(p_reason, 1000)
+  from pgmail.history h returning generation into next_;
+  -- Workers that live through a failover have heads beyond mail that came back.
+  update pgmail.lane set active = true, version = nextval('pgmail.lane_version'), changed_at = pgmail.now(), rewind_to = '2000-01-01'
+   where (tenant_id, id) in (select l.tenant_id, l.id from pgmail.lane l order by 1, 2 for update);
+  delete from pgmail.witness w where w.at < clock_timestamp() - interval '180 days';
+  perform pgmail.record_act(null, 'restore.' || p_decision, null, concat_ws(E'\n', p_reason, f.reason));
+  return next_;
+end
+$$;
+
 CREATE FUNCTION pgmail.actor() RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -226,6 +247,7 @@ begin
     raise exception using errcode = 'PM410', constraint = 'fenced_out',
       message = format('worker %s was declared dead; its leases were given back', p_epoch);
   end if;
+  if exists (select from pgmail.fence) then return; end if;   -- restored, and nobody has decided yet what went out before
   return query
   with l as materialized (
     select * from unnest(p_lanes, p_due, p_after, p_limits, p_traced, p_holds) u(lane, head_due, head_id, most, traced, holds)
@@ -339,6 +361,67 @@ begin
     and (f->>'died_before' is null or d.died_at < (f->>'died_before')::timestamptz)
     and (below is null or d.recipient_id < below) and (above is null or d.recipient_id > above)
   order by case when not newest_first then d.recipient_id end, case when newest_first then d.recipient_id end desc limit most;
+end
+$$;
+
+CREATE FUNCTION pgmail.decide_restore(p_tenant integer, p_decision text, p_since timestamp with time zone, p_after uuid, p_most integer DEFAULT 5000, OUT n integer, OUT last uuid) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare
+  f pgmail.fence; words text; below uuid := pgmail.restore_bound(p_since); dead bigint;
+begin
+  select x.* into f from pgmail.fence x;
+  if not found then perform pgmail.refuse('not_fenced', '/after_restore', 'no restore was noticed', 404); end if;
+  if p_decision is null or p_decision <> all ('{hold,resend,assume_sent}') then
+    perform pgmail.refuse('invalid_decision', '/decision', 'must be hold, resend or assume_sent');
+  end if;
+  words := format('in doubt: the database was restored; it may have been sent between %s and %s',
+    coalesce(p_since, f.lost_from)::text, f.noticed_at);
+  words := replace(words, 'between  and', 'before');
+  if p_after is null then
+    -- Leases of workers that the lost history knew.
+    for dead in select distinct q.leased_by from pgmail.queue q where q.leased_by is not null
+                and not exists (select from pgmail.worker w where w.epoch = q.leased_by and w.beat_at > pgmail.now() - interval '30 seconds')
+    loop
+      perform pgmail.rescue_v1(dead);
+    end loop;
+  end if;
+
+  with doubtful as materialized (
+    select q.id, q.message_id, q.due_at, q.attempts from pgmail.queue q
+    where q.tenant_id = p_tenant and q.id > coalesce(p_after, '00000000-0000-0000-0000-000000000000') and q.id < below
+      and q.due_at <= f.noticed_at and q.leased_by is null
+    order by q.id limit p_most for update
+  ), held as (
+    update pgmail.queue q set due_at = 'infinity', held_due_at = doubtful.due_at, hold_reason = words, later = false, in_doubt = true
+    from doubtful where p_decision = 'hold' and q.tenant_id = p_tenant and q.id = doubtful.id and q.id = any (array(select x.id from doubtful x))
+  ), gone as (
+    delete from pgmail.queue q
+    where p_decision = 'assume_sent' and q.tenant_id = p_tenant and q.id = any (array(select x.id from doubtful x))
+  ), facts as materialized (
+    select doubtful.*, m.stream, r.site from doubtful
+    cross join lateral (select y.stream from pgmail.message y where y.tenant_id = p_tenant and y.id = doubtful.message_id limit 1) m
+    cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = doubtful.id limit 1) r
+    where p_decision = 'assume_sent'
+  ), outcomes as (
+    insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
+    select p_tenant, id, message_id, 'sent', pgmail.now(), stream, site, attempts, 'assumed sent: the database was restored' from facts
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, stream, 'sent', count(*) from facts group by stream
+  ), events as (
+    insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, detail)
+    select p_tenant, doubtful.id, doubtful.message_id, x.type, doubtful.attempts + 1,
+      concat_ws(': ', case x.type when 'email.sent' then 'assumed by ' || pgmail.actor() end, words)
+    from doubtful, (values ('email.in_doubt', null), ('email.held', 'hold'), ('email.sent', 'assume_sent')) x(type, decision)
+    where (x.decision is null or x.decision = p_decision)
+      and (p_decision <> 'resend' or (
+        select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = doubtful.id and e.type = 'email.in_doubt'
+          and e.detail = words limit 1) is null)
+  )
+  select count(*), max(id::text)::uuid into n, last from doubtful;
 end
 $$;
 
@@ -746,7 +829,7 @@ declare n integer;
 begin
   with late as materialized (
     select q.tenant_id, q.id, q.message_id, q.attempts from pgmail.queue q
-    where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity'
+    where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity' and not exists (select from pgmail.fence)
     order by q.expires_at limit p_most for update skip locked
   ), gone as (
     delete from pgmail.queue q using late where q.tenant_id = late.tenant_id and q.id = late.id
@@ -1170,6 +1253,28 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.mark_v1(p_root uuid, p_history uuid, p_generation integer, p_witness uuid, p_marks bigint, p_seen_at timestamp with time zone, p_host text, p_pid integer, p_program text, p_seen jsonb, OUT root uuid, OUT history uuid, OUT generation integer, OUT marks bigint, OUT at timestamp with time zone, OUT place jsonb, OUT fenced text) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  if p_history is not null then
+    perform pgmail.recall_v1(p_root, p_history, p_generation, p_witness, p_marks, p_seen_at,
+      format('%s %s on %s', p_program, p_pid, p_host), p_seen);
+  end if;
+  select x.root, x.id, x.generation into root, history, generation from pgmail.history x order by x.generation desc limit 1;
+  if root is not distinct from p_root then
+    insert into pgmail.witness as w (id, marks, host, pid, program) values (p_witness, p_marks + 1, p_host, p_pid, p_program)
+    on conflict (id) do update set marks = greatest(w.marks, p_marks) + 1, at = clock_timestamp(),
+      host = excluded.host, pid = excluded.pid, program = excluded.program
+    returning w.marks, w.at into marks, at;
+    place := pgmail.place_v1();
+  end if;
+  select f.reason into fenced from pgmail.fence f;
+end
+$$;
+
 CREATE FUNCTION pgmail.need_recipients(p_tenant integer, p_id uuid, OUT message_id uuid, OUT recipients uuid[]) RETURNS record
     LANGUAGE plpgsql STABLE
     AS $$
@@ -1383,6 +1488,20 @@ CREATE FUNCTION pgmail.phase_of(p_state text) RETURNS text
               when p_state = 'sent' then 'sent'
               when p_state in ('bounced', 'suppressed', 'expired', 'cancelled', 'dead') then 'failed'
               else 'unknown' end
+$$;
+
+CREATE FUNCTION pgmail.place_v1() RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  return jsonb_build_object(
+    'system', (select s.system_identifier::text from pg_control_system() s),
+    'timeline', ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer,
+    'lsn', pg_current_wal_insert_lsn());
+exception when insufficient_privilege then
+  return '{}';   -- a hosted server may keep it to itself
+end
 $$;
 
 CREATE FUNCTION pgmail.plain_mailbox(p_text text) RETURNS pgmail.person
@@ -2119,6 +2238,36 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.recall_v1(p_root uuid, p_history uuid, p_generation integer, p_witness uuid, p_marks bigint, p_seen_at timestamp with time zone, p_by text, p_seen jsonb) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare h pgmail.history; w pgmail.witness; here jsonb; why text;
+begin
+  select x.* into h from pgmail.history x order by x.generation desc limit 1;
+  if h.root <> p_root then return null; end if;
+  if p_generation < h.generation then return true; end if;
+  select x.* into w from pgmail.witness x where x.id = p_witness;
+  if p_generation > h.generation or h.id <> p_history then
+    why := format('a restore was accepted before %s, and this database knows nothing of it', p_seen_at);
+  elsif p_marks > coalesce(w.marks, 0) and (w.id is not null or p_seen_at > clock_timestamp() - interval '90 days') then
+    why := format('mark %s was committed at %s, and this database has %s', p_marks, p_seen_at,
+      case when w.id is null then 'none of them' else format('mark %s of %s', w.marks, w.at) end);
+  else
+    return true;
+  end if;
+  here := pgmail.place_v1();
+  insert into pgmail.fence as f (noticed_by, reason, generation, lost_from, lost_until, seen, found)
+  values (p_by, p_by || ' saw more than is here: ' || why, p_generation, w.at, p_seen_at, p_seen, here)
+  on conflict (singleton) do update set generation = greatest(f.generation, excluded.generation),
+    lost_from = least(f.lost_from, excluded.lost_from), lost_until = least(f.lost_until, excluded.lost_until)
+  where f.generation < excluded.generation or f.lost_from > excluded.lost_from or f.lost_until > excluded.lost_until;
+  -- A worker of the lost history may live on with an epoch that is given out here once more.
+  perform setval('pgmail.worker_epoch', (select s.last_value + 1000 from pgmail.worker_epoch s));
+  return false;
+end
+$$;
+
 CREATE FUNCTION pgmail.record_act(p_tenant integer, p_action text, p_object text, p_reason text) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2499,6 +2648,24 @@ begin
   select count(*) into n from facts;
   return n;
 end
+$$;
+
+CREATE FUNCTION pgmail.restore_bound(p_since timestamp with time zone) RETURNS uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select pgmail.uuid_floor(coalesce(p_since, (select coalesce(f.lost_until, f.noticed_at) + interval '2 seconds' from pgmail.fence f)))
+$$;
+
+CREATE FUNCTION pgmail.restore_doubts(p_since timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS TABLE(tenant_id integer, tenant text, recipients bigint, leased bigint, oldest timestamp with time zone, newest timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select q.tenant_id, t.name, count(*) filter (where q.leased_by is null), count(*) filter (where q.leased_by is not null),
+    pgmail.uuid_time(min(q.id::text)::uuid), pgmail.uuid_time(max(q.id::text)::uuid)
+  from pgmail.queue q join pgmail.tenant t on t.id = q.tenant_id cross join pgmail.fence f
+  where q.id < pgmail.restore_bound(p_since) and q.due_at <= f.noticed_at
+  group by q.tenant_id, t.name order by t.name
 $$;
 
 CREATE FUNCTION pgmail.resume_mail(p_scope text, p_name text, p_reason text DEFAULT NULL::text, p_fleet boolean DEFAULT false) RETURNS text
@@ -3230,6 +3397,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.stop_for_restore(p_reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
+  insert into pgmail.fence (noticed_by, reason, lost_until, found) values (pgmail.actor(), left(p_reason, 1000), clock_timestamp(), pgmail.place_v1())
+  on conflict (singleton) do nothing;
+  perform pgmail.record_act(null, 'restore.stop', null, p_reason);
+end
+$$;
+
 CREATE FUNCTION pgmail.stopped_by(p_stream text, p_priority integer, p_site text, OUT kind text, OUT scope text, OUT name text, OUT until timestamp with time zone, OUT words text) RETURNS record
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -3240,6 +3419,10 @@ CREATE FUNCTION pgmail.stopped_by(p_stream text, p_priority integer, p_site text
 declare
   t integer := pgmail.need_tenant(); now_ timestamptz := pgmail.now(); relays_ text[]; up_ text[]; p pgmail.pause; r record;
 begin
+  select 'restore', 'fleet', 'all', format('all sending is stopped since %s, for the database was restored: %s; pgmail resume --after-restore decides',
+    f.noticed_at, f.reason) into kind, scope, name, words from pgmail.fence f;
+  if found then return; end if;
+
   -- Of several pauses the one that lasts longest.
   select x.* into p from pgmail.pause x
    where (x.tenant_id is null or x.tenant_id = t) and (x.until is null or x.until > now_)
@@ -4101,6 +4284,31 @@ CREATE TABLE pgmail.event_default (
     CONSTRAINT event_type_check CHECK ((type = ANY (ARRAY['email.queued'::text, 'email.scheduled'::text, 'email.sending'::text, 'email.deferred'::text, 'email.delayed'::text, 'email.sent'::text, 'email.delivered'::text, 'email.bounced'::text, 'email.complained'::text, 'email.suppressed'::text, 'email.expired'::text, 'email.cancelled'::text, 'email.held'::text, 'email.in_doubt'::text, 'email.failed'::text, 'email.opened'::text, 'email.clicked'::text, 'email.unsubscribed'::text])))
 );
 
+CREATE TABLE pgmail.fence (
+    singleton boolean DEFAULT true NOT NULL,
+    noticed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    noticed_by text NOT NULL,
+    reason text NOT NULL,
+    generation integer DEFAULT 0 NOT NULL,
+    lost_from timestamp with time zone,
+    lost_until timestamp with time zone,
+    seen jsonb,
+    found jsonb,
+    CONSTRAINT fence_singleton_check CHECK (singleton)
+);
+
+CREATE TABLE pgmail.history (
+    generation integer NOT NULL,
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    root uuid NOT NULL,
+    began_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    accepted_by text,
+    decision text,
+    reason text,
+    CONSTRAINT history_decision_check CHECK ((decision = ANY (ARRAY['hold'::text, 'resend'::text, 'assume_sent'::text]))),
+    CONSTRAINT history_generation_check CHECK ((generation > 0))
+);
+
 CREATE TABLE pgmail.idempotency (
     tenant_id integer NOT NULL,
     key text NOT NULL,
@@ -4615,6 +4823,16 @@ ALTER TABLE pgmail.tenant ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE pgmail.witness (
+    id uuid NOT NULL,
+    marks bigint NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    host text NOT NULL,
+    pid integer NOT NULL,
+    program text NOT NULL
+)
+WITH (fillfactor='50');
+
 CREATE SEQUENCE pgmail.worker_epoch
     START WITH 1
     INCREMENT BY 1
@@ -4693,6 +4911,12 @@ ALTER TABLE ONLY pgmail.event
 
 ALTER TABLE ONLY pgmail.event_default
     ADD CONSTRAINT event_default_pkey PRIMARY KEY (tenant_id, recipient_id, id);
+
+ALTER TABLE ONLY pgmail.fence
+    ADD CONSTRAINT fence_pkey PRIMARY KEY (singleton);
+
+ALTER TABLE ONLY pgmail.history
+    ADD CONSTRAINT history_pkey PRIMARY KEY (generation);
 
 ALTER TABLE ONLY pgmail.idempotency
     ADD CONSTRAINT idempotency_pkey PRIMARY KEY (tenant_id, key);
@@ -4781,6 +5005,9 @@ ALTER TABLE ONLY pgmail.tenant
 ALTER TABLE ONLY pgmail.tenant
     ADD CONSTRAINT tenant_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY pgmail.witness
+    ADD CONSTRAINT witness_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY pgmail.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (epoch);
 
@@ -4848,6 +5075,10 @@ ALTER TABLE pgmail.event ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.event_default ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.fence ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.history ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.idempotency ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.lane ENABLE ROW LEVEL SECURITY;
@@ -4907,5 +5138,7 @@ ALTER TABLE pgmail.tally_total ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.template ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.tenant ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.witness ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.worker ENABLE ROW LEVEL SECURITY;

@@ -1,6 +1,7 @@
 """Fixtures are plugins with names: what a test asks for is in the file that says so."""
 
 import sys
+import uuid
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,3 +30,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(skipped)
+
+
+@pytest.fixture(autouse=True)
+def own_memory(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A state folder for each test: databases of tests are copies of one, and would look restored to the next."""
+    folder = tmp_path_factory.getbasetemp() / f"state-{uuid.uuid4().hex}"
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))

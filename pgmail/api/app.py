@@ -36,6 +36,7 @@ from pgmail.api.keyring import Keyring, guard
 from pgmail.clock import Clock
 from pgmail.config import Settings
 from pgmail.store.database import Database
+from pgmail.store.history import Witness
 
 log = structlog.get_logger()
 
@@ -64,15 +65,23 @@ class Application(Litestar):
             await self.state.bare(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+        if self.state.witness is not None and scope["type"] == "http" and scope["method"] != "GET":
+            self.state.witness.acted()
 
 
 def create_app(
-    settings: Settings, database: Database, *, sends: Database | None = None, clock: Clock | None = None
+    settings: Settings,
+    database: Database,
+    *,
+    sends: Database | None = None,
+    clock: Clock | None = None,
+    witness: Witness | None = None,
 ) -> Application:
     """Return the application. `database` is a pool of the API's role, opened and closed by the caller.
 
     `sends` is a second one, for single emails that are sent together; its connections need no trial before
-    use (`check`), and there it would cost. `clock` paces how long a key's check is believed.
+    use (`check`), and there it would cost. `clock` paces how long a key's check is believed. `witness` hears of
+    each answer that may have changed something.
     """
     keyring = Keyring(database, clock)
     coalescer = Coalescer(sends or database, database)
@@ -95,6 +104,7 @@ def create_app(
                 "database": database,
                 "keyring": keyring,
                 "enqueue": enqueue,
+                "witness": witness,
                 "bare": Bare(keyring, enqueue, settings.max_body_bytes),
             }
         ),

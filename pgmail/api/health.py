@@ -1,7 +1,8 @@
 """`/health`: whether this process lives, and whether it can work. No key is asked for.
 
 `live` says that the process answers; restart it if it does not. `ready` says that the database answers and
-that program and schema fit together; send it no requests while it does not (503).
+that program and schema fit together; send it no requests while it does not (503). A database that was restored takes
+mail and sends none until an operator has decided: that is ready, and `sending` says so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pgmail.api.openapi import operation
 from pgmail.api.params import database_of
 from pgmail.api.problems import RETRY_SECONDS
 from pgmail.errors import DatabaseAway, SchemaMismatch
-from pgmail.store import schema
+from pgmail.store import history, schema
 
 
 @get("/health/live", operation_class=operation())
@@ -27,17 +28,20 @@ async def live() -> dict[str, str]:
 async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
     """Tell whether requests can be served, and if not, why."""
     try:
-        await schema.require(database_of(request))
+        database = database_of(request)
+        await schema.require(database)
+        async with database.connection() as connection:
+            fence = await history.fence(connection)
     except DatabaseAway:
         return _answer("the database cannot be reached")
     except SchemaMismatch as error:
         return _answer(str(error))
-    return _answer(None)
+    return _answer(None, None if fence is None else f"stopped since {fence.noticed_at}: {fence.reason}")
 
 
-def _answer(problem: str | None) -> Response[dict[str, Any]]:
+def _answer(problem: str | None, sending: str | None = None) -> Response[dict[str, Any]]:
     if problem is None:
-        return Response({"status": "ok"})
+        return Response({"status": "ok"} | ({} if sending is None else {"sending": sending}))
     return Response(
         {"status": "unavailable", "problem": problem},
         status_code=503,

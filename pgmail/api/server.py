@@ -24,11 +24,13 @@ from pgmail.collector import calm_collector
 from pgmail.config import Settings
 from pgmail.errors import SettingsError
 from pgmail.store.database import Database
+from pgmail.store.history import Witness
 
 log = structlog.get_logger()
 
 Ready = Callable[[str, int], None]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LAST_MARK_SECONDS = 2.0
 
 
 def serve(settings: Settings, *, ready: Ready | None = None) -> None:
@@ -46,9 +48,11 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
     stop = stop or asyncio.Event()
     listener = listen(settings)
     host, port = listener.getsockname()[:2]
-    database, sends = pools(settings)
+    witness = Witness("api", settings.state_dir)
+    database, sends = pools(settings, witness)
+    witness.watch(database)
     config = uvicorn.Config(
-        create_app(settings, database, sends=sends),
+        create_app(settings, database, sends=sends, witness=witness),
         http="httptools",
         ws="none",
         lifespan="on",
@@ -62,27 +66,31 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
     await database.open()
     if sends is not database:
         await sends.open()
+    await witness.start()
     try:
         with _told(stop):
             await _serve(server, listener, stop)
     finally:
+        await witness.drain(LAST_MARK_SECONDS)
+        await witness.stop()
         await sends.close()
         await database.close()
         listener.close()
 
 
-def pools(settings: Settings) -> tuple[Database, Database]:
+def pools(settings: Settings, witness: Witness | None = None) -> tuple[Database, Database]:
     """Return the pool that everything shares, and that of single emails sent together; unopened.
 
     A quarter of the connections is for the latter, which waits for none of the others and tries none before
     use (see `coalesce`); of a single connection there are no parts.
     """
     dsn, size = settings.database("api"), settings.api_pool_size
+    greet = witness.greet if witness else None
     part = size // 4 or (size > 1)
-    database = Database(dsn, name="pgmail-api", low=1, high=size - part, check=True)
+    database = Database(dsn, name="pgmail-api", low=1, high=size - part, check=True, greet=greet)
     if not part:
         return database, database
-    return database, Database(dsn, name="pgmail-api-send", low=1, high=part)
+    return database, Database(dsn, name="pgmail-api-send", low=1, high=part, greet=greet)
 
 
 def listen(settings: Settings) -> socket.socket:

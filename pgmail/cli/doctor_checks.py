@@ -160,6 +160,14 @@ async def _retention(connection: Connection, _: Settings) -> Finding:
     )
 
 
+async def _restore(connection: Connection, _: Settings) -> Finding:
+    rows = await fetch_dicts(connection, queries("history")["fence"])
+    if not rows:
+        return Finding("restore", "ok", "nothing acknowledged is missing, as far as any process knows")
+    message = f"all sending is stopped since {rows[0]['noticed_at']}: {rows[0]['reason']}"
+    return Finding("restore", "failed", message, "pgmail resume --after-restore --dry-run")
+
+
 async def _workers(connection: Connection, settings: Settings) -> Finding:
     rows = [row for row in await _ask(connection, "workers") if row["program"] == "worker"]
     silent = max(settings.silence_seconds, 10.0)
@@ -242,6 +250,7 @@ _CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
     "roles": _roles,
     "partitions": _partitions,
     "retention": _retention,
+    "restore": _restore,
     "workers": _workers,
     "leader": _leader,
     "relays": _relays,

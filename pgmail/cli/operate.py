@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pgmail.cli import common, output
+from pgmail.cli import common, output, restore
 
 _LANES = {
     "stream": "stream",
@@ -49,27 +49,33 @@ def _target(command: F) -> F:
 def queue(as_json: bool) -> None:
     """Show what waits and for what, by stream, priority and receiving site, and all that is paused or away."""
 
-    async def ask() -> tuple[list[Any], list[dict[str, Any]], list[Any]]:
+    async def ask() -> tuple[list[Any], list[dict[str, Any]], list[Any], Any | None]:
         from pgmail.sqlfiles import queries  # noqa: PLC0415
-        from pgmail.store import emails, lanes  # noqa: PLC0415
+        from pgmail.store import emails, history, lanes  # noqa: PLC0415
         from pgmail.store.single import fetch_dicts  # noqa: PLC0415
 
         async with common.database() as connection:
             waiting = await emails.queue(connection)
             relays = await fetch_dicts(connection, queries("cli_operate")["relays"])
-            return waiting, relays, await lanes.paused(connection)
+            return waiting, relays, await lanes.paused(connection), await history.fence(connection)
 
-    waiting, relays, pauses = common.run(ask())
+    waiting, relays, pauses, fence = common.run(ask())
     if as_json:
         output.print_json(
             {
                 "lanes": [output.plain(row) for row in waiting],
                 "relays": [output.plain(row) for row in relays],
                 "pauses": [output.plain(row) for row in pauses],
+                "restored": None if fence is None else output.plain(fence),
             }
         )
         return
     output.show(waiting, _LANES, as_json=False, none="nothing waits")
+    if fence is not None:
+        click.echo(
+            f"all sending is stopped since {output.cell(fence.noticed_at)}: {fence.reason}; "
+            "pgmail resume --after-restore decides"
+        )
     for relay in relays:
         if relay["state"] != "up":
             click.echo(
@@ -86,12 +92,20 @@ def queue(as_json: bool) -> None:
 
 @click.command(short_help="Stop mail to a site or relay, of a stream or lane.")
 @_target
+@click.option(
+    "--after-restore", is_flag=True, help="All mail, for the database was restored and nobody noticed."
+)
 @click.option("--reason", required=True, metavar="TEXT", help="Why; shown to whoever asks what waits.")
 @click.option(
     "--until", metavar="TIME", help="When it ends by itself. Defaults to never: `pgmail resume` does."
 )
-def pause(fleet: bool, reason: str, until: str | None, **given: str | None) -> None:
+def pause(fleet: bool, reason: str, until: str | None, after_restore: bool, **given: str | None) -> None:
     """Stop mail to a site or a relay, of a stream or a lane. It waits meanwhile; none of it fails for that."""
+    if after_restore:
+        if until or fleet or any(given.values()):
+            raise click.UsageError("--after-restore stops all mail; it takes --reason only")
+        restore.stop(reason)
+        return
     scope, name = _one(given, fleet=fleet)
     at = common.moment(until, "until")
 
@@ -109,9 +123,45 @@ def pause(fleet: bool, reason: str, until: str | None, **given: str | None) -> N
 
 @click.command(short_help="Let mail flow again.")
 @_target
-@click.option("--reason", metavar="TEXT", help="Why; kept in the record.")
-def resume(fleet: bool, reason: str | None, **given: str | None) -> None:
-    """Let mail flow again to a site or a relay, of a stream or a lane."""
+@click.option("--reason", metavar="TEXT", help="Why; kept in the record. Required with --after-restore.")
+@click.option(
+    "--after-restore",
+    is_flag=True,
+    help="All mail, which stopped when a restored database was noticed; shows first what is in doubt.",
+)
+@click.option("--hold", "decision", flag_value="hold", help="Mail in doubt waits for a person. The default.")
+@click.option("--resend", "decision", flag_value="resend", help="Mail in doubt is sent (again).")
+@click.option("--assume-sent", "decision", flag_value="assume_sent", help="Mail in doubt counts as sent.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="The moment of the backup. Defaults to what was noticed; later mail is new.",
+)
+@click.option("--dry-run", is_flag=True, help="With --after-restore: show what is in doubt, and stop.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common.as_json
+def resume(
+    *,
+    fleet: bool,
+    reason: str | None,
+    after_restore: bool,
+    decision: str | None,
+    since: str | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    **given: str | None,
+) -> None:
+    """Let mail flow again to a site or a relay, of a stream or a lane; or all of it after a restore."""
+    if after_restore:
+        if fleet or any(given.values()):
+            raise click.UsageError("--after-restore is about all mail; leave the others out")
+        restore.resume(
+            decision or "hold", since=since, reason=reason, dry_run=dry_run, yes=yes, as_json=as_json
+        )
+        return
+    if decision or since or dry_run or yes or as_json:
+        raise click.UsageError("these options go with --after-restore")
     scope, name = _one(given, fleet=fleet)
 
     async def act() -> str:

@@ -127,6 +127,9 @@ MOVES: tuple[Move, ...] = (
     Move(_S.QUEUED, "cancel", _S.CANCELLED, _E.CANCELLED, "sender"),
     Move(_S.QUEUED, "hold", _S.HELD, _E.HELD, "operator"),
     Move(_S.QUEUED, "expire", _S.EXPIRED, _E.EXPIRED, "maintain"),
+    Move(_S.QUEUED, "restore", _S.HELD, _E.IN_DOUBT, "operator"),  # may have been sent before the restore
+    Move(_S.QUEUED, "restore", _S.QUEUED, _E.IN_DOUBT, "operator"),
+    Move(_S.QUEUED, "restore", _S.SENT, _E.SENT, "operator"),  # assumed
     Move(_S.QUEUED, "late 250", _S.SENT, _E.SENT, "worker"),  # of an attempt whose lease was lost
     Move(_S.SENDING, "settle", _S.SENT, _E.SENT, "worker"),
     Move(_S.SENDING, "settle", _S.BOUNCED, _E.BOUNCED, "worker"),

@@ -36,6 +36,7 @@ def write_settings(folder: Path, scratch: Scratch, *, sink_port: int, api_port: 
         "worker_concurrency": CONCURRENCY,
         "drain_seconds": DRAIN_SECONDS,
         "log_format": "json",
+        "state_dir": str(folder / "state"),
     }
     path = folder / "pgmail.toml"
     path.unlink(missing_ok=True)

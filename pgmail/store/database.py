@@ -8,7 +8,7 @@ opens one, and prepare no statements under a name when a transaction-mode pooler
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -37,6 +37,7 @@ class Database:
         check: bool = False,
         prepare: bool = True,
         idle_seconds: float = 600.0,
+        greet: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
     ) -> None:
         """`low` and `high` bound the number of connections; `name` is what `pg_stat_activity` shows.
 
@@ -44,6 +45,7 @@ class Database:
         rather be slow than say that the database is away because it was a moment ago.
 
         Of the connections above `low`, one is closed whenever it was not needed for `idle_seconds`.
+        `greet` is awaited with each new connection before it is lent: another server may be at its other end.
         """
         self.dsn = dsn
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
@@ -63,6 +65,7 @@ class Database:
                 "connect_timeout": max(2, int(wait_seconds)),
             },
             check=AsyncConnectionPool.check_connection if check else None,
+            configure=greet,
         )
 
     async def open(self) -> None:

@@ -110,8 +110,8 @@ async def lanes(
 ) -> list[Any]:
     """Return the tenant's active lanes by stream, priority and site, and what stops each.
 
-    `name stream priority site changed_at kind scope stopped_name until words`; `kind` is None, or `pause`,
-    `relay`, `limit` or `workers`. `after` is stream, priority (a word) and site of the last lane seen.
+    `name stream priority site changed_at kind scope stopped_name until words`; `kind` is None, or `restore`,
+    `pause`, `relay`, `limit` or `workers`. `after` is stream, priority (a word) and site of the last lane seen.
     """
     after_stream, after_word, after_site = after or (None, None, None)
     return await fetch_many(

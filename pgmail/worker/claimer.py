@@ -405,7 +405,9 @@ class Claimer(Loop):
 
     async def _doze(self, *, asleep: bool) -> None:
         self._asleep = asleep
-        await self._presence.set_asleep(asleep and not self._deaf)
+        # Only who hears is announced: nobody need notify the others, and a prepared transaction must not.
+        hears = self._listener is not None and self._listener.hearing
+        await self._presence.set_asleep(asleep and hears)
 
     @property
     def _deaf(self) -> bool:

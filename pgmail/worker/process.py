@@ -2,6 +2,7 @@
 
     presence   its row and beat            claimer -> outbox -> slots (sender, intents) -> settler
     listener   wakes the claimer           rules, limiter, relays   what may go now, and by whom
+    witness    notices a restored database: then nothing may go
     leader     given from outside: any worker can lead
 
 Stopping drains: claim nothing, let what is on the wire finish within `drain_seconds`, give the rest back, write
@@ -14,13 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from uuid import UUID
 
 import structlog
 
 from pgmail.config import Settings
 from pgmail.service import Service, run_all
 from pgmail.store.database import Database
+from pgmail.store.history import Witness
 from pgmail.store.listen import Listener
 from pgmail.store.presence import Presence
 from pgmail.transport.base import Transport
@@ -61,10 +64,17 @@ async def run_worker(
 
     `ward` is where mail is made that a worker died with; it is closed at the end.
     """
+    witness = Witness("worker", settings.state_dir)
     database = Database(
-        dsn, name="pgmail worker", low=1, high=max(3, settings.worker_pool_size), idle_seconds=IDLE_SECONDS
+        dsn,
+        name="pgmail worker",
+        low=1,
+        high=max(3, settings.worker_pool_size),
+        idle_seconds=IDLE_SECONDS,
+        greet=witness.greet,
     )
-    beats = Database(dsn, name="pgmail beat", low=1, high=1)
+    beats = Database(dsn, name="pgmail beat", low=1, high=1, greet=witness.greet)
+    witness.watch(beats)
     presence = Presence(
         beats,
         program="worker",
@@ -72,13 +82,17 @@ async def run_worker(
         beat_ms=settings.beat_interval_ms,
         silence_seconds=settings.silence_seconds,
     )
+
+    def may_begin() -> bool:
+        return presence.fresh and witness.fence is None
+
     outbox = Outbox(concurrency, time.monotonic)
     limiter = Limiter(database, lambda: presence.epoch, outbox, time.monotonic)
     for transport in transports.values():
         if isinstance(transport, SmtpRelay):
-            transport.set_guard(lambda: presence.fresh)
+            transport.set_guard(may_begin)
     relays = Relays(database, transports, outbox)
-    rules = Rules(database, relays, limiter)
+    rules = Rules(database, relays, limiter, lambda: witness.clear)
     library = Library(database, settings.message_id_domain)
     leader, leading = make_leader(database, presence)
     # By a lambda: the claimer, which it wakes, is made with it in hand.
@@ -87,21 +101,26 @@ async def run_worker(
         database, presence, library=library, relays=relays, rules=rules, limiter=limiter, outbox=outbox,
         poll_ms=settings.poll_interval_ms, leading=leading, listener=listener,
     )  # fmt: skip
+
+    def settled(ids: Collection[UUID]) -> None:
+        claimer.freed(ids)
+        witness.acted()
+
     settler = Settler(
         database, lambda: presence.epoch,
-        interval_ms=settings.settle_interval_ms, batch=settings.settle_batch, settled=claimer.freed,
+        interval_ms=settings.settle_interval_ms, batch=settings.settle_batch, settled=settled,
     )  # fmt: skip
     intents = Intents(
         database, lambda: presence.epoch, interval_ms=settings.intent_interval_ms, batch=settings.settle_batch,
-        fresh=lambda: presence.fresh,
+        fresh=may_begin,
     )  # fmt: skip
     sender = Sender(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
-        fresh=lambda: presence.fresh, present=claimer.book.present, lapsed=claimer.lapsed,
+        fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
         begin=intents.commit, ward=ward, slowing=Slowing(database),
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
-    parts: list[Service] = [presence, leader, settler, intents, slots, claimer]
+    parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
     if listener is not None:
         parts.append(listener)
     await database.open()

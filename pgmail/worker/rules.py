@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from pgmail.store import limits as limit_store
@@ -22,6 +22,12 @@ from pgmail.worker.relays import Relays
 
 LEARN_SECONDS = 1.0
 FREED_AT_ONCE = 200  # lanes of an exhausted limit that look again when a token comes
+
+
+class Restored(NamedTuple):
+    """All lanes, while acknowledged work is missing from the database and nobody has decided what went out."""
+
+    scope: str = "fleet"
 
 
 class Paused(NamedTuple):
@@ -42,8 +48,11 @@ class RelaysAway(NamedTuple):
 class Rules:
     """Streams, pauses, limits and weights. `learn` raises DatabaseAway."""
 
-    def __init__(self, database: Database, relays: Relays, limiter: Limiter) -> None:
-        self._database, self._relays, self._limiter = database, relays, limiter
+    def __init__(
+        self, database: Database, relays: Relays, limiter: Limiter, clear: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`clear` tells whether the database was found whole, so that its mail may be sent."""
+        self._database, self._relays, self._limiter, self._clear = database, relays, limiter, clear
         self._streams: dict[tuple[int, str], StreamRow] = {}
         self._pauses: list[PauseRow] = []
         self._until: dict[Hashable, float] = {}  # of limits: when it is worth looking again (monotonic)
@@ -94,6 +103,8 @@ class Rules:
 
     def stopped(self, lane: Lane) -> Hashable | None:
         """What stops a lane now; None to go."""
+        if not self._clear():
+            return Restored()
         for pause in self._pauses:
             if pause.stops(lane.tenant, lane.stream, lane.priority, lane.site):
                 return Paused(pause.tenant, pause.scope, pause.name)
@@ -109,7 +120,10 @@ class Rules:
         """Let go the lanes whose obstacle is over. Seconds until the next may be; None if none is by the clock."""
         now, soonest = time.monotonic(), math.inf
         for key in book.parked():
-            if isinstance(key, Paused):
+            if isinstance(key, Restored):
+                if self._clear():
+                    book.free(key)
+            elif isinstance(key, Paused):
                 if not any((p.tenant, p.scope, p.name) == key for p in self._pauses):
                     book.free(key)
             elif isinstance(key, RelaysAway):

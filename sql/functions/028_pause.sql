@@ -91,8 +91,8 @@ begin
 end
 $$;
 
--- What keeps the mail of a lane of the caller's tenant from being sent now: the first of a pause, its relays, a limit,
--- no worker. kind is pause, relay, limit or workers (null: nothing does), scope and name say of what, until when it ends
+-- What keeps the mail of a lane of the caller's tenant from being sent now: the first of a restore that nobody has decided
+-- on, a pause, its relays, a limit, no worker. kind is restore, pause, relay, limit or workers (null: nothing does), scope and name say of what, until when it ends
 -- by itself as far as is known, words tell it in half a sentence.
 create or replace function pgmail.stopped_by(
   p_stream text, p_priority integer, p_site text, out kind text, out scope text, out name text, out until timestamptz, out words text
@@ -103,6 +103,10 @@ as $$
 declare
   t integer := pgmail.need_tenant(); now_ timestamptz := pgmail.now(); relays_ text[]; up_ text[]; p pgmail.pause; r record;
 begin
+  select 'restore', 'fleet', 'all', format('all sending is stopped since %s, for the database was restored: %s; pgmail resume --after-restore decides',
+    f.noticed_at, f.reason) into kind, scope, name, words from pgmail.fence f;
+  if found then return; end if;
+
   -- Of several pauses the one that lasts longest.
   select x.* into p from pgmail.pause x
    where (x.tenant_id is null or x.tenant_id = t) and (x.until is null or x.until > now_)

@@ -25,6 +25,7 @@ begin
     raise exception using errcode = 'PM410', constraint = 'fenced_out',
       message = format('worker %s was declared dead; its leases were given back', p_epoch);
   end if;
+  if exists (select from pgmail.fence) then return; end if;   -- restored, and nobody has decided yet what went out before
   return query
   with l as materialized (
     select * from unnest(p_lanes, p_due, p_after, p_limits, p_traced, p_holds) u(lane, head_due, head_id, most, traced, holds)

@@ -58,7 +58,8 @@ begin
 end
 $$;
 
--- Mail past its expiry that no worker holds ends as expired. What is held waits for a person: it may have been sent.
+-- Mail past its expiry that no worker holds ends as expired. What is held waits for a person: it may have been sent. So may
+-- have been all of it in a restored database, until an operator has decided.
 create or replace function pgmail.expire_v1(p_most integer default 1000) returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
@@ -66,7 +67,7 @@ declare n integer;
 begin
   with late as materialized (
     select q.tenant_id, q.id, q.message_id, q.attempts from pgmail.queue q
-    where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity'
+    where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity' and not exists (select from pgmail.fence)
     order by q.expires_at limit p_most for update skip locked
   ), gone as (
     delete from pgmail.queue q using late where q.tenant_id = late.tenant_id and q.id = late.id

@@ -40,6 +40,18 @@ alter table pgmail.suppression add constraint suppression_reason_check
   check (reason in ('bounced', 'complained', 'unsubscribed', 'manual'));
 
 ------------------------------------------------------------------------------------------------ restore
+drop function if exists pgmail.mark_v1(uuid, uuid, integer, uuid, bigint, timestamptz, text, integer, text, jsonb);
+drop function if exists pgmail.recall_v1(uuid, uuid, integer, uuid, bigint, timestamptz, text, jsonb);
+drop function if exists pgmail.place_v1();
+drop function if exists pgmail.stop_for_restore(text);
+drop function if exists pgmail.restore_doubts(timestamptz);
+drop function if exists pgmail.restore_bound(timestamptz);
+drop function if exists pgmail.decide_restore(integer, text, timestamptz, uuid, integer);
+drop function if exists pgmail.accept_restore(text, text);
+
+drop table pgmail.fence;
+drop table pgmail.witness;
+drop table pgmail.history;
 
 ------------------------------------------------------------------------------------------------ retention
 drop function if exists pgmail.erase(text, text, uuid, integer, boolean);

@@ -67,6 +67,45 @@ alter table pgmail.suppression add constraint suppression_reason_check
 create index suppression_expiry on pgmail.suppression (expires_at) where expires_at is not null;
 
 ------------------------------------------------------------------------------------------------ restore
+-- Which history of the mail this database tells (ops/docs/restore.md). Each restore that an operator accepted begins a
+-- new generation. root is the first one's id: copies and backups of a database have it in common.
+create table pgmail.history (
+  generation  integer primary key check (generation > 0),
+  id          uuid not null default gen_random_uuid(),
+  root        uuid not null,
+  began_at    timestamptz not null default pgmail.now(),
+  accepted_by text,                      -- null: the first one, which no restore began
+  decision    text check (decision in ('hold', 'resend', 'assume_sent')),
+  reason      text
+);
+insert into pgmail.history (generation, id, root) select 1, x, x from (select gen_random_uuid() as x offset 0) r;
+
+-- What each process has seen committed, counted: it keeps the same number outside the database. One row a process and
+-- host, written by nobody else, so that no other process can make up for marks that were lost.
+create table pgmail.witness (
+  id      uuid primary key,
+  marks   bigint not null,
+  at      timestamptz not null default clock_timestamp(),
+  host    text not null,
+  pid     integer not null,
+  program text not null
+) with (fillfactor = 50);
+
+-- A row: acknowledged work is missing here, and nothing may be sent until an operator has decided what is in doubt.
+create table pgmail.fence (
+  singleton  boolean primary key default true check (singleton),
+  noticed_at timestamptz not null default pgmail.now(),
+  noticed_by text not null,
+  reason     text not null,
+  generation integer not null default 0,   -- the newest that anybody has seen
+  lost_from  timestamptz,                  -- the database remembers work up to here
+  lost_until timestamptz,                  -- work of this moment was acknowledged and is missing
+  seen       jsonb,                        -- system identifier, timeline and LSN when it was acknowledged, and now
+  found      jsonb
+);
+alter table pgmail.history enable row level security;
+alter table pgmail.witness enable row level security;
+alter table pgmail.fence   enable row level security;
 
 ------------------------------------------------------------------------------------------------ retention
 -- How long what is settled is kept, by the fleet; partitions older than that are dropped. Null: for ever.

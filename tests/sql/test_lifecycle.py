@@ -216,6 +216,11 @@ class Life:
             self.hand.settle(self.lease, after, delay=60, reason="because", doubt=event == "email.in_doubt")
         elif by == "release":
             self.hand.release([self.lease], "relay away" if event == "email.delayed" else None)
+        elif by == "restore":
+            decision = {"held": "hold", "queued": "resend", "sent": "assume_sent"}[after]
+            self.admin.execute("select pgmail.stop_for_restore('restored')")
+            self.admin.execute("select pgmail.decide_restore(1, %s, null, null)", [decision])
+            self.admin.execute("select pgmail.accept_restore(%s, 'restored')", [decision])
         elif by == "rescue":
             self.second.rescue(self.hand.epoch)
         else:

@@ -39,19 +39,21 @@ LEAD = {
     "partition_state",
     *("make_partition_v2", "drop_partition_v1", "drop_strays_v1", "empty_content_v1", "retention_state"),
 }
+WITNESS = {"mark_v1", "recall_v1"}
 FUNCTIONS = {
     "producer": PRODUCER,
     "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
-    "api": PURE | LOOK | PRODUCER | MANAGE | {"check_key_v1"},
+    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | {"check_key_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
-    | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"},
-    "worker": PURE | LEAD | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1", "idle_lanes_v1"}
+    | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"}
+    | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"},
+    "worker": PURE | LEAD | WITNESS | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
-    | {"share_permits_v1", "register_relays_v1", "slow_site_v1"},
-    "maintain": PURE | LEAD,
+    | {"share_permits_v1", "register_relays_v1", "slow_site_v1", "idle_lanes_v1"},
+    "maintain": PURE | LEAD | WITNESS,
 }  # fmt: skip
-FLEET = {"relay", "worker", "leader", "schema_version", "site_domain"}
+FLEET = {"relay", "worker", "leader", "schema_version", "site_domain", "history", "witness", "fence"}
 TENANTS = {
     *(
         "message",

@@ -20,6 +20,8 @@ from tests.sql.kit import body
         errors.CrashShutdown("crash"),
         errors.TooManyConnections("too many"),
         errors.DiskFull("full"),
+        errors.IoError("a disk"),
+        errors.InternalError_("could not write to log file"),
         errors.OutOfMemory("none left"),
         errors.ReadOnlySqlTransaction("a standby"),
         errors.IdleInTransactionSessionTimeout("we stood still"),

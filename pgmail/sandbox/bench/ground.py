@@ -140,6 +140,7 @@ class Place:
             "PGMAIL_DATABASE_URL": self.dsn_for(role),
             "PGMAIL_LOG_LEVEL": "warning",
             "PGMAIL_HELO_NAME": "bench.example.com",
+            "PGMAIL_STATE_DIR": str(self.folder / "state"),
         }
 
     def _workers(self, argvs: Sequence[Sequence[str]], count: int, settings: dict[str, str]) -> Workers:
