@@ -174,7 +174,7 @@ async def test_lanes_with_one_limit_share_a_key_and_are_freed_a_few_at_a_time_wh
     await office.learn()
     key = ("relay", "default")
     for _ in range(3):  # all that is to be had now
-        await office.limiter.fetch({key: 5})
+        await office.limiter.fetch({(key,): 5})
         office.limiter.reserve((key,), 5)
     n = 3 * module.FREED_AT_ONCE
     rows = [LaneRow(1, i, "transactional", 2, f"s{i}.example", True, 1, None) for i in range(n)]
