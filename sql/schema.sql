@@ -150,7 +150,7 @@ begin
   begin
   with free as materialized (
     select q.id, q.attempts from pgmail.queue q
-    where q.tenant_id = t and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
+    where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and not q.in_doubt order by q.id for update skip locked
   ), gone as (
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
@@ -969,6 +969,11 @@ $$;
 CREATE FUNCTION pgmail.has_control(p_text text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select p_text ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]' $$;
+
+CREATE FUNCTION pgmail.has_erased(p_tenant integer) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$ select exists (select from pgmail.erasure_salt x where x.tenant_id = p_tenant) $$;
 
 CREATE FUNCTION pgmail.hold(id uuid, reason text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2742,10 +2747,10 @@ begin
   ), free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at > pgmail.now()
-      and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled')
+      and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled') and not q.in_doubt
     order by q.id for update skip locked
   ), pulled as (
-    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null, in_doubt = false,
+    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null,
       wait = case when q.held_due_at > pgmail.now() then 'scheduled' end, later = q.held_due_at > pgmail.now() is true
     where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), facts as materialized (
@@ -2763,6 +2768,10 @@ begin
       concat_ws(': ', 'retried by ' || who, retry.reason) from facts f
   )
   select count(*) into n from facts;
+  if n = 0 and exists (select from pgmail.queue q where q.tenant_id = t and q.id = any (ids) and q.in_doubt) then
+    perform pgmail.refuse('in_doubt', '/id', 'it may have been sent already, so it is not tried again: look at the other side''s log, '
+      || 'then resolve it', 409);
+  end if;
   if n > 0 then
     perform pgmail.record_act(t, 'email.retry', retry.recipient_id::text, retry.reason);
   end if;
@@ -3493,13 +3502,13 @@ CREATE FUNCTION pgmail.store_emails(p_tenant integer, p_emails pgmail.email[], O
     AS $$
 declare
   now_ timestamptz := pgmail.now(); r record; held uuid; wake boolean;
-  keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; full_streams text[]; fresh boolean[];
+  keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; full_streams text[]; fresh boolean[];
 begin
   select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
       array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
       bool_or((e).attachments is not null), bool_or((e).tags is not null),
-      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant))
-    into ids, faults, fresh, keyed, limited, attached, tagged, suppressing from (select unnest(p_emails) as e) x;
+      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant))
+    into ids, faults, fresh, keyed, limited, attached, tagged, suppressing, erased from (select unnest(p_emails) as e) x;
 
   if limited then
     -- Depth comes from folded tallies: seconds old, never a count. A limit is a wall with a soft edge.
@@ -3571,7 +3580,7 @@ begin
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
       select y.reason, y.source from pgmail.suppression y
-      where suppressing and y.tenant_id = p_tenant and y.address = any (pgmail.suppressed_as(p_tenant, x.address)) and y.stream in ('', x.stream)
+      where suppressing and y.tenant_id = p_tenant and y.address = any (case when erased then pgmail.suppressed_as(p_tenant, x.address) else array[x.address] end) and y.stream in ('', x.stream)
         and (y.expires_at is null or y.expires_at > now_)
       limit 1) u on true
   ), recipients as (

@@ -141,3 +141,8 @@ begin
   return a;
 end
 $$;
+
+-- Whether anybody was ever erased here: only then are addresses looked up by their tokens, too (pgmail.suppressed_as).
+create or replace function pgmail.has_erased(p_tenant integer) returns boolean
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$ select exists (select from pgmail.erasure_salt x where x.tenant_id = p_tenant) $$;

@@ -46,13 +46,13 @@ language plpgsql volatile
 as $$
 declare
   now_ timestamptz := pgmail.now(); r record; held uuid; wake boolean;
-  keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; full_streams text[]; fresh boolean[];
+  keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; full_streams text[]; fresh boolean[];
 begin
   select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
       array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
       bool_or((e).attachments is not null), bool_or((e).tags is not null),
-      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant))
-    into ids, faults, fresh, keyed, limited, attached, tagged, suppressing from (select unnest(p_emails) as e) x;
+      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant))
+    into ids, faults, fresh, keyed, limited, attached, tagged, suppressing, erased from (select unnest(p_emails) as e) x;
 
   if limited then
     -- Depth comes from folded tallies: seconds old, never a count. A limit is a wall with a soft edge.
@@ -124,7 +124,7 @@ begin
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
       select y.reason, y.source from pgmail.suppression y
-      where suppressing and y.tenant_id = p_tenant and y.address = any (pgmail.suppressed_as(p_tenant, x.address)) and y.stream in ('', x.stream)
+      where suppressing and y.tenant_id = p_tenant and y.address = any (case when erased then pgmail.suppressed_as(p_tenant, x.address) else array[x.address] end) and y.stream in ('', x.stream)
         and (y.expires_at is null or y.expires_at > now_)
       limit 1) u on true
   ), recipients as (

@@ -2,7 +2,8 @@
 -- Each takes an email's id (all its recipients) or one recipient's. They run in an application's transaction, which may
 -- stay open: so they lock no lane, which every worker would wait for, but append to lane_touch as send does.
 
--- {"status": "cancelled" | "partly_cancelled" | "too_late", "cancelled": n, "too_late": n}. Cancelling twice is fine.
+-- {"status": "cancelled" | "partly_cancelled" | "too_late", "cancelled": n, "too_late": n}. Cancelling twice is fine. What is in doubt
+-- may have been sent, and so it is too late.
 create or replace function pgmail.cancel(id uuid, reason text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
@@ -14,7 +15,7 @@ begin
   begin
   with free as materialized (
     select q.id, q.attempts from pgmail.queue q
-    where q.tenant_id = t and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
+    where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and not q.in_doubt order by q.id for update skip locked
   ), gone as (
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
@@ -90,7 +91,7 @@ end
 $$;
 
 -- Try again now: a dead letter, a deferred, delayed or held recipient (one that was held before its time is scheduled
--- again). Answers how many went back to the queue.
+-- again). What is in doubt is resolved instead. Answers how many went back to the queue.
 create or replace function pgmail.retry(recipient_id uuid, reason text default null) returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
@@ -108,10 +109,10 @@ begin
   ), free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at > pgmail.now()
-      and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled')
+      and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled') and not q.in_doubt
     order by q.id for update skip locked
   ), pulled as (
-    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null, in_doubt = false,
+    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null,
       wait = case when q.held_due_at > pgmail.now() then 'scheduled' end, later = q.held_due_at > pgmail.now() is true
     where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), facts as materialized (
@@ -129,6 +130,10 @@ begin
       concat_ws(': ', 'retried by ' || who, retry.reason) from facts f
   )
   select count(*) into n from facts;
+  if n = 0 and exists (select from pgmail.queue q where q.tenant_id = t and q.id = any (ids) and q.in_doubt) then
+    perform pgmail.refuse('in_doubt', '/id', 'it may have been sent already, so it is not tried again: look at the other side''s log, '
+      || 'then resolve it', 409);
+  end if;
   if n > 0 then
     perform pgmail.record_act(t, 'email.retry', retry.recipient_id::text, retry.reason);
   end if;

@@ -62,6 +62,7 @@ drop function if exists pgmail.erased_boxes(jsonb, text, text);
 drop function if exists pgmail.erased_content(bytea, integer, text, text);
 drop function if exists pgmail.erased_token(integer, text);
 drop function if exists pgmail.suppressed_as(integer, text);
+drop function if exists pgmail.has_erased(integer);
 drop function if exists pgmail.make_partition_v2(integer);
 drop function if exists pgmail.make_partition(text, timestamptz);
 drop function if exists pgmail.weekly_partitions(text);

@@ -39,13 +39,15 @@ cross join lateral (
   where y.tenant_id = %(tenant)s and y.id = u.id and y.id >= %(low)s and y.id <= %(high)s limit 1) r
 left join lateral (
   select x.reason from pgmail.suppression x
-  where x.tenant_id = %(tenant)s and x.address = any (pgmail.suppressed_as(%(tenant)s, r.address)) and x.stream in ('', %(stream)s)
+  where x.tenant_id = %(tenant)s and x.address = any (
+      case when (select pgmail.has_erased(%(tenant)s)) then pgmail.suppressed_as(%(tenant)s, r.address) else array[r.address] end)
+    and x.stream in ('', %(stream)s)
     and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1) s on true;
 
 -- name: suppressed :one
 -- Why one address gets no mail of a stream by now; no row where it does.
 select x.reason from pgmail.suppression x
-where x.tenant_id = %(tenant)s and x.address = %(address)s and x.stream in ('', %(stream)s)
+where x.tenant_id = %(tenant)s and x.address = any (pgmail.suppressed_as(%(tenant)s, %(address)s)) and x.stream in ('', %(stream)s)
   and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1;
 
 -- name: messages :many

@@ -134,10 +134,12 @@ def test_a_reply_that_was_lost_is_held_in_doubt_too(app, admin, hand, doubtful):
     assert listed(admin, relay="smart") == {mail}
 
 
-def test_a_retry_ends_the_doubt(admin, doubtful):
+def test_a_retry_or_a_cancel_does_not_end_the_doubt(admin, doubtful):
     (mail,) = doubtful("ada@example.org")
-    assert kit.one(admin, "select pgmail.retry(%s)", [mail]) == 1
-    assert listed(admin) == set()
+    with pytest.raises(psycopg.Error, match="it may have been sent already"):
+        kit.one(admin, "select pgmail.retry(%s)", [mail])
+    assert kit.one(admin, "select pgmail.cancel(%s)", [mail])["status"] == "too_late"
+    assert listed(admin) == {mail}
 
 
 def test_another_tenant_sees_and_resolves_nothing(db, owner, doubtful):
