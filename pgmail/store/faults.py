@@ -13,9 +13,9 @@ from psycopg_pool import PoolTimeout
 from pgmail.errors import DatabaseAway, PgmailError, Refused, SchemaMismatch
 
 # States in which the server answers, but not for us and not now: as good as away. 57P01..57P05 shutting down or
-# starting, 25P03 and 25P04 we ourselves were too slow in a transaction, 25006 a standby that was not promoted yet, 40001 and
-# 40P01 another transaction came first. Class 53 is want of connections, memory or disk;
-# 58 and XX are the server's own trouble, with its files above all, from which a worker must not die.
+# starting, 25P03 and 25P04 we ourselves were too slow in a transaction, 25006 a standby that was not promoted yet,
+# 40001 and 40P01 another transaction came first. Class 53 is want of connections, memory or disk; 58 and XX are the
+# server's own trouble, with its files above all, from which a worker must not die.
 _AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "25006", "40001", "40P01"})
 
 

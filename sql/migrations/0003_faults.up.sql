@@ -1,5 +1,9 @@
 -- Faults: what may have been sent, what replies mean, who gets no mail, what a restored database does, what is kept.
 
+-- All tables of the mail's path that change, first and in the order in which a send comes to them: one that holds the
+-- stream and waits for the queue would otherwise wait for us while we wait for it.
+lock table pgmail.stream, pgmail.suppression, pgmail.queue in access exclusive mode;
+
 ------------------------------------------------------------------------------------------------ in doubt
 -- A lease on a stream that holds says here that its worker commits the intent before the end of data: while it equals
 -- claims, the mail was surely not sent. Null, as a worker of an older version leaves it, is that it may have been.

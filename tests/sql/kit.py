@@ -160,6 +160,17 @@ class Hand:
         )
         return [Lease(*row) for row in answer]
 
+    def claim_as_of_old(self, most: int = 1000) -> list[Lease]:
+        """As workers of 0.1 claim, from the start of all lanes."""
+        lanes = self.lanes()
+        n = len(lanes)
+        answer = rows(
+            self.connection,
+            "select * from pgmail.claim_v1(%s, %s, %s::bigint[], %s::timestamptz[], %s::uuid[], %s::int[], %s::bool[])",
+            [self.tenant, self.epoch, lanes, ["-infinity"] * n, [NOBODY] * n, [most] * n, [True] * n],
+        )
+        return [Lease(*row) for row in answer]
+
     def result(self, lease: Lease, kind: str, **more: Any) -> dict[str, Any]:
         return {
             "id": str(lease.id),

@@ -75,7 +75,7 @@ def work_as_of_old(hand):
     def act(connection):
         assert kit.one(connection, "select pgmail.worker_beat_v1(%s, 'running', false)", [hand.epoch])
         hand.fold()
-        leases = hand.claim(50)
+        leases = hand.claim_as_of_old(50)
         return len([x for x in hand.settle(leases) if x == "settled"]) if leases else 0
 
     return act
