@@ -127,13 +127,13 @@ async def test_a_limit_goes_on_when_the_databases_clock_steps_back(db, db_clock,
     limiter = Limiter(pool, lambda: epoch, Outbox(10, time.monotonic), time.monotonic)
     limiter.learn(await store.limits(pool))
     key = ("site", "big.example")
-    await limiter.fetch({key: 5})
-    assert len(limiter.reserve([key], 5) or []) == 5
+    await limiter.fetch({(key,): 5})
+    assert len(limiter.reserve((key,), 5) or []) == 5
     db_clock.advance(-DAY)
 
     async def more() -> bool:
-        await limiter.fetch({key: 5})
-        return bool(limiter.reserve([key], 1))
+        await limiter.fetch({(key,): 5})
+        return bool(limiter.reserve((key,), 1))
 
     await eventually(more, 5)
 
