@@ -172,7 +172,9 @@ async def test_without_notify_polling_alone_brings_the_mail(app, owner, crew, si
     await eventually(lambda: one(owner, "select count(*) from pgmail.worker"))
     send(app)
     await sink.wait_for(1, seconds=5)
-    assert not one(owner, "select bool_or(asleep) from pgmail.worker")  # nobody to tell: a NOTIFY would be refused
+    assert not one(
+        owner, "select bool_or(asleep) from pgmail.worker"
+    )  # nobody to tell: a NOTIFY would be refused
 
 
 @pytest.mark.parametrize("by", ["look back", "sweep"])

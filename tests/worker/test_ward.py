@@ -111,7 +111,15 @@ async def until_settled(fleet, owner, app, number, seconds=90):
 @pytest.mark.parametrize(
     "case",
     [
-        ({"subject": "poison"}, 1, 139, "rendering it alone, in a process apart, ended with exit code 139"),
+        pytest.param(
+            (
+                {"subject": "poison"},
+                1,
+                139,
+                "rendering it alone, in a process apart, ended with exit code 139",
+            ),
+            marks=pytest.mark.long,
+        ),
         ({"subject": "segfault"}, 1, -11, "rendering it alone, in a process apart, was ended by SIGSEGV"),
         ({"to": "deadly@example.org"}, 2, 7, "sending it alone, in a process apart, ended with exit code 7"),
     ],
