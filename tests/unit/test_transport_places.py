@@ -273,7 +273,10 @@ async def test_a_mail_that_is_late_already_is_not_begun_on_an_idle_connection_an
 async def test_a_connection_that_opens_more_slowly_than_a_moment_lasts_stays_for_the_next_one(
     open_sink, open_relay
 ):
-    sink = await open_sink(rules=[SLOW_GREETING])
+    def rule(asked):
+        return Answer(text="250 mx", delay_seconds=0.2) if asked.phase is Phase.EHLO else None
+
+    sink = await open_sink(rule=rule)
     relay = open_relay(sink.port, "max_connections=1")
     for _ in range(2):  # a rate gives it its next moment
         with pytest.raises(TooLate):
@@ -288,7 +291,7 @@ async def test_the_place_of_a_connection_is_lent_once_a_busy_one_is_over_and_mai
 ):
     relay = open_relay(sink.port, "max_connections=1")
     slow = send(relay, 1)
-    await until(lambda: sink.connected)
+    await until(lambda: sink.connected and not relay._waiting)
     with pytest.raises(TooLate):
         async with relay.lend(time.monotonic() - 1):
             pass
@@ -296,9 +299,7 @@ async def test_the_place_of_a_connection_is_lent_once_a_busy_one_is_over_and_mai
         assert all(task.done() for task in slow)
         assert (relay.open_connections, len(sink.connections)) == (1, 0)
         tasks = send(relay, 3, 1)
-        async with asyncio.timeout(5):
-            while len(relay._waiting) < 3:
-                await asyncio.sleep(0)
+        await until(lambda: len(relay._waiting) == 3)
         assert not any(task.done() for task in tasks)
     assert all(result.accepted for result in await asyncio.gather(*slow, *tasks))
     await relay.close()

@@ -289,7 +289,7 @@ async def test_a_process_that_hangs_ends_with_its_killed_worker(program, tmp_pat
     read, write = os.pipe()
     os.set_blocking(read, False)
     # Whoever holds the other end of the pipe lives: the worker, and its process apart, which inherits it as its stderr.
-    worker = subprocess.Popen([sys.executable, str(script), *program, "apart"], stderr=write)
+    worker = await asyncio.create_subprocess_exec(sys.executable, script, *program, "apart", stderr=write)
     os.close(write)
 
     def over() -> bool:
@@ -301,7 +301,7 @@ async def test_a_process_that_hangs_ends_with_its_killed_worker(program, tmp_pat
     try:
         await eventually(lambda: endless(worker.pid), 60)
         worker.kill()
-        worker.wait(10)
+        await worker.wait()
         await eventually(over, 10)
     finally:
         os.close(read)
@@ -309,5 +309,7 @@ async def test_a_process_that_hangs_ends_with_its_killed_worker(program, tmp_pat
 
 def endless(worker: int) -> bool:
     """Whether a child of this process spins."""
-    told = subprocess.run(["ps", "-A", "-o", "ppid=,time="], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        ["ps", "-A", "-o", "ppid=,time="], capture_output=True, text=True, check=True
+    ).stdout
     return any(line.split()[0] == str(worker) and line.split()[1][-2:] >= "04" for line in told.splitlines())
