@@ -247,8 +247,8 @@ class ProcessTree:
             os.close(write)
 
 
-def die_with_parent(*, seconds: float = ORPHAN_SECONDS) -> bool:
-    """In a child of a `ProcessTree`: get SIGTERM when the parent is gone, and end in `seconds` at most.
+def die_with_parent(*, seconds: float = ORPHAN_SECONDS, by: int = signal.SIGTERM) -> bool:
+    """In a child of a `ProcessTree`: get the signal `by` when the parent is gone, and end in `seconds` at most.
 
     False, and nothing happens, in a process that no tree started. Call it from the main thread.
     """
@@ -261,16 +261,16 @@ def die_with_parent(*, seconds: float = ORPHAN_SECONDS) -> bool:
     except OSError:  # the variable came along with the environment, the pipe did not: not our parent's
         return False
     if sys.platform == "linux" and os.getppid() == parent:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    threading.Thread(target=_watch, args=(fd, seconds), name="lifeline", daemon=True).start()
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(by), 0, 0, 0)
+    threading.Thread(target=_watch, args=(fd, seconds, by), name="lifeline", daemon=True).start()
     return True
 
 
-def _watch(fd: int, seconds: float) -> None:
+def _watch(fd: int, seconds: float, by: int) -> None:
     """Wait for the pipe's end, which is the parent's."""
     with contextlib.suppress(OSError):
         while os.read(fd, 1):
             pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), by)
     time.sleep(seconds)  # in a thread of its own: whoever drains in time takes this thread along
     os._exit(1)

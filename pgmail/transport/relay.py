@@ -8,15 +8,16 @@ that waited longest, from inside the connection's own reading, so that no task h
 If a connection turns out to be closed before anything of a mail was answered, the mail goes over another one,
 and nobody hears of it: nothing of the mail was sent. Any other break is a `Result`, because the remote may
 remember the mail. A connection counts until its socket is closed, so that the remote never sees more of them
-than `max_connections`; only a probe has one beside them.
+than `max_connections`, those of processes apart included (`lend`); only a probe has one beside them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from pgmail.domain.reply import Envelope, Phase, Result
 from pgmail.transport.base import OnDot, TooLate, closed_error
@@ -46,6 +47,9 @@ class SmtpRelay:
         self._half: OrderedDict[Session, None] = OrderedDict()
         self._again: deque[Transaction] = deque()  # want a connection of which they are the first mail
         self._waiting: deque[Transaction] = deque()
+        self._lending: deque[asyncio.Future[None]] = (
+            deque()
+        )  # want the place of a connection for somebody else
         self._openings: dict[asyncio.Task[Session | Result], None] = {}
         self._farewells: set[asyncio.Task[object]] = set()  # connections that are being closed
         self._capabilities: Capabilities | None = None
@@ -88,8 +92,6 @@ class SmtpRelay:
         if n < 0:
             raise ValueError(f"n: must be at least 0, not {n}")
         self._most = n
-        while self._idle and self._too_many:
-            self._leave(self._idle.pop(0)[1])
         self._fill()
 
     def set_guard(self, guard: Callable[[], bool]) -> None:
@@ -119,6 +121,11 @@ class SmtpRelay:
             if mail.ready is not None and await mail.ready and mail.session is not None:
                 await carry(mail.session, mail)
             return await mail.done
+        except TooLate:
+            # It comes again with its next moment. A connection that is being opened for it stays: that may always
+            # take longer than a moment lasts.
+            self._abandon(mail, trim=False)
+            raise
         except BaseException:
             self._abandon(mail)
             raise
@@ -165,6 +172,30 @@ class SmtpRelay:
             tls=opened.tls,
             ms=round((time.monotonic() - started) * 1000),
         )
+
+    @contextlib.asynccontextmanager
+    async def lend(self, not_after: float | None = None) -> AsyncIterator[None]:
+        """Give the place of one connection to another process, which opens its own in it; waits for a free place.
+
+        It goes before mails that wait. Raises TooLate if there is none by `not_after` (monotonic).
+        """
+        asks: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lending.append(asks)
+        self._fill()
+        try:
+            seconds = None if not_after is None else max(0.0, not_after - time.monotonic())
+            try:
+                async with asyncio.timeout(None if asks.done() else seconds):
+                    await asks
+            except TimeoutError:
+                raise TooLate from None
+            yield
+        finally:
+            if asks in self._lending:
+                self._lending.remove(asks)
+            elif not asks.cancelled():
+                self._open -= 1
+            self._fill()
 
     async def close(self) -> None:
         """Quit all idle connections, each in a few seconds at most. Mails on their way end by themselves.
@@ -214,12 +245,21 @@ class SmtpRelay:
     def _fill(self) -> None:
         """Find places for the mails that wait, and open connections for those that find none."""
         again, waiting = self._again, self._waiting
+        while self._lending and self._open < self._most:
+            asks = self._lending.popleft()
+            if not asks.done():  # else it gave up just now
+                self._open += 1
+                asks.set_result(None)
+        while self._idle and self._too_many:  # one has to leave for who asks for its place
+            self._leave(self._idle.pop(0)[1])
         # Where one connection was found closed other idle ones may be, too: stale mails prefer a new one.
         while again and self._open >= self._most and (session := self._idle_one()) is not None:
             self._hand(again.popleft(), session)
         while waiting and not again and (session := self._idle_one()) is not None:
             self._hand(waiting.popleft(), session)
-        while len(again) + len(waiting) > len(self._openings) and self._open < self._most:
+        while (
+            len(again) + len(waiting) > len(self._openings) and self._open + len(self._lending) < self._most
+        ):
             self._open += 1
             task = asyncio.get_running_loop().create_task(open_session(self.config, self._context))
             self._openings[task] = None
@@ -233,7 +273,7 @@ class SmtpRelay:
 
     @property
     def _too_many(self) -> bool:
-        return self._open - len(self._farewells) > self._most
+        return self._open - len(self._farewells) + len(self._lending) > self._most
 
     def _next(self, session: Session) -> Transaction | None:
         """Return the mail that is to take a session's free place."""
@@ -265,7 +305,7 @@ class SmtpRelay:
             if self._reaper is None:
                 self._reap_in(self.config.idle_seconds)
 
-    def _abandon(self, mail: Transaction) -> None:
+    def _abandon(self, mail: Transaction, *, trim: bool = True) -> None:
         mail.done.cancel()
         if mail.session is not None:
             mail.session.abandon(mail)
@@ -273,7 +313,8 @@ class SmtpRelay:
         for queue in (self._again, self._waiting):
             if mail in queue:
                 queue.remove(mail)
-        self._trim()
+        if trim:
+            self._trim()
 
     # --- what sessions report (`session.Owner`) ---
 

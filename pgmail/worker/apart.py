@@ -1,15 +1,18 @@
 """A process apart: what a worker's `Ward` starts, gives one mail at a time, and watches.
 
 Orders come on standard input, answers go to standard output: four octets of length, then MessagePack. It knows
-no database and no other mail, and keeps nothing from one order to the next.
+no database and no other mail, and keeps nothing from one order to the next but a few compiled templates: a suspect of
+a large mailing, whose template takes long to compile, is one of many.
 
-What can go wrong here is what it is for. It ends with its worker: at the end of its input, at once.
+What can go wrong here is what it is for. It ends with its worker: at the end of its input, at once, and where a
+rendering that never ends keeps it from reading that, by `die_with_parent`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
 import sys
@@ -21,6 +24,8 @@ import msgspec
 from pgmail.domain.mail import Part
 from pgmail.domain.reply import Envelope, Result
 from pgmail.errors import TemplateFault
+from pgmail.processes import die_with_parent
+from pgmail.render.cache import TemplateCache
 from pgmail.render.mime import Wire
 from pgmail.render.templates import Bundle, compile_bundle
 from pgmail.store.work import MessageRow, RecipientRow
@@ -43,11 +48,10 @@ class Render(msgspec.Struct, tag=True):
 
 
 class Deliver(msgspec.Struct, tag=True):
-    """Hand one envelope to a relay, by its name; asks before the final dot where `asks`."""
+    """Hand one envelope to a relay, by its name; asks before the final dot."""
 
     relay: str
     envelope: Envelope
-    asks: bool
 
 
 class Go(msgspec.Struct, tag=True):
@@ -91,6 +95,7 @@ class Delivered(msgspec.Struct, tag=True):
 
 Order = Render | Deliver | Go
 Answer = Ready | Made | Faulty | Failed | Dot | Delivered
+KEPT_TEMPLATES, KEPT_BYTES = 20, 8 * 1024 * 1024
 _encode = msgspec.msgpack.Encoder().encode
 _read_order = msgspec.msgpack.Decoder(Order).decode
 _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
@@ -98,6 +103,7 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 def serve(make_transports: Callable[[], Mapping[str, Transport]]) -> None:
     """Be a process apart: render and deliver what comes on standard input until it ends."""
+    die_with_parent(seconds=0, by=signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # its worker decides when it ends
     # Answers have the pipe for themselves: what else is printed goes where errors go.
@@ -123,13 +129,14 @@ async def _serve(
         except asyncio.IncompleteReadError:
             os._exit(0)  # the worker is gone or done; what is on the wire is in doubt already
 
+    render = Renderer().render
     listening = loop.create_task(listen())
     answer(Ready())
     while not listening.done():
         order = await orders.get()
         try:
             if isinstance(order, Render):
-                answer(_render(order))
+                answer(render(order))
             elif isinstance(order, Deliver):
                 answer(await _deliver(order, make_transports(), orders, answer))
         except BrokenPipeError:
@@ -138,19 +145,29 @@ async def _serve(
             answer(Failed(f"{type(error).__name__}: {error}"))
 
 
-def _render(order: Render) -> Answer:
-    message = Message(order.message, order.message_id_domain)
-    message.parts = order.parts
-    try:
-        if order.bundle is not None:
-            message.compiled = compile_bundle(order.bundle)
-        # Nothing is left to fetch: it needs no database.
-        library = Library(cast("Database", None), order.message_id_domain)
-        made = library.wire_now(0, message, order.person, eightbit=order.eightbit)
-    except TemplateFault as fault:
-        return Faulty(fault.kind, fault.part, fault.message, fault.line)
-    assert made is not None  # noqa: S101 - all that it needs came with the order
-    return Made(made)
+class Renderer:
+    """Makes mail from what comes with an order, and keeps templates that it compiled."""
+
+    def __init__(self) -> None:
+        self._compiled = TemplateCache(KEPT_TEMPLATES, KEPT_BYTES)
+        # Nothing is left to fetch: it needs no database. Templates of messages' own are kept in there.
+        self._library = Library(cast("Database", None), "", TemplateCache(KEPT_TEMPLATES, KEPT_BYTES))
+
+    def render(self, order: Render) -> Answer:
+        """Make one mail."""
+        message = Message(order.message, order.message_id_domain)
+        message.parts = order.parts
+        bundle = order.bundle
+        try:
+            if bundle is not None:
+                # By what is in it: two tenants may have templates of one name.
+                digest = hashlib.blake2b(_encode(bundle), digest_size=16).digest()
+                message.compiled = self._compiled.get(digest, lambda: compile_bundle(bundle))
+            made = self._library.wire_now(0, message, order.person, eightbit=order.eightbit)
+        except TemplateFault as fault:
+            return Faulty(fault.kind, fault.part, fault.message, fault.line)
+        assert made is not None  # noqa: S101 - all that it needs came with the order
+        return Made(made)
 
 
 async def _deliver(
@@ -164,7 +181,7 @@ async def _deliver(
         await orders.get()
 
     try:
-        return Delivered(await transports[order.relay].deliver(order.envelope, ask if order.asks else None))
+        return Delivered(await transports[order.relay].deliver(order.envelope, ask))
     finally:
         for transport in transports.values():
             await transport.close()

@@ -60,7 +60,7 @@ class Message:
     """A message in the cache: decoded once, its parts once, its bytes once where all recipients share them."""
 
     __slots__ = (
-        "compiled", "content", "date", "domain", "fetching", "headers", "parts", "personal", "row", "shared",
+        "cleared", "compiled", "content", "date", "domain", "fetching", "headers", "parts", "personal", "row", "shared",
         "suspect", "weight",
     )  # fmt: skip
 
@@ -76,7 +76,12 @@ class Message:
         self.shared: Wire | None = None
         self.fetching: asyncio.Lock | None = None  # its attachments are fetched by one slot, for all of them
         self.suspect = False  # a worker died while it held one of its recipients
+        self.cleared = False  # one of its recipients was made apart, and well
         self.weight = 0  # as accounted for in the cache
+
+    def clear(self) -> None:
+        """It was made apart, and well: a suspect no longer, whoever else of its recipients was rescued."""
+        self.suspect, self.cleared = False, True
 
     @property
     def size(self) -> int:
@@ -89,12 +94,14 @@ class Message:
 class Library:
     """Messages and templates of all tenants that this process works on."""
 
-    def __init__(self, database: Database, message_id_domain: str) -> None:
+    def __init__(
+        self, database: Database, message_id_domain: str, templates: TemplateCache | None = None
+    ) -> None:
         self._database = database
         self._domain = message_id_domain
         self._messages: OrderedDict[tuple[int, UUID], Message] = OrderedDict()
         self._bytes = 0
-        self._templates = TemplateCache()
+        self._templates = TemplateCache() if templates is None else templates
         self._bundles: OrderedDict[tuple[object, ...], Bundle] = OrderedDict()
 
     async def load(
@@ -132,8 +139,9 @@ class Library:
                     _log.error("message.unreadable", message=str(row.id), error=str(error))
             by_id = {person.id: person for person in people}
             for lease in leases:
-                if lease.rescues and (tenant, lease.message_id) in held:
-                    held[tenant, lease.message_id].suspect = True
+                message = held.get((tenant, lease.message_id))
+                if lease.rescues and message is not None:
+                    message.suspect = not message.cleared
             found.append(
                 {
                     lease.id: (held[tenant, lease.message_id], by_id[lease.id])

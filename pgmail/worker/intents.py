@@ -32,22 +32,28 @@ COMMIT_SECONDS = (
 )
 LOCKED_SECONDS = 2.0  # that a row may stay locked by another transaction
 LOCKED_PAUSE = 0.02
+FAILED = "the intent to send it could not be committed"
+LOST = "the lease was lost, or another transaction holds its row"
 SILENT = "this worker stops, or was silent for so long that others may count it as dead"
 
 
-class _Intent:
-    """One mail that waits for its commit. `committed` is set to whether it may go out."""
+class Uncommitted(Withheld):
+    """The database did not take an intent, and may not take the next one either: no need to hurry with it."""
 
-    __slots__ = ("committed", "lease", "relay", "until")
+
+class _Intent:
+    """One mail that waits for its commit. `answer` is what stands against it, or None: it may go out."""
+
+    __slots__ = ("answer", "lease", "relay", "until")
 
     def __init__(self, lease: Lease, relay: str, loop: asyncio.AbstractEventLoop) -> None:
         self.lease, self.relay = lease, relay
-        self.committed: asyncio.Future[bool] = loop.create_future()
+        self.answer: asyncio.Future[Withheld | None] = loop.create_future()
         self.until = loop.time() + LOCKED_SECONDS
 
-    def end(self, *, committed: bool) -> None:
-        if not self.committed.done():
-            self.committed.set_result(committed)
+    def end(self, against: Withheld | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(against)
 
 
 class Intents(Loop):
@@ -66,7 +72,10 @@ class Intents(Loop):
         self._over = False
 
     async def commit(self, lease: Lease, relay: str) -> None:
-        """Return once the intent to send a lease to a relay is committed. Raises Withheld: do not send it."""
+        """Return once the intent to send a lease to a relay is committed. Raises Withheld: do not send it.
+
+        `Uncommitted` where that is not for this lease or worker alone.
+        """
         if self._over or not self._fresh():
             raise Withheld(SILENT)
         intent = _Intent(lease, relay, asyncio.get_running_loop())
@@ -74,8 +83,9 @@ class Intents(Loop):
         self._some.set()
         if len(self._waiting) >= self._batch:
             self._full.set()
-        if not await intent.committed:
-            raise Withheld("the intent to send it could not be committed")
+        against = await intent.answer
+        if against is not None:
+            raise against
         if not self._fresh():
             raise Withheld(SILENT)
 
@@ -95,11 +105,11 @@ class Intents(Loop):
         finally:
             self._over = True
             for intent in self._waiting:
-                intent.end(committed=False)
+                intent.end(Withheld(SILENT))
             self._waiting.clear()
 
     async def _flush(self) -> None:
-        intents = [intent for intent in self._waiting if not intent.committed.done()]  # others were cancelled
+        intents = [intent for intent in self._waiting if not intent.answer.done()]  # others were cancelled
         self._waiting = []
         try:
             for start in range(0, len(intents), self._batch):
@@ -108,7 +118,7 @@ class Intents(Loop):
             again = set(self._waiting)
             for intent in intents:
                 if intent not in again:
-                    intent.end(committed=False)
+                    intent.end(Uncommitted(FAILED))
         if self._waiting:
             await asyncio.sleep(LOCKED_PAUSE)
 
@@ -135,7 +145,7 @@ class Intents(Loop):
                 if said == "locked" and now < intent.until:
                     self._waiting.append(intent)
                 else:
-                    intent.end(committed=said == "begun")
+                    intent.end(None if said == "begun" else Withheld(LOST))
 
 
 async def _first(*waits: object) -> None:

@@ -22,7 +22,8 @@ class Job:
     """
 
     __slots__ = (
-        "at", "called_by", "gates", "lane", "lease", "loaded_at", "message", "person", "relay", "stream", "until",
+        "__weakref__", "at", "called_by", "gates", "lane", "lease", "loaded_at", "message", "person", "relay", "stream",
+        "until",
     )  # fmt: skip
 
     def __init__(

@@ -13,8 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import msgspec
 import structlog
 
 from pgmail.domain.reply import Envelope, Phase, Result
@@ -23,9 +23,10 @@ from pgmail.render.mime import Wire
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store.work import Lease, Settlement
-from pgmail.transport.base import TooLate, Withheld
+from pgmail.transport.base import TooLate, Transport, Withheld
 from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
+from pgmail.worker.intents import SILENT, Uncommitted
 from pgmail.worker.job import Job
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
@@ -42,6 +43,9 @@ SENT_APART = (
     2  # workers that died with a mail although it could be rendered: it is sent from a process apart, too
 )
 LOOKED_UP_SECONDS = 1.0  # after which a suppression may have come that this worker has not seen
+KEPT_BYTES = 64 * 1024 * 1024  # of mail that was made and missed its moment; one is kept whatever its size
+UNCOMMITTED_SECONDS = 0.1, 5.0  # a mail waits whose intent the database did not take
+UNCOMMITTED_TOLD = 1.0  # seconds that this has lasted, when the mail tells of it
 WARD_SECONDS = 5.0  # a mail waits when no process apart can be started
 
 
@@ -73,6 +77,10 @@ class Sender:
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
         self._lapsed, self._begin, self._ward, self._present = lapsed, begin, ward, present
+        # Made, and late by the time it was. Made anew at its next moment it would be late again, for ever.
+        # Forgotten with its job, wherever that ends.
+        self._kept: WeakKeyDictionary[Job, Wire] = WeakKeyDictionary()
+        self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
         self.withheld = 0  # mails whose end of data was not sent, at our own wish
         self._slowing = slowing
         # Else a line that nobody reads would be made for each mail.
@@ -103,48 +111,19 @@ class Sender:
             return
         eightbit = self._relays.eightbit(job.relay)
         while True:
-            wire = await self._wire(job, eightbit=eightbit)
-            if wire is None:
-                return
-            if self._late(job):  # what it needed had to be fetched
-                return
+            wire = self._kept.pop(job, None)
+            if wire is None or wire.eightbit > eightbit:
+                wire = await self._wire(job, eightbit=eightbit)
+                if wire is None:
+                    return
+                if self._late(job):  # what it needed had to be fetched, or it is big
+                    self._keep(job, wire)
+                    return
             if await self._stopped(job):
                 return
-            rcpt = job.person.rcpt
-            envelope = Envelope(
-                sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,
-                smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
-                not_after=job.until or None,
-            )  # fmt: skip
-            intent = _Intent(self._begin, lease, job.relay) if lease.vowed else None
-            try:
-                if self._ward is not None and lease.rescues >= SENT_APART:
-                    result = await self._ward.deliver(
-                        job.relay, msgspec.structs.replace(envelope, not_after=None), intent
-                    )
-                else:
-                    result = await (
-                        transport.deliver(envelope) if intent is None else transport.deliver(envelope, intent)
-                    )
-            except TooLate:  # it waited for a connection
-                self._lapsed(job)
+            result = await self._deliver(job, transport, wire)
+            if result is None:
                 return
-            except Withheld as why:
-                await self._withhold(job, why)
-                return
-            except Crashed as crashed:
-                began = intent is None or intent.committed
-                self._crashed(job, crashed, "sending", began=True, doubt=began, relay=job.relay)
-                return
-            except WardAway as away:
-                await self._wait_for_ward(job, away)
-                return
-            except Exception as fault:  # noqa: BLE001
-                # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt,
-                # unless the end of data was not allowed yet.
-                _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
-                phase = Phase.DOT if intent is None or intent.committed else Phase.BODY
-                result = Result(phase=phase, error=f"{type(fault).__name__}: {fault}")
             if not (wire.eightbit and result.reply is not None and result.reply.enhanced == NOT_EIGHTBIT):
                 break
             if result.phase not in (Phase.MAIL, Phase.RCPT, Phase.DATA):
@@ -152,13 +131,71 @@ class Sender:
             eightbit = False  # another host of the same relay, which does not take what the last one did
         await self._judge(job, result)
 
+    async def _deliver(self, job: Job, transport: Transport, wire: Wire) -> Result | None:
+        """Hand it over; None where it was given back, waits for its next moment, or was settled."""
+        lease = job.lease
+        assert job.message is not None and job.person is not None  # noqa: S101, PT018 - looked at by `send`
+        rcpt = job.person.rcpt
+        envelope = Envelope(
+            sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,
+            smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
+            not_after=job.until or None,
+        )  # fmt: skip
+        ward = self._ward if lease.rescues >= SENT_APART else None
+        # A transport apart knows nothing of this worker: it always asks.
+        intent = (
+            _Intent(self._begun, self._fresh, lease, job.relay) if lease.vowed or ward is not None else None
+        )
+        try:
+            if intent is None:
+                return await transport.deliver(envelope)
+            if ward is not None:
+                return await ward.deliver(job.relay, envelope, intent, transport)
+            return await transport.deliver(envelope, intent)
+        except TooLate:  # it waited for a connection, or for a process apart
+            self._keep(job, wire)
+            self._lapsed(job)
+        except Withheld as why:
+            await self._withhold(job, why)
+        except Crashed as crashed:
+            began = intent is None or intent.committed
+            self._crashed(job, crashed, "sending", began=True, doubt=began, relay=job.relay)
+        except WardAway as away:
+            await self._wait_for_ward(job, away)
+        except Exception as fault:  # noqa: BLE001
+            # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt,
+            # unless the end of data was not allowed yet.
+            _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
+            phase = Phase.DOT if intent is None or intent.committed else Phase.BODY
+            return Result(phase=phase, error=f"{type(fault).__name__}: {fault}")
+        return None
+
     async def _withhold(self, job: Job, why: Withheld) -> None:
         """Give a mail back whose end of data was not sent, at our own wish."""
         self.withheld += 1
         _log.warning(
             "mail.withheld", id=str(job.lease.id), message=str(job.lease.message_id), reason=str(why)
         )
-        await self._give_back(job.lease, None)
+        if not isinstance(why, Uncommitted):
+            await self._give_back(job.lease, None)
+            return
+        # Its body would be written again and again, to no end. Once is an accident that costs next to nothing; the
+        # longer it lasts the longer they wait, each with its slot.
+        now = time.monotonic()
+        if not self._uncommitted_since:
+            self._uncommitted_since = now
+        lasted = now - self._uncommitted_since
+        least, most = UNCOMMITTED_SECONDS
+        await asyncio.sleep(min(max(lasted, least), most))
+        reason = f"its stream holds what is in doubt, and {why}" if lasted >= UNCOMMITTED_TOLD else None
+        await self._give_back(job.lease, reason)
+
+    async def _begun(self, lease: Lease, relay: str) -> None:
+        """Commit the intent to send a lease."""
+        if self._begin is None:
+            raise Uncommitted("nobody commits intents here")
+        await self._begin(lease, relay)
+        self._uncommitted_since = 0.0
 
     async def _stopped(self, job: Job) -> bool:
         """Look up again whether a mail that waited here may go. True if not: it is settled, or given back."""
@@ -182,13 +219,28 @@ class Sender:
         self._lapsed(job)
         return True
 
+    def _keep(self, job: Job, wire: Wire) -> None:
+        """Keep the bytes of a mail for its next moment, within bounds.
+
+        What finds no room is made again; those that are kept leave, so there will be room for it.
+        """
+        if job.message is not None and wire is job.message.shared:
+            return  # kept with its message, once for all
+        held = sum(len(other.body) for other in self._kept.values())
+        if not held or held + len(wire.body) <= KEPT_BYTES:
+            self._kept[job] = wire
+
     async def _wire(self, job: Job, *, eightbit: bool) -> Wire | None:
         """The mail's bytes; None where it cannot be made, which is settled, or not now: its lease is given back."""
         lease = job.lease
         assert job.message is not None and job.person is not None  # noqa: S101, PT018 - looked at by `send`
         try:
-            if job.message.suspect and self._ward is not None:
-                return await self._wire_apart(self._ward, job, eightbit=eightbit)
+            if self._ward is not None and (lease.rescues or job.message.suspect):
+                apart = await self._wire_apart(self._ward, job, eightbit=eightbit)
+                # So it is not what its recipients share. What is in their own variables stays with those that a worker
+                # died with; all others of a mailing need not go by a few processes because of these.
+                job.message.clear()
+                return apart
             wire = self._library.wire_now(lease.tenant, job.message, job.person, eightbit=eightbit)
             if wire is None:
                 wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
@@ -228,7 +280,13 @@ class Sender:
         lease = job.lease
         _log.error("mail.poison", id=str(lease.id), message=str(lease.message_id), at=at, error=str(crashed))
         error = f"{at} it alone, in a process apart, {crashed}; workers that died while they held it: {lease.rescues}"
-        self._settler.add(lease.tenant, job.settlement("dead", reason="poison", error=error, **facts))
+        if facts.get("doubt") and job.stream.on_doubt == "hold":
+            # Who retries a dead letter sends it again without a word; here a person decides, knowing that.
+            why = f"in doubt: {at} it crashed a process apart when it may have been sent already"
+            settlement = job.settlement("held", reason=why, error=error, **facts)
+        else:
+            settlement = job.settlement("dead", reason="poison", error=error, **facts)
+        self._settler.add(lease.tenant, settlement)
 
     async def _wait_for_ward(self, job: Job, away: WardAway) -> None:
         _log.error("ward.away", id=str(job.lease.id), error=str(away))
@@ -319,16 +377,17 @@ class Sender:
 
 
 class _Intent:
-    """What a transport awaits right before the end of data of one mail."""
+    """What a transport awaits right before the end of data of one mail. `committed` once it was let on."""
 
-    __slots__ = ("_begin", "_lease", "_relay", "committed")
+    __slots__ = ("_begin", "_fresh", "_lease", "_relay", "committed")
 
-    def __init__(self, begin: Begin | None, lease: Lease, relay: str) -> None:
-        self._begin, self._lease, self._relay = begin, lease, relay
+    def __init__(self, begin: Begin, fresh: Callable[[], bool], lease: Lease, relay: str) -> None:
+        self._begin, self._fresh, self._lease, self._relay = begin, fresh, lease, relay
         self.committed = False
 
     async def __call__(self) -> None:
-        if self._begin is None:
-            raise Withheld("nobody commits intents here")
-        await self._begin(self._lease, self._relay)
+        if self._lease.vowed:
+            await self._begin(self._lease, self._relay)
+        if not self._fresh():
+            raise Withheld(SILENT)
         self.committed = True

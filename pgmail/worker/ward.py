@@ -17,15 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Sequence
 
 import structlog
 
 from pgmail.domain.reply import Envelope, Result
 from pgmail.errors import PgmailError, TemplateFault
+from pgmail.processes import LIFELINE
 from pgmail.render.mime import Wire
-from pgmail.transport.base import OnDot
+from pgmail.transport.base import OnDot, TooLate, Transport
+from pgmail.transport.relay import SmtpRelay
 from pgmail.worker.apart import (
     Answer,
     Deliver,
@@ -116,6 +120,7 @@ class Ward:
         self._idle: list[_Process] = []
         self._places = asyncio.Semaphore(MOST)
         self._ending: set[asyncio.Task[None]] = set()
+        self._lifeline: tuple[int, int] | None = None
 
     async def render(self, order: Render) -> Wire:
         """Make a mail's bytes. Raises TemplateFault, Crashed, WardAway, and RuntimeError for what else was raised."""
@@ -134,12 +139,21 @@ class Ward:
             case _:
                 raise Crashed(f"answered {type(answer).__name__}")
 
-    async def deliver(self, relay: str, envelope: Envelope, on_dot: OnDot | None = None) -> Result:
-        """Hand an envelope over, as a transport's `deliver`. Raises Crashed: the mail may have been sent."""
-        async with self._places:
+    async def deliver(
+        self, relay: str, envelope: Envelope, on_dot: OnDot, transport: Transport | None = None
+    ) -> Result:
+        """Hand an envelope over, as a transport's `deliver`; `transport` is the worker's own to the same relay.
+
+        Raises Crashed: if `on_dot` was over by then, the mail may have been sent. Raises TooLate where the envelope's
+        moment passed before there were a process and a connection to be had; the process stays for the next try.
+        """
+        async with self._places, _place(transport, envelope.not_after):
             process = await self._take()
-            answer = await process.ask(Deliver(relay, envelope, on_dot is not None), DELIVER_SECONDS)
-            if isinstance(answer, Dot) and on_dot is not None:
+            if envelope.not_after is not None and time.monotonic() > envelope.not_after:
+                self._put_back(process)
+                raise TooLate
+            answer = await process.ask(Deliver(relay, envelope), DELIVER_SECONDS)
+            if isinstance(answer, Dot):
                 try:
                     await on_dot()
                 except BaseException:
@@ -158,6 +172,10 @@ class Ward:
             if process.retire is not None:
                 process.retire.cancel()
         await asyncio.gather(*(process.close() for process in processes), *self._ending)
+        if self._lifeline is not None:
+            for end in self._lifeline:
+                os.close(end)
+            self._lifeline = None
 
     async def _ask(self, order: Render) -> Answer:
         async with self._places:
@@ -173,6 +191,11 @@ class Ward:
                 process.retire.cancel()
             if process.process.returncode is None:
                 return process
+        if self._lifeline is None:
+            self._lifeline = (
+                os.pipe()
+            )  # nobody else has the other end: it ends with this process, however that ends
+        lifeline = self._lifeline[0]
         try:
             # Of a session of its own: who interrupts a worker at a terminal must not seem to be a crash.
             made = await asyncio.create_subprocess_exec(
@@ -180,6 +203,8 @@ class Ward:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,
+                env=os.environ | {LIFELINE: f"{lifeline}:{os.getpid()}"},
+                pass_fds=(lifeline,),
                 limit=1 << 20,
             )
         except OSError as error:
@@ -204,6 +229,13 @@ class Ward:
             task = asyncio.create_task(process.close())
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+
+def _place(
+    transport: Transport | None, not_after: float | None
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Have a relay keep one connection less for as long as a process apart has one, so that it sees no more."""
+    return transport.lend(not_after) if isinstance(transport, SmtpRelay) else contextlib.nullcontext()
 
 
 def _ended(code: int) -> str:

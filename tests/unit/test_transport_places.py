@@ -268,3 +268,57 @@ async def test_a_mail_that_is_late_already_is_not_begun_on_an_idle_connection_an
         await relay.deliver(an_envelope(id="late@example.com", not_after=time.monotonic() - 1))
     assert (await relay.deliver(an_envelope(id="two@example.com", not_after=time.monotonic() + 60))).accepted
     assert (sink.total, sink.connected) == (2, 1)
+
+
+async def test_a_connection_that_opens_more_slowly_than_a_moment_lasts_stays_for_the_next_one(
+    open_sink, open_relay
+):
+    def rule(asked):
+        return Answer(text="250 mx", delay_seconds=0.2) if asked.phase is Phase.EHLO else None
+
+    sink = await open_sink(rule=rule)
+    relay = open_relay(sink.port, "max_connections=1")
+    for _ in range(2):  # a rate gives it its next moment
+        with pytest.raises(TooLate):
+            await relay.deliver(an_envelope(id="late@example.com", not_after=time.monotonic() + 0.01))
+    await until(lambda: relay.idle_connections)
+    assert (await relay.deliver(an_envelope(id="one@example.com", not_after=time.monotonic() + 5))).accepted
+    assert sink.connected == 1
+
+
+async def test_the_place_of_a_connection_is_lent_once_a_busy_one_is_over_and_mail_waits_meanwhile(
+    sink, open_relay
+):
+    relay = open_relay(sink.port, "max_connections=1")
+    slow = send(relay, 1)
+    await until(lambda: sink.connected and not relay._waiting)
+    with pytest.raises(TooLate):
+        async with relay.lend(time.monotonic() - 1):
+            pass
+    async with relay.lend():
+        assert all(task.done() for task in slow)
+        assert (relay.open_connections, len(sink.connections)) == (1, 0)
+        tasks = send(relay, 3, 1)
+        await until(lambda: len(relay._waiting) == 3)
+        assert not any(task.done() for task in tasks)
+    assert all(result.accepted for result in await asyncio.gather(*slow, *tasks))
+    await relay.close()
+    assert relay.open_connections == 0
+
+
+async def test_who_gives_up_waiting_for_a_place_takes_none(sink, open_relay):
+    relay = open_relay(sink.port, "max_connections=1")
+    relay.set_max_connections(0)
+
+    async def borrow():
+        async with relay.lend():
+            pass
+
+    asking = asyncio.create_task(borrow())
+    await until(lambda: relay._lending)
+    asking.cancel()
+    relay.set_max_connections(1)  # before it hears that it is cancelled
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert (await asyncio.gather(*send(relay, 1)))[0].accepted
+    assert relay.open_connections == 1

@@ -242,3 +242,25 @@ async def test_stopping_holds_what_is_past_its_dot_and_gives_back_the_rest_witho
     assert (state(app, past), state(app, before)) == ("held", "queued")
     assert doubts(owner) == 1
     assert "in_doubt" in events(app, past)
+
+
+async def test_intents_that_fail_for_long_do_not_have_bodies_written_again_and_again(
+    app, owner, crew, monkeypatch
+):
+    fails = True
+    real = work.begin_each
+
+    async def begin_each(*arguments):
+        if fails:
+            raise DatabaseAway("refused, each time")
+        return await real(*arguments)
+
+    monkeypatch.setattr(work, "begin_each", begin_each)
+    transport = Dotted()
+    await crew.hire({"default": transport})
+    mail = send(app, stream="careful")
+    said = "select count(*) from pgmail.event where type = 'email.delayed' and detail like '%%could not be committed'"
+    await eventually(lambda: one(owner, said))
+    assert len(transport.intents) <= 8  # each wait is as long as all before together
+    fails = False
+    await eventually(lambda: state(app, mail) == "sent")

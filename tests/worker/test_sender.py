@@ -1,5 +1,6 @@
 """What one mail comes to: every verdict, on streams that resend and on streams that hold."""
 
+import gc
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -9,17 +10,21 @@ import msgspec
 import pytest
 
 from pgmail.domain import ids
-from pgmail.domain.reply import Phase, Reply, Result
+from pgmail.domain.reply import Envelope, Phase, Reply, Result
 from pgmail.errors import DatabaseAway
+from pgmail.render.mime import Wire
 from pgmail.shaping.verdict import BROKEN
 from pgmail.store.faults import FencedOut
 from pgmail.store.work import Lease, MessageRow, RecipientRow, Settlement, StreamRow
-from pgmail.transport.base import TooLate
+from pgmail.transport.base import TooLate, Withheld
 from pgmail.worker import sender as module
+from pgmail.worker.apart import Render
 from pgmail.worker.content import Library, Message
+from pgmail.worker.intents import Uncommitted
 from pgmail.worker.job import Job
 from pgmail.worker.lanes import Lane, LaneRow
 from pgmail.worker.sender import Sender
+from pgmail.worker.ward import Crashed
 from tests.worker.kit import ACCEPTED, AWAY, LOCKED_OUT, Scripted
 
 CONTENT: dict[str, Any] = {
@@ -40,6 +45,7 @@ class Desk:
         blocked: bool = False,
         eightbit: bool = False,
         well: bool = False,
+        ward: Any = None,
     ) -> None:
         self.transport: Scripted | None = Scripted(*results)
         self.settled: list[Settlement] = []
@@ -51,6 +57,7 @@ class Desk:
         self.sender = Sender(
             self.library, self, self, self._give_back, lambda: 7,
             fresh=lambda: fresh, present=lambda: datetime.now(UTC), lapsed=self.lapsed.append,
+            begin=self._begin, ward=ward,
         )  # fmt: skip
 
     # what a sender asks of relays and of the settler
@@ -71,6 +78,9 @@ class Desk:
 
     def add(self, tenant: int, settlement: Settlement) -> None:
         self.settled.append(settlement)
+
+    async def _begin(self, lease: Lease, relay: str) -> None:
+        """Every intent is committed."""
 
     async def _give_back(self, lease: Lease, reason: str | None) -> None:
         self.returned.append(reason)
@@ -327,6 +337,140 @@ async def test_mail_that_waited_too_long_for_a_connection_asks_for_other_tokens(
     await desk.sender.send(job)
     assert (desk.lapsed, desk.settled, desk.returned, desk.recorded) == ([job], [], [], [])
     assert desk.transport.delivered[0].not_after == job.until
+
+
+def slow_to_make(desk, job, monkeypatch):
+    """Making this mail takes so long that its tokens' moment is over by then; counts how often it is made."""
+    real, made = desk.library.wire_now, []
+
+    def wire_now(*facts: Any, **more: Any) -> Any:
+        made.append(more["eightbit"])
+        job.until = time.monotonic() - 1
+        return real(*facts, **more)
+
+    monkeypatch.setattr(desk.library, "wire_now", wire_now)
+    job.at, job.until = time.monotonic(), time.monotonic() + 60
+    return made
+
+
+async def test_mail_that_takes_longer_to_make_than_its_moment_lasts_goes_at_the_next_one(monkeypatch):
+    desk, job = Desk(), a_job()
+    made = slow_to_make(desk, job, monkeypatch)
+    await desk.sender.send(job)
+    assert (desk.lapsed, desk.transport.begun, made) == ([job], 0, [False])
+    job.until = time.monotonic() + 60
+    await desk.sender.send(job)
+    assert (desk.found, made) == ("sent", [False])
+    assert not desk.sender._kept
+
+
+async def test_bytes_that_waited_for_a_connection_in_vain_are_kept_and_8bit_ones_only_for_who_takes_them():
+    for takes, bodies in ((True, 1), (False, 2)):
+        desk, job = Desk(TooLate(), eightbit=True), a_job(content=EIGHTBIT)
+        job.at, job.until = time.monotonic(), time.monotonic() + 60
+        await desk.sender.send(job)
+        desk._eightbit = takes
+        await desk.sender.send(job)
+        first, second = desk.transport.delivered
+        assert (first.eightbit, second.eightbit) == (True, takes)
+        assert len({id(first.body), id(second.body)}) == bodies
+
+
+async def test_kept_bytes_are_bounded_and_end_with_their_job(monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 10)
+    desk, first, second = Desk(TooLate(), TooLate()), a_job(), a_job()
+    for job in (first, second):
+        job.at, job.until = time.monotonic(), time.monotonic() + 60
+        await desk.sender.send(job)
+    assert list(desk.sender._kept) == [first]  # one is kept whatever its size, or none would ever go
+    desk.lapsed.clear()
+    del first, job
+    gc.collect()
+    assert not desk.sender._kept
+
+
+async def test_one_recipient_made_apart_well_lets_the_others_of_a_mailing_be_made_here():
+    apart = []
+
+    class Watched:
+        async def render(self, order: Render) -> Wire:
+            apart.append(order.person.id)
+            return Wire(b"Subject: x\r\n\r\nHi\r\n", smtputf8=False, eightbit=False)
+
+    desk = Desk(ward=Watched())
+    rescued, fresh, late = a_job(rescues=1), a_job(), a_job(rescues=1)
+    for job in (fresh, late):
+        job.message = rescued.message
+    rescued.message.suspect = True
+    for job in (rescued, fresh, late):
+        await desk.sender.send(job)
+    assert apart == [rescued.person.id, late.person.id]
+    assert [settlement.kind for settlement in desk.settled] == ["sent"] * 3
+
+
+async def test_an_intent_that_the_database_does_not_take_makes_its_mail_wait_and_says_why(monkeypatch):
+    monkeypatch.setattr(module, "UNCOMMITTED_SECONDS", (0.1, 0.3))
+    told = "its stream holds what is in doubt, and no"
+    for fault, since, waits, reason in (
+        (Uncommitted("no"), 0, 0.1, None),  # once is an accident
+        (Uncommitted("no"), 60, 0.3, told),
+        (Withheld("silent"), 60, 0, None),
+    ):
+        desk = Desk(fault)
+        began = time.monotonic()
+        desk.sender._uncommitted_since = began - since if since else 0.0
+        await desk.sender.send(a_job(on_doubt="hold"))
+        assert time.monotonic() - began >= waits
+        assert desk.returned == [reason]
+
+
+async def test_a_delivery_apart_asks_right_before_the_dot_whether_this_worker_is_alive_to_others():
+    alive, dots = [True], []
+
+    class Slow:
+        async def render(self, order: Render) -> Wire:
+            return Wire(b"Subject: x\r\n\r\nHi\r\n", smtputf8=False, eightbit=False)
+
+        async def deliver(self, relay: str, envelope: Envelope, on_dot: Any, *_: Any) -> Result:
+            alive[0] = False  # silent for too long, while the body was on its way
+            await on_dot()
+            dots.append(envelope)
+            return ACCEPTED
+
+    desk = Desk(ward=Slow())
+    desk.sender._fresh = lambda: alive[0]
+    await desk.sender.send(a_job(rescues=2))
+    assert (desk.returned, dots) == ([None], [])
+
+
+async def test_a_poison_that_may_have_been_sent_is_held_on_a_stream_that_holds():
+    for on_doubt, dots, kind, doubt in (
+        ("hold", True, "held", True),
+        ("hold", False, "dead", False),
+        ("resend", True, "dead", True),
+        ("resend", False, "dead", False),
+    ):
+
+        class Deadly:
+            async def render(self, order: Render) -> Wire:
+                return Wire(b"Subject: x\r\n\r\nHi\r\n", smtputf8=False, eightbit=False)
+
+            async def deliver(
+                self, relay: str, envelope: Envelope, on_dot: Any, *_: Any, dots: bool = dots
+            ) -> Result:
+                if dots:
+                    await on_dot()
+                raise Crashed("was ended by SIGSEGV")
+
+        desk = Desk(ward=Deadly())
+        job = a_job(on_doubt=on_doubt, rescues=2)
+        job.lease = msgspec.structs.replace(job.lease, vowed=on_doubt == "hold")
+        await desk.sender.send(job)
+        (settlement,) = desk.settled
+        assert (settlement.kind, settlement.doubt, settlement.relay) == (kind, doubt, "default")
+        assert "SIGSEGV" in settlement.error
+        if kind == "held":
+            assert settlement.reason.startswith("in doubt: sending it crashed a process apart")
 
 
 @pytest.mark.parametrize("fault", [FencedOut("declared dead"), RuntimeError("a fault of ours")])

@@ -1,17 +1,23 @@
 """Mail that workers died with: the guilty one is quarantined, whatever it crashes, and nobody is blamed for company."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
 
 from pgmail.domain.reply import Envelope, Phase
 from pgmail.errors import TemplateFault
+from pgmail.render.templates import Bundle, Source
+from pgmail.transport.base import TooLate
+from pgmail.transport.relay import SmtpRelay
+from pgmail.worker import apart
 from pgmail.worker import ward as module
-from pgmail.worker.apart import Render
+from pgmail.worker.apart import Made, Render, Renderer
 from pgmail.worker.ward import Crashed, Ward, WardAway
 from tests.sql.kit import differences, one, rows, send, send_many
 from tests.waiting import eventually
@@ -32,6 +38,9 @@ assemble = content.assemble
 def dangerous(mail, **more):
     if mail.subject == "poison":
         os._exit(139)
+    if mail.subject == "endless":
+        while True:
+            pass
     if mail.subject == "segfault":
         ctypes.string_at(0)
     return assemble(mail, **more)
@@ -232,3 +241,83 @@ async def test_idle_processes_end(ward, monkeypatch):
     (process,) = ward._idle
     await eventually(lambda: process.process.returncode is not None)
     assert not ward._idle
+
+
+async def test_a_process_apart_compiles_a_template_once(monkeypatch):
+    """Under a rate, a suspect that is made again and again would else be late each time."""
+    real, compiled = apart.compile_bundle, []
+    monkeypatch.setattr(apart, "compile_bundle", lambda bundle: compiled.append(bundle) or real(bundle))
+    renderer = Renderer()
+    mail = order(variables={"name": "Ada"})
+    for text in ("One {{ name }}", "One {{ name }}", "Two {{ name }}", "One {{ name }}"):
+        bundle = Bundle(Source("Hi", text, None))
+        made = renderer.render(Render(mail.message, "", mail.person, (), bundle, eightbit=False))
+        assert isinstance(made, Made)
+        assert text[:3].encode() + b" Ada" in made.wire.body
+    assert [bundle.main.text[:3] for bundle in compiled] == ["One", "Two"]
+
+
+async def go() -> None:
+    """Let the dot go out."""
+
+
+async def test_mail_whose_moment_passed_while_a_process_started_is_not_sent_and_the_process_stays(ward, sink):
+    facts = {"sender": "a@example.com", "recipient": "b@example.org", "body": b"Subject: x\r\n\r\nHi\r\n"}
+    with pytest.raises(TooLate):
+        await ward.deliver("default", Envelope(**facts, not_after=time.monotonic() + 0.001), go)
+    assert (len(ward._idle), sink.total) == (1, 0)
+    late = Envelope(**facts, not_after=time.monotonic() + 10)
+    assert (await ward.deliver("default", late, go)).accepted
+
+
+async def test_a_delivery_apart_takes_the_place_of_one_of_the_workers_connections(ward, sink):
+    relay = SmtpRelay.from_url(f"smtp://127.0.0.1:{sink.port}?tls=none&max_connections=1")
+    envelope = Envelope(sender="a@example.com", recipient="b@example.org", body=b"Subject: x\r\n\r\nHi\r\n")
+    assert (await relay.deliver(envelope)).accepted
+    assert relay.idle_connections == 1
+    seen = []
+
+    async def on_dot() -> None:
+        seen.append((relay.open_connections, relay.idle_connections, len(sink.connections)))
+
+    assert (await ward.deliver("default", envelope, on_dot, relay)).accepted
+    assert seen == [(1, 0, 1)]
+    assert relay.open_connections == 0
+    await relay.close()
+
+
+async def test_a_process_that_hangs_ends_with_its_killed_worker(program, tmp_path):
+    script = tmp_path / "hangs.py"
+    script.write_text(
+        "import asyncio, sys\n"
+        "from pgmail.worker.ward import Ward\n"
+        "from tests.worker.test_ward import order\n"
+        "asyncio.run(Ward(sys.argv[1:]).render(order(subject='endless')))\n"
+    )
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    # Whoever holds the other end of the pipe lives: the worker, and its process apart, which inherits it as its stderr.
+    worker = await asyncio.create_subprocess_exec(sys.executable, script, *program, "apart", stderr=write)
+    os.close(write)
+
+    def over() -> bool:
+        try:
+            return os.read(read, 4096) == b"" or over()
+        except BlockingIOError:
+            return False
+
+    try:
+        await eventually(lambda: endless(worker.pid), 60)
+        worker.kill()
+        await worker.wait()
+        await eventually(over, 10)
+    finally:
+        os.close(read)
+
+
+def endless(worker: int) -> bool:
+    """Whether a child of this process spins."""
+    told = subprocess.run(
+        ["ps", "-A", "-o", "ppid=,time="], capture_output=True, text=True, check=True
+    ).stdout
+    return any(line.split()[0] == str(worker) and line.split()[1][-2:] >= "04" for line in told.splitlines())
