@@ -68,6 +68,8 @@ drop function if exists pgmail.weekly_partitions(text);
 drop function if exists pgmail.partition_key(text);
 drop function if exists pgmail.kept_days(text);
 drop function if exists pgmail.needed_messages(uuid, uuid);
+drop function if exists pgmail.needed_recipients(uuid, uuid, integer);
+drop function if exists pgmail.rows_to_keep(text, text, uuid, uuid);
 drop function if exists pgmail.drop_partition_v1(text);
 drop function if exists pgmail.drop_strays_v1(text, integer);
 drop function if exists pgmail.empty_content_v1(integer);
