@@ -3150,6 +3150,8 @@ CREATE FUNCTION pgmail.settle_v2(p_tenant integer, p_epoch bigint, p_groups json
 #variable_conflict use_column
 declare done uuid[]; late uuid[]; now_ timestamptz := pgmail.now();
 begin
+  -- Of several tenants in one transaction: a worker that freezes in between must not keep its rows locked (as in claim_v2).
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);
   if exists (select from jsonb_array_elements(p_groups) x
              where x->>'kind' is null or x->>'kind' <> all ('{sent,bounced,deferred,dead,expired,suppressed,held}')) then
     raise exception using errcode = 'invalid_parameter_value', message = 'a result of a kind that settles nothing';
@@ -3671,18 +3673,53 @@ CREATE FUNCTION pgmail.suppress_bounced(p_tenant integer, p_done uuid[], p_group
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by)
-  select distinct on (r.address) p_tenant, r.address, '', 'bounced', concat_ws(' ', g.x->>'code', g.x->>'enhanced', g.x->>'reason'), 'pgmail'
+  insert into pgmail.bounced (tenant_id, recipient_id, source)
+  select p_tenant, u.id, concat_ws(' ', g.x->>'code', g.x->>'enhanced', g.x->>'reason')
   from unnest(p_ids, p_group) u(id, n)
   join jsonb_array_elements(p_groups) with ordinality g(x, n) on g.n = u.n
-  cross join lateral (
-    select y.address from pgmail.recipient y where y.tenant_id = p_tenant and y.id = u.id limit 1) r
   where u.id = any (p_done) and g.x->'suppress' = 'true' and g.x->>'kind' = 'bounced'
     and not exists (select from pgmail.stream s where s.tenant_id = p_tenant and s.name = g.x->>'stream' and not s.suppress_bounced)
-  order by r.address
-  on conflict (tenant_id, address, stream) do update
-    set reason = excluded.reason, source = excluded.source, created_at = pgmail.now(), created_by = excluded.created_by, expires_at = null
-    where suppression.expires_at <= pgmail.now()
+$$;
+
+CREATE FUNCTION pgmail.suppress_bounced_v1(p_most integer DEFAULT 50, OUT looked integer, OUT busy integer) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    SET jit TO 'off'
+    AS $$
+declare r record; waited integer := 0;
+begin
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);   -- as in claim_v2
+  looked := 0; busy := 0;
+  for r in
+    with mine as materialized (
+      select b.tenant_id, b.id, b.recipient_id, b.source, b.tries from pgmail.bounced b
+      order by b.tries, b.tenant_id, b.id limit p_most for update skip locked)
+    select m.tenant_id, y.address, array_agg(m.id) as ids, min(m.source) as source
+    from mine m left join lateral (
+      select x.address from pgmail.recipient x where x.tenant_id = m.tenant_id and x.id = m.recipient_id limit 1) y on true
+    group by m.tenant_id, y.address order by min(m.tries), m.tenant_id, y.address
+  loop
+    looked := looked + cardinality(r.ids);
+    begin
+      if waited >= 3 then raise lock_not_available; end if;
+      if r.address is not null then   -- null: so old that retention took the recipient
+        insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by)
+        values (r.tenant_id, r.address, '', 'bounced', r.source, 'pgmail')
+        on conflict (tenant_id, address, stream) do update
+          set reason = excluded.reason, source = excluded.source, created_at = pgmail.now(), created_by = excluded.created_by, expires_at = null
+          where suppression.expires_at <= pgmail.now();
+      end if;
+      delete from pgmail.bounced b where b.tenant_id = r.tenant_id and b.id = any (r.ids);
+    exception when lock_not_available or deadlock_detected then
+      busy := busy + cardinality(r.ids);
+      if waited < 3 then
+        update pgmail.bounced b set tries = b.tries + 1 where b.tenant_id = r.tenant_id and b.id = any (r.ids);
+      end if;
+      waited := waited + 1;
+    end;
+  end loop;
+end
 $$;
 
 CREATE FUNCTION pgmail.suppress_many(p_addresses text[], p_streams text[], p_reasons text[], p_sources text[], p_created timestamp with time zone[], p_expires timestamp with time zone[], p_strict boolean DEFAULT true, p_store boolean DEFAULT true, p_audit bigint DEFAULT NULL::bigint, OUT audit bigint, OUT added integer, OUT changed integer, OUT unchanged integer, OUT faults jsonb, OUT entries jsonb) RETURNS record
@@ -4212,6 +4249,23 @@ CREATE TABLE pgmail.audit (
 
 ALTER TABLE pgmail.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME pgmail.audit_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE pgmail.bounced (
+    tenant_id integer NOT NULL,
+    id bigint NOT NULL,
+    recipient_id uuid NOT NULL,
+    source text,
+    tries integer DEFAULT 0 NOT NULL
+);
+
+ALTER TABLE pgmail.bounced ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME pgmail.bounced_id_seq
     START WITH 1
     INCREMENT BY 1
     NO MINVALUE
@@ -4920,6 +4974,9 @@ ALTER TABLE ONLY pgmail.attachment_default
 ALTER TABLE ONLY pgmail.audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY pgmail.bounced
+    ADD CONSTRAINT bounced_pkey PRIMARY KEY (tenant_id, id);
+
 ALTER TABLE ONLY pgmail.bucket
     ADD CONSTRAINT bucket_pkey PRIMARY KEY (scope, name);
 
@@ -5090,6 +5147,8 @@ ALTER TABLE pgmail.attachment ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.attachment_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.audit ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.bounced ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.bucket ENABLE ROW LEVEL SECURITY;
 

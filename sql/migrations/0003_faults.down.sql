@@ -20,8 +20,15 @@ drop function if exists pgmail.classify(integer, text, text, text);
 drop function if exists pgmail.load_reply_rules(jsonb);
 drop function if exists pgmail.fold_reply(text);
 drop function if exists pgmail.suppress_bounced(integer, uuid[], jsonb, uuid[], smallint[]);
+drop function if exists pgmail.suppress_bounced_v1(integer);
 drop function if exists pgmail.slow_site_v1(integer, text, text);
 drop table pgmail.slowed_site;
+insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by)
+select distinct on (b.tenant_id, r.address) b.tenant_id, r.address, '', 'bounced', b.source, 'pgmail'
+from pgmail.bounced b join pgmail.recipient r on r.tenant_id = b.tenant_id and r.id = b.recipient_id
+order by b.tenant_id, r.address
+on conflict do nothing;
+drop table pgmail.bounced;
 drop table pgmail.reply_pattern;
 drop table pgmail.reply_rule;
 drop table pgmail.reply_reason;
@@ -78,7 +85,8 @@ drop function if exists pgmail.emptied(bytea, integer);
 drop function if exists pgmail.set_retention(integer, integer, text);
 drop function if exists pgmail.retention_state();
 
-drop table pgmail.erasure_salt;
+-- erasure_salt stays: the tokens of erased people on the suppression list mean nothing without it, and with another salt
+-- after the next upgrade who opted out and was erased would get mail again.
 drop table pgmail.content_left;
 drop table pgmail.content_mark;
 alter table pgmail.stream drop column keep_content_days;

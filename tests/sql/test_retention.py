@@ -172,7 +172,8 @@ def test_a_week_of_which_too_many_rows_must_be_kept_stays_and_nothing_is_locked(
 def test_files_count_by_their_size(app, owner, hand, later):
     kit.send(app, attachments=[{"filename": "a.txt", "content": "aGVsbG8="}])
     owner.execute(
-        "update pgmail.attachment set body = (select string_agg(sha256(i::text::bytea), '') from generate_series(1, 1100000) i)"
+        "update pgmail.attachment set body ="
+        " (select string_agg(sha256(i::text::bytea), '') from generate_series(1, 1100000) i)"
     )
     later(60)
     assert drop(hand.connection, "message")[0]
