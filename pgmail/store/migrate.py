@@ -41,7 +41,7 @@ PATIENCE_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 1.0  # between two tries; mail that waited goes meanwhile
 
 # The functions of this program stand beside tables of before, and no file of an older program's is at hand here.
-_OLDER_PROGRAM: Final = (
+OLDER_PROGRAM: Final = (
     "functions are still those of this program and name what was taken back: until the older program's "
     "`pgmail db upgrade` has run, no mail is taken in or sent; run it now"
 )
@@ -137,7 +137,7 @@ def _downgrade(dsn: str, revision: str, *, confirmed: bool) -> list[str]:
             done.append(_drop_schema(raw))
             done.append("roles stay, since other databases of the cluster may use them")
         else:
-            done.append(_OLDER_PROGRAM)
+            done.append(OLDER_PROGRAM)
     return done
 
 

@@ -90,8 +90,7 @@ def test_a_step_back_and_forth_keeps_what_both_sides_know(empty_db):
         assert migrate.downgrade(empty_db.dsn, "0001", confirmed=True) == [
             "took back migration 0003",
             "took back migration 0002",
-            "functions are still those of this program and name what was taken back: until the older program's "
-            "`pgmail db upgrade` has run, no mail is taken in or sent; run it now",
+            migrate.OLDER_PROGRAM,
         ]
         assert "r pgmail.limits" not in objects(connection)
         assert "older" not in migrate.upgrade(empty_db.dsn, prefix=PREFIX)
