@@ -82,6 +82,7 @@ grant execute on function
   pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
   pgmail.relay_state_v1(text, text, text, double precision), pgmail.idle_lanes_v1(integer, bigint[]),
   pgmail.suppressed_as(integer, text), pgmail.has_erased(integer), pgmail.slow_site_v1(integer, text, text),
+  pgmail.suppress_bounced_v1(integer),
   pgmail.take_tokens_v1(bigint, text[], text[], integer[]), pgmail.take_tokens_v2(bigint, integer[], text[], text[], integer[], double precision),
   pgmail.limit_margin(real),
   pgmail.share_permits_v1(bigint, text[], text[], integer[], integer[]), pgmail.register_relays_v1(text[])

@@ -491,8 +491,7 @@ CREATE FUNCTION pgmail.drop_partition_v1(p_base text, OUT name text, OUT moved b
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     AS $_$
-declare
-  days integer := pgmail.kept_days(p_base); w record; low uuid; high uuid; most constant integer := 2000; tenants integer[]; messages uuid[];
+declare days integer := pgmail.kept_days(p_base); w record; low uuid; high uuid; places tid[];
 begin
   if days is null or p_base <> all (pgmail.partitioned_tables()) then return; end if;
   perform set_config('lock_timeout', '200ms', true);
@@ -502,23 +501,16 @@ begin
                               || right(w.name, 9)) is not null;
     -- An email and its recipients are of one hour, which may be of two weeks.
     low := pgmail.uuid_floor(w.since - interval '1 hour'); high := pgmail.uuid_floor(w.until + interval '1 hour');
-    continue when (select count(*) from (select from pgmail.needed_messages(low, high) limit most + 1) x) > most;
+    continue when pgmail.rows_to_keep(p_base, w.name, low, high) is null;
     execute format('lock table only pgmail.%I in access exclusive mode', p_base);
     -- Whoever reads a partition holds its parent, too; but for VACUUM and the like, which nobody should wait for now.
     execute format('lock table only pgmail.%I, only pgmail.%I in access exclusive mode nowait', p_base || '_default', w.name);
     -- Asked again now that nothing can be written: a dead letter may have been retried meanwhile, or an email have died.
-    select array_agg(n.tenant_id), array_agg(n.message_id) into tenants, messages from pgmail.needed_messages(low, high) n;
+    -- If it has become too much, the lock is let go with the transaction, at once; a later round looks further.
+    places := pgmail.rows_to_keep(p_base, w.name, low, high);
+    if places is null then return; end if;
     execute format('alter table pgmail.%I detach partition pgmail.%I', p_base, w.name);
-    -- Events and outcomes are found by the ids of their recipients, for which there is an index.
-    execute format(case
-        when p_base = 'message' then 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m) join pgmail.%2$I x on x.tenant_id = n.t and x.id = n.m'
-        when p_base = 'tag' then 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m) join pgmail.message g on g.tenant_id = n.t and g.id = n.m
-            cross join lateral jsonb_each_text(g.tags) k join pgmail.%2$I x on x.tenant_id = n.t and x.name = k.key and x.value = k.value and x.message_id = n.m'
-        when p_base in ('attachment', 'recipient') then 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m) join pgmail.%2$I x on x.tenant_id = n.t and x.message_id = n.m'
-        else 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m)
-            cross join lateral (select r.id from pgmail.recipient r where r.tenant_id = n.t and r.message_id = n.m) r
-            join pgmail.%2$I x on x.tenant_id = n.t and x.recipient_id = r.id' end,
-      p_base || '_default', w.name) using tenants, messages;
+    execute format('insert into pgmail.%I select x.* from pgmail.%I x where x.ctid = any ($1)', p_base || '_default', w.name) using places;
     get diagnostics moved = row_count;
     execute format('drop table pgmail.%I', w.name);
     name := w.name;
@@ -1315,11 +1307,19 @@ CREATE FUNCTION pgmail.needed_messages(p_low uuid, p_high uuid) RETURNS TABLE(te
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
+    AS $$ select distinct n.tenant_id, n.message_id from pgmail.needed_recipients(p_low, p_high, null) n $$;
+
+CREATE FUNCTION pgmail.needed_recipients(p_low uuid, p_high uuid, p_most integer) RETURNS TABLE(tenant_id integer, message_id uuid, recipient_id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
-  select t.id, x.message_id from pgmail.tenant t cross join lateral (
-    select q.message_id from pgmail.queue q where q.tenant_id = t.id and q.id >= p_low and q.id < p_high
-    union
-    select d.message_id from pgmail.dead_letter d where d.tenant_id = t.id and d.recipient_id >= p_low and d.recipient_id < p_high) x
+  select t.id, x.message_id, x.id from pgmail.tenant t cross join lateral (
+    select q.message_id, q.id from pgmail.queue q where q.tenant_id = t.id and q.id >= p_low and q.id < p_high
+    union all
+    select d.message_id, d.recipient_id from pgmail.dead_letter d where d.tenant_id = t.id and d.recipient_id >= p_low and d.recipient_id < p_high) x
+  limit p_most
 $$;
 
 CREATE FUNCTION pgmail.orphans_v1() RETURNS SETOF bigint
@@ -1393,13 +1393,13 @@ CREATE FUNCTION pgmail.partition_state(OUT days_left integer, OUT strays bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare base text; n bigint; last_ timestamptz := 'infinity'; first_ timestamptz; l timestamptz;
+declare base text; n bigint; last_ timestamptz := 'infinity'; l timestamptz;
 begin
   strays := 0;
   foreach base in array pgmail.partitioned_tables() loop
-    select min(p.since), max(p.until) into first_, l from pgmail.weekly_partitions(base) p;
+    select max(p.until) into l from pgmail.weekly_partitions(base) p;
     execute format('select count(*) from (select 1 from pgmail.%I where %I >= %L limit 1000) x', base || '_default',
-      pgmail.partition_key(base), coalesce(pgmail.uuid_floor(first_), '00000000-0000-0000-0000-000000000000')) into n;
+      pgmail.partition_key(base), pgmail.uuid_floor(pgmail.now() - interval '1 day')) into n;
     strays := strays + n;
     last_ := least(last_, coalesce(l, '-infinity'));
   end loop;
@@ -2799,6 +2799,38 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.rows_to_keep(p_base text, p_part text, p_low uuid, p_high uuid) RETURNS tid[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $_$
+declare
+  rows_most constant integer := 2000; looks constant integer := 20000; bytes_most constant bigint := 32 * 1024 * 1024;
+  tenants integer[]; messages uuid[]; people uuid[]; places tid[]; bytes bigint;
+begin
+  select array_agg(n.tenant_id), array_agg(n.message_id), array_agg(n.recipient_id) into tenants, messages, people
+    from pgmail.needed_recipients(p_low, p_high, looks + 1) n;
+  if cardinality(people) > looks then return null; end if;
+  -- The size is that on disk, read without the contents: a file stored elsewhere in the table is not fetched for it.
+  execute format('select array_agg(y.place), sum(y.bytes) from (select x.ctid as place, '
+      || case p_base when 'message' then 'pg_column_size(x.content)' when 'attachment' then 'pg_column_size(x.body)' else '0' end || ' as bytes from '
+      || case p_base
+        when 'message' then '(select distinct * from unnest($1, $2) u(t, m)) n join pgmail.%1$I x on x.tenant_id = n.t and x.id = n.m'
+        when 'attachment' then '(select distinct * from unnest($1, $2) u(t, m)) n join pgmail.%1$I x on x.tenant_id = n.t and x.message_id = n.m'
+        when 'tag' then '(select distinct * from unnest($1, $2) u(t, m)) n join pgmail.message g on g.tenant_id = n.t and g.id = n.m
+            cross join lateral jsonb_each_text(g.tags) k join pgmail.%1$I x on x.tenant_id = n.t and x.name = k.key and x.value = k.value and x.message_id = n.m'
+        when 'recipient' then 'unnest($1, $3) n(t, r) join pgmail.%1$I x on x.tenant_id = n.t and x.id = n.r'
+        else 'unnest($1, $3) n(t, r) join pgmail.%1$I x on x.tenant_id = n.t and x.recipient_id = n.r' end
+      || ' limit %2$s) y', p_part, rows_most + 1)
+    using tenants, messages, people into places, bytes;
+  if cardinality(places) > rows_most or bytes > bytes_most then return null; end if;
+  return coalesce(places, '{}');
+end
+$_$;
+
 CREATE FUNCTION pgmail.save_asset(p_name text, p_filename text, p_content_type text, p_body bytea) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -3127,6 +3159,8 @@ CREATE FUNCTION pgmail.settle_v2(p_tenant integer, p_epoch bigint, p_groups json
 #variable_conflict use_column
 declare done uuid[]; late uuid[]; now_ timestamptz := pgmail.now();
 begin
+  -- Of several tenants in one transaction: a worker that freezes in between must not keep its rows locked (as in claim_v2).
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);
   if exists (select from jsonb_array_elements(p_groups) x
              where x->>'kind' is null or x->>'kind' <> all ('{sent,bounced,deferred,dead,expired,suppressed,held}')) then
     raise exception using errcode = 'invalid_parameter_value', message = 'a result of a kind that settles nothing';
@@ -3648,18 +3682,53 @@ CREATE FUNCTION pgmail.suppress_bounced(p_tenant integer, p_done uuid[], p_group
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by)
-  select distinct on (r.address) p_tenant, r.address, '', 'bounced', concat_ws(' ', g.x->>'code', g.x->>'enhanced', g.x->>'reason'), 'pgmail'
+  insert into pgmail.bounced (tenant_id, recipient_id, source)
+  select p_tenant, u.id, concat_ws(' ', g.x->>'code', g.x->>'enhanced', g.x->>'reason')
   from unnest(p_ids, p_group) u(id, n)
   join jsonb_array_elements(p_groups) with ordinality g(x, n) on g.n = u.n
-  cross join lateral (
-    select y.address from pgmail.recipient y where y.tenant_id = p_tenant and y.id = u.id limit 1) r
   where u.id = any (p_done) and g.x->'suppress' = 'true' and g.x->>'kind' = 'bounced'
     and not exists (select from pgmail.stream s where s.tenant_id = p_tenant and s.name = g.x->>'stream' and not s.suppress_bounced)
-  order by r.address
-  on conflict (tenant_id, address, stream) do update
-    set reason = excluded.reason, source = excluded.source, created_at = pgmail.now(), created_by = excluded.created_by, expires_at = null
-    where suppression.expires_at <= pgmail.now()
+$$;
+
+CREATE FUNCTION pgmail.suppress_bounced_v1(p_most integer DEFAULT 50, OUT looked integer, OUT busy integer) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    SET jit TO 'off'
+    AS $$
+declare r record; waited integer := 0;
+begin
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);   -- as in claim_v2
+  looked := 0; busy := 0;
+  for r in
+    with mine as materialized (
+      select b.tenant_id, b.id, b.recipient_id, b.source, b.tries from pgmail.bounced b
+      order by b.tries, b.tenant_id, b.id limit p_most for update skip locked)
+    select m.tenant_id, y.address, array_agg(m.id) as ids, min(m.source) as source
+    from mine m left join lateral (
+      select x.address from pgmail.recipient x where x.tenant_id = m.tenant_id and x.id = m.recipient_id limit 1) y on true
+    group by m.tenant_id, y.address order by min(m.tries), m.tenant_id, y.address
+  loop
+    looked := looked + cardinality(r.ids);
+    begin
+      if waited >= 3 then raise lock_not_available; end if;
+      if r.address is not null then   -- null: so old that retention took the recipient
+        insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by)
+        values (r.tenant_id, r.address, '', 'bounced', r.source, 'pgmail')
+        on conflict (tenant_id, address, stream) do update
+          set reason = excluded.reason, source = excluded.source, created_at = pgmail.now(), created_by = excluded.created_by, expires_at = null
+          where suppression.expires_at <= pgmail.now();
+      end if;
+      delete from pgmail.bounced b where b.tenant_id = r.tenant_id and b.id = any (r.ids);
+    exception when lock_not_available or deadlock_detected then
+      busy := busy + cardinality(r.ids);
+      if waited < 3 then
+        update pgmail.bounced b set tries = b.tries + 1 where b.tenant_id = r.tenant_id and b.id = any (r.ids);
+      end if;
+      waited := waited + 1;
+    end;
+  end loop;
+end
 $$;
 
 CREATE FUNCTION pgmail.suppress_many(p_addresses text[], p_streams text[], p_reasons text[], p_sources text[], p_created timestamp with time zone[], p_expires timestamp with time zone[], p_strict boolean DEFAULT true, p_store boolean DEFAULT true, p_audit bigint DEFAULT NULL::bigint, OUT audit bigint, OUT added integer, OUT changed integer, OUT unchanged integer, OUT faults jsonb, OUT entries jsonb) RETURNS record
@@ -4189,6 +4258,23 @@ CREATE TABLE pgmail.audit (
 
 ALTER TABLE pgmail.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME pgmail.audit_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE pgmail.bounced (
+    tenant_id integer NOT NULL,
+    id bigint NOT NULL,
+    recipient_id uuid NOT NULL,
+    source text,
+    tries integer DEFAULT 0 NOT NULL
+);
+
+ALTER TABLE pgmail.bounced ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME pgmail.bounced_id_seq
     START WITH 1
     INCREMENT BY 1
     NO MINVALUE
@@ -4897,6 +4983,9 @@ ALTER TABLE ONLY pgmail.attachment_default
 ALTER TABLE ONLY pgmail.audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY pgmail.bounced
+    ADD CONSTRAINT bounced_pkey PRIMARY KEY (tenant_id, id);
+
 ALTER TABLE ONLY pgmail.bucket
     ADD CONSTRAINT bucket_pkey PRIMARY KEY (scope, name);
 
@@ -5067,6 +5156,8 @@ ALTER TABLE pgmail.attachment ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.attachment_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.audit ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.bounced ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.bucket ENABLE ROW LEVEL SECURITY;
 

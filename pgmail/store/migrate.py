@@ -40,6 +40,12 @@ LOCK_TIMEOUT_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 1.0  # between two tries; mail that waited goes meanwhile
 
+# The functions of this program stand beside tables of before, and no file of an older program's is at hand here.
+OLDER_PROGRAM: Final = (
+    "functions are still those of this program and name what was taken back: until the older program's "
+    "`pgmail db upgrade` has run, no mail is taken in or sent; run it now"
+)
+
 T = TypeVar("T")
 
 _PREFIX: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,31}")
@@ -106,7 +112,8 @@ def downgrade(dsn: str, revision: str, *, confirmed: bool = False) -> list[str]:
     """Take the schema back to `revision`; `base` leaves nothing of pgmail in the database. What was done.
 
     Refused (`holds_data`, 409) without `confirmed` when mail, templates, suppressions or keys would be at
-    stake. Roles stay: they belong to the cluster, and other databases may use them.
+    stake. Roles stay: they belong to the cluster, and other databases may use them. After a step that is not
+    to `base` the last line says what must be done at once: the older program's own upgrade.
     """
     return _patiently(lambda: _downgrade(dsn, revision, confirmed=confirmed))
 
@@ -129,6 +136,8 @@ def _downgrade(dsn: str, revision: str, *, confirmed: bool) -> list[str]:
             _run(raw, "drop_version_table")
             done.append(_drop_schema(raw))
             done.append("roles stay, since other databases of the cluster may use them")
+        else:
+            done.append(OLDER_PROGRAM)
     return done
 
 

@@ -227,6 +227,12 @@ async def settle_each(
     return [dict(rows) for rows in answers]
 
 
+async def suppress_bounced(database: Database, most: int = 50) -> tuple[int, int]:
+    """Suppress addresses of settled bounces. How many were looked at, and left since others have them in hand."""
+    row = await database.one(_Q["suppress_bounced"], {"most": most})
+    return (row.looked, row.busy) if row else (0, 0)
+
+
 def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> dict[str, object]:
     # What results share goes once: most of a batch differ in nothing but their ids, times and queue ids.
     groups: dict[tuple[object, ...], int] = {}

@@ -3,6 +3,10 @@
 Results wait in memory for the next flush, 15 ms or a full batch away. With the database away they wait longer,
 and the claimer takes nothing new, because their slots are still taken. A row that another transaction holds is
 tried again; a lease that was lost is recorded by SQL and counted here.
+
+A bounce that says that its address is gone is noted with its settle, which waits for nobody. A task beside puts
+the address on the suppression list: that may meet an application's open transaction, and then it is tried again.
+Notes stand in the database, and any worker takes any: one that dies before it is done loses none.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from pgmail.store.work import Settlement
 _log = structlog.get_logger()
 
 TENANTS_A_FLUSH = 16  # in one transaction
+NOTES_A_CALL = 50
+NOTES_AGAIN_SECONDS = 1.0  # after an address that somebody else has in hand, or with the database away
+NOTES_SECONDS = 30.0  # until notes of other workers are looked for, which may have died
 LAST_SECONDS = 2.0  # for results that are known when the process must stop
 
 
@@ -39,6 +46,9 @@ class Settler(Loop):
         self._count = 0
         self._some = asyncio.Event()
         self._full = asyncio.Event()
+        self._noted = asyncio.Event()
+        self._noted.set()  # who was here before may have left some
+        self._closed = asyncio.Event()
         self.fenced = 0
 
     def add(self, tenant: int, settlement: Settlement) -> None:
@@ -57,15 +67,23 @@ class Settler(Loop):
     async def run(self) -> None:
         """Flush until drained and empty."""
         self.ready()
-        while not (self.draining.is_set() and not self._count):
-            if not self._count:
-                await _first(self._some.wait(), self.draining.wait())
-                continue
-            if not self.draining.is_set():
-                await _within(self._full.wait(), self._seconds)
-            self._some.clear()
-            self._full.clear()
-            await self._flush()
+        beside = asyncio.create_task(self._suppress(), name="settler.suppress")
+        try:
+            while not (self.draining.is_set() and not self._count):
+                if beside.done():
+                    beside.result()  # it ends by a fault of ours only, which nobody may miss
+                if not self._count:
+                    await _first(self._some.wait(), self.draining.wait(), asyncio.wait({beside}))
+                    continue
+                if not self.draining.is_set():
+                    await _within(self._full.wait(), self._seconds)
+                self._some.clear()
+                self._full.clear()
+                await self._flush()
+            self._closed.set()  # a call under way ends by itself: to cancel it would cost its connection
+            await asyncio.wait({beside}, timeout=LAST_SECONDS)
+        finally:
+            beside.cancel()
 
     async def stop(self) -> None:
         """Stop, but write first what is known, for a moment: a result that is lost is a copy later."""
@@ -75,6 +93,29 @@ class Settler(Loop):
         await super().stop()
         if self._count:  # they came after it had drained
             await _within(self._flush(), LAST_SECONDS)
+
+    async def _suppress(self) -> None:
+        while not self._closed.is_set():
+            await _within(_first(self._noted.wait(), self._closed.wait()), NOTES_SECONDS)
+            if not self._closed.is_set() and await self._suppress_some():
+                await _within(self._closed.wait(), NOTES_AGAIN_SECONDS)
+        if self._noted.is_set():
+            await self._suppress_some()
+
+    async def _suppress_some(self) -> bool:
+        """Put noted addresses on the list. Whether some must wait; `_noted` stays set while there may be more."""
+        self._noted.clear()
+        try:
+            looked, busy = await work.suppress_bounced(self._database, NOTES_A_CALL)
+        except DatabaseAway as error:
+            _log.info("suppress.waits", error=str(error))
+            self._noted.set()
+            return True
+        if busy:
+            _log.info("suppress.waits", addresses=busy, error="another transaction has them in hand")
+        if busy or looked == NOTES_A_CALL:
+            self._noted.set()
+        return busy > 0
 
     async def _flush(self) -> None:
         batches, self._waiting, self._count = self._waiting, {}, 0
@@ -115,6 +156,8 @@ class Settler(Loop):
         if len(locked) < len(part):
             done = part if not locked else [result for result in part if answers.get(result.id) != "locked"]
             self._freed([result.id for result in done])
+            if any(result.suppress for result in done):
+                self._noted.set()
         return 0.05 if locked else 0.0
 
     def _again(self, tenant: int, results: list[Settlement]) -> None:

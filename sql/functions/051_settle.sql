@@ -9,7 +9,7 @@
 --   began                      false: the remote side was never asked (no attempt spent)
 --   doubt                      true: the remote side may have accepted; an email.in_doubt event is added
 --   code, enhanced, phase, remote_host, tls
---   suppress                   bounced: the reply says that the address is gone for good
+--   suppress                   bounced: the reply says that the address is gone for good; noted for suppress_bounced_v1
 -- The rest are arrays, one element a recipient: reading one JSON object a recipient cost as much as all the writing.
 -- p_attempts are those spent before this one; p_ms and p_replies may hold nulls.
 -- Answers those that did not settle: locked, or fenced. A result that was fenced out is still recorded as an event; where
@@ -24,6 +24,8 @@ as $$
 #variable_conflict use_column
 declare done uuid[]; late uuid[]; now_ timestamptz := pgmail.now();
 begin
+  -- Of several tenants in one transaction: a worker that freezes in between must not keep its rows locked (as in claim_v2).
+  perform set_config('idle_in_transaction_session_timeout', '3s', true);
   if exists (select from jsonb_array_elements(p_groups) x
              where x->>'kind' is null or x->>'kind' <> all ('{sent,bounced,deferred,dead,expired,suppressed,held}')) then
     raise exception using errcode = 'invalid_parameter_value', message = 'a result of a kind that settles nothing';

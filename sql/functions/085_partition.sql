@@ -71,18 +71,19 @@ begin
 end
 $$;
 
--- Weeks left before new mail goes to the default partition, and how many rows went there already. Older ones stand
--- there for good, until their mail is settled: retention moved them (086_retain.sql).
+-- Days left before new mail goes to the default partition, and how many rows went there already: those of the last day and
+-- later. Older ones were moved there by retention and stand there until their mail is settled (086_retain.sql); it moves
+-- what is a day old at least, so none of these is ever taken for a want of partitions.
 create or replace function pgmail.partition_state(out days_left integer, out strays bigint)
 language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
-declare base text; n bigint; last_ timestamptz := 'infinity'; first_ timestamptz; l timestamptz;
+declare base text; n bigint; last_ timestamptz := 'infinity'; l timestamptz;
 begin
   strays := 0;
   foreach base in array pgmail.partitioned_tables() loop
-    select min(p.since), max(p.until) into first_, l from pgmail.weekly_partitions(base) p;
+    select max(p.until) into l from pgmail.weekly_partitions(base) p;
     execute format('select count(*) from (select 1 from pgmail.%I where %I >= %L limit 1000) x', base || '_default',
-      pgmail.partition_key(base), coalesce(pgmail.uuid_floor(first_), '00000000-0000-0000-0000-000000000000')) into n;
+      pgmail.partition_key(base), pgmail.uuid_floor(pgmail.now() - interval '1 day')) into n;
     strays := strays + n;
     last_ := least(last_, coalesce(l, '-infinity'));
   end loop;

@@ -1,6 +1,6 @@
 -- Retention: what is settled goes after its time, by whole weekly partitions; a stream that keeps its content for less
--- has it emptied row by row. Mail that is queued, held or dead is kept as a whole: message, files, all its recipients
--- and their record move to the default partition before their week is dropped.
+-- has it emptied row by row. Mail that is queued, held or dead is kept: its message and files, and the recipients that are
+-- not settled with their record, move to the default partition before their week is dropped.
 -- Each call is one short transaction on one table. Dropping takes the parent's lock for a moment, for which all others
 -- wait: so it is asked for during 200 ms at most, and given up rather than waited for (lock_not_available: try later).
 -- (DETACH CONCURRENTLY, which would do without, refuses a table that has a default partition.)
@@ -9,24 +9,62 @@ create or replace function pgmail.kept_days(p_base text) returns integer
 language sql stable security definer set search_path = pgmail, pg_temp
 as $$ select case when p_base in ('message', 'attachment', 'tag') then r.content_days else r.record_days end from pgmail.retention r $$;
 
--- Emails with a recipient between two ids that is not settled. By primary key, tenant by tenant: the rest of the queue is
--- not read.
-create or replace function pgmail.needed_messages(p_low uuid, p_high uuid) returns table (tenant_id integer, message_id uuid)
+-- Recipients between two ids that are not settled, p_most at most. By primary key, tenant by tenant: the rest of the queue
+-- is not read. The limit is inside, since what a function answers is computed whole before a limit outside is looked at.
+create or replace function pgmail.needed_recipients(p_low uuid, p_high uuid, p_most integer)
+returns table (tenant_id integer, message_id uuid, recipient_id uuid)
 language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
-  select t.id, x.message_id from pgmail.tenant t cross join lateral (
-    select q.message_id from pgmail.queue q where q.tenant_id = t.id and q.id >= p_low and q.id < p_high
-    union
-    select d.message_id from pgmail.dead_letter d where d.tenant_id = t.id and d.recipient_id >= p_low and d.recipient_id < p_high) x
+  select t.id, x.message_id, x.id from pgmail.tenant t cross join lateral (
+    select q.message_id, q.id from pgmail.queue q where q.tenant_id = t.id and q.id >= p_low and q.id < p_high
+    union all
+    select d.message_id, d.recipient_id from pgmail.dead_letter d where d.tenant_id = t.id and d.recipient_id >= p_low and d.recipient_id < p_high) x
+  limit p_most
 $$;
 
--- Drops the oldest partition of a table that is past its time; name null when there is none. One that more than 2,000
--- unsettled emails need stays, for moving them would take too long under the lock; the next is looked at.
+-- The same as emails, all of them.
+create or replace function pgmail.needed_messages(p_low uuid, p_high uuid) returns table (tenant_id integer, message_id uuid)
+language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$ select distinct n.tenant_id, n.message_id from pgmail.needed_recipients(p_low, p_high, null) n $$;
+
+-- Which rows of a partition must be moved before it is dropped, by their places; null when they are too many to be moved
+-- under a lock for which every `send` waits: more than 2,000 rows or 32 MB of texts and files, or when more than 20,000
+-- recipients would have to be looked at. So it takes some tens of milliseconds at most, however much waits.
+-- Of recipients, events and outcomes those of the unsettled recipients alone: the others of the same email are settled
+-- and past their time like everything else, and there may be very many.
+create or replace function pgmail.rows_to_keep(p_base text, p_part text, p_low uuid, p_high uuid) returns tid[]
+language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+declare
+  rows_most constant integer := 2000; looks constant integer := 20000; bytes_most constant bigint := 32 * 1024 * 1024;
+  tenants integer[]; messages uuid[]; people uuid[]; places tid[]; bytes bigint;
+begin
+  select array_agg(n.tenant_id), array_agg(n.message_id), array_agg(n.recipient_id) into tenants, messages, people
+    from pgmail.needed_recipients(p_low, p_high, looks + 1) n;
+  if cardinality(people) > looks then return null; end if;
+  -- The size is that on disk, read without the contents: a file stored elsewhere in the table is not fetched for it.
+  execute format('select array_agg(y.place), sum(y.bytes) from (select x.ctid as place, '
+      || case p_base when 'message' then 'pg_column_size(x.content)' when 'attachment' then 'pg_column_size(x.body)' else '0' end || ' as bytes from '
+      || case p_base
+        when 'message' then '(select distinct * from unnest($1, $2) u(t, m)) n join pgmail.%1$I x on x.tenant_id = n.t and x.id = n.m'
+        when 'attachment' then '(select distinct * from unnest($1, $2) u(t, m)) n join pgmail.%1$I x on x.tenant_id = n.t and x.message_id = n.m'
+        when 'tag' then '(select distinct * from unnest($1, $2) u(t, m)) n join pgmail.message g on g.tenant_id = n.t and g.id = n.m
+            cross join lateral jsonb_each_text(g.tags) k join pgmail.%1$I x on x.tenant_id = n.t and x.name = k.key and x.value = k.value and x.message_id = n.m'
+        when 'recipient' then 'unnest($1, $3) n(t, r) join pgmail.%1$I x on x.tenant_id = n.t and x.id = n.r'
+        else 'unnest($1, $3) n(t, r) join pgmail.%1$I x on x.tenant_id = n.t and x.recipient_id = n.r' end
+      || ' limit %2$s) y', p_part, rows_most + 1)
+    using tenants, messages, people into places, bytes;
+  if cardinality(places) > rows_most or bytes > bytes_most then return null; end if;
+  return coalesce(places, '{}');
+end
+$$;
+
+-- Drops the oldest partition of a table that is past its time; name null when there is none. One of which too much must be
+-- kept stays, for moving it would take too long under the lock; the next is looked at.
 create or replace function pgmail.drop_partition_v1(p_base text, out name text, out moved bigint)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
-declare
-  days integer := pgmail.kept_days(p_base); w record; low uuid; high uuid; most constant integer := 2000; tenants integer[]; messages uuid[];
+declare days integer := pgmail.kept_days(p_base); w record; low uuid; high uuid; places tid[];
 begin
   if days is null or p_base <> all (pgmail.partitioned_tables()) then return; end if;
   perform set_config('lock_timeout', '200ms', true);
@@ -36,23 +74,16 @@ begin
                               || right(w.name, 9)) is not null;
     -- An email and its recipients are of one hour, which may be of two weeks.
     low := pgmail.uuid_floor(w.since - interval '1 hour'); high := pgmail.uuid_floor(w.until + interval '1 hour');
-    continue when (select count(*) from (select from pgmail.needed_messages(low, high) limit most + 1) x) > most;
+    continue when pgmail.rows_to_keep(p_base, w.name, low, high) is null;
     execute format('lock table only pgmail.%I in access exclusive mode', p_base);
     -- Whoever reads a partition holds its parent, too; but for VACUUM and the like, which nobody should wait for now.
     execute format('lock table only pgmail.%I, only pgmail.%I in access exclusive mode nowait', p_base || '_default', w.name);
     -- Asked again now that nothing can be written: a dead letter may have been retried meanwhile, or an email have died.
-    select array_agg(n.tenant_id), array_agg(n.message_id) into tenants, messages from pgmail.needed_messages(low, high) n;
+    -- If it has become too much, the lock is let go with the transaction, at once; a later round looks further.
+    places := pgmail.rows_to_keep(p_base, w.name, low, high);
+    if places is null then return; end if;
     execute format('alter table pgmail.%I detach partition pgmail.%I', p_base, w.name);
-    -- Events and outcomes are found by the ids of their recipients, for which there is an index.
-    execute format(case
-        when p_base = 'message' then 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m) join pgmail.%2$I x on x.tenant_id = n.t and x.id = n.m'
-        when p_base = 'tag' then 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m) join pgmail.message g on g.tenant_id = n.t and g.id = n.m
-            cross join lateral jsonb_each_text(g.tags) k join pgmail.%2$I x on x.tenant_id = n.t and x.name = k.key and x.value = k.value and x.message_id = n.m'
-        when p_base in ('attachment', 'recipient') then 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m) join pgmail.%2$I x on x.tenant_id = n.t and x.message_id = n.m'
-        else 'insert into pgmail.%1$I select x.* from unnest($1, $2) n(t, m)
-            cross join lateral (select r.id from pgmail.recipient r where r.tenant_id = n.t and r.message_id = n.m) r
-            join pgmail.%2$I x on x.tenant_id = n.t and x.recipient_id = r.id' end,
-      p_base || '_default', w.name) using tenants, messages;
+    execute format('insert into pgmail.%I select x.* from pgmail.%I x where x.ctid = any ($1)', p_base || '_default', w.name) using places;
     get diagnostics moved = row_count;
     execute format('drop table pgmail.%I', w.name);
     name := w.name;

@@ -20,8 +20,15 @@ drop function if exists pgmail.classify(integer, text, text, text);
 drop function if exists pgmail.load_reply_rules(jsonb);
 drop function if exists pgmail.fold_reply(text);
 drop function if exists pgmail.suppress_bounced(integer, uuid[], jsonb, uuid[], smallint[]);
+drop function if exists pgmail.suppress_bounced_v1(integer);
 drop function if exists pgmail.slow_site_v1(integer, text, text);
 drop table pgmail.slowed_site;
+insert into pgmail.suppression (tenant_id, address, stream, reason, source, created_by)
+select distinct on (b.tenant_id, r.address) b.tenant_id, r.address, '', 'bounced', b.source, 'pgmail'
+from pgmail.bounced b join pgmail.recipient r on r.tenant_id = b.tenant_id and r.id = b.recipient_id
+order by b.tenant_id, r.address
+on conflict do nothing;
+drop table pgmail.bounced;
 drop table pgmail.reply_pattern;
 drop table pgmail.reply_rule;
 drop table pgmail.reply_reason;
@@ -69,6 +76,8 @@ drop function if exists pgmail.weekly_partitions(text);
 drop function if exists pgmail.partition_key(text);
 drop function if exists pgmail.kept_days(text);
 drop function if exists pgmail.needed_messages(uuid, uuid);
+drop function if exists pgmail.needed_recipients(uuid, uuid, integer);
+drop function if exists pgmail.rows_to_keep(text, text, uuid, uuid);
 drop function if exists pgmail.drop_partition_v1(text);
 drop function if exists pgmail.drop_strays_v1(text, integer);
 drop function if exists pgmail.empty_content_v1(integer);
@@ -77,7 +86,8 @@ drop function if exists pgmail.emptied(bytea, integer);
 drop function if exists pgmail.set_retention(integer, integer, text);
 drop function if exists pgmail.retention_state();
 
-drop table pgmail.erasure_salt;
+-- erasure_salt stays: the tokens of erased people on the suppression list mean nothing without it, and with another salt
+-- after the next upgrade who opted out and was erased would get mail again.
 drop table pgmail.content_left;
 drop table pgmail.content_mark;
 alter table pgmail.stream drop column keep_content_days;

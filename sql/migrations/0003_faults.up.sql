@@ -56,6 +56,18 @@ create table pgmail.slowed_site (
   primary key (tenant_id, site)
 );
 
+-- Recipients whose bounce says that the address is gone for good, until a worker has put it on the suppression list: settle
+-- notes them here, since it must not wait for whoever is changing that list. By recipient, so that no address is kept twice.
+create table pgmail.bounced (
+  tenant_id    integer not null,
+  id           bigint generated always as identity,
+  recipient_id uuid not null,
+  source       text,
+  tries        integer not null default 0,
+  primary key (tenant_id, id)
+);
+
+alter table pgmail.bounced       enable row level security;
 alter table pgmail.reply_reason  enable row level security;
 alter table pgmail.reply_rule    enable row level security;
 alter table pgmail.reply_pattern enable row level security;
@@ -141,8 +153,8 @@ create table pgmail.content_left (
 );
 
 -- What erased addresses are hashed with, so that an opt-out survives without the address. Made at a tenant's first
--- erasure; nobody but the owner reads it.
-create table pgmail.erasure_salt (
+-- erasure; nobody but the owner reads it. It may be here from before a step back, which keeps it.
+create table if not exists pgmail.erasure_salt (
   tenant_id integer primary key,
   salt      bytea not null
 );

@@ -19,6 +19,10 @@ from pgmail.queue q where q.tenant_id = %(tenant)s and q.lane = any(%(lanes)s::b
 select * from pgmail.settle_v2(%(tenant)s, %(epoch)s, %(groups)s, %(ids)b::uuid[], %(messages)b::uuid[], %(claims)b::integer[],
   %(group)b::smallint[], %(attempts)b::smallint[], %(ms)b::integer[], %(replies)b::text[]);
 
+-- name: suppress_bounced :one
+-- Put addresses that bounced for good on the suppression list.
+select s.looked, s.busy from pgmail.suppress_bounced_v1(%(most)s) s;
+
 -- name: release :many
 -- Give leases back untried.
 select * from pgmail.release_v1(%(tenant)s, %(epoch)s, %(ids)s, %(claims)s, %(reason)s) as id;

@@ -81,7 +81,9 @@ def bounce(hand, lease, **more):
         "reply": "no such user",
         "suppress": True,
     }
-    return hand.settle(lease, "bounced", **{**facts, **more})
+    answer = hand.settle(lease, "bounced", **{**facts, **more})
+    hand.connection.execute("select pgmail.suppress_bounced_v1()")
+    return answer
 
 
 def sent_to(app, hand, address="gone@example.org", **more):
@@ -128,6 +130,57 @@ def test_an_operators_suppression_stays_as_it_is(app, owner, hand):
     owner.execute("select pgmail.suppress('gone@example.org', 'complained')")
     bounce(hand, lease)
     assert [row[2] for row in suppressed(owner)] == ["complained"]
+
+
+def settle_bounce(hand, lease):
+    return hand.settle(lease, "bounced", code=550, enhanced="5.1.1", reason="recipient-gone", suppress=True)
+
+
+def suppress_noted(hand):
+    return kit.rows(hand.connection, "select looked, busy from pgmail.suppress_bounced_v1()")
+
+
+@pytest.mark.parametrize("act", ["suppress", "unsuppress", "erase"])
+def test_a_bounce_settles_while_another_transaction_has_its_address_in_hand(db, app, owner, hand, act):
+    lease = sent_to(app, hand)
+    if act != "suppress":
+        owner.execute("select pgmail.suppress('gone@example.org', 'manual')")
+    elsewhere = sent_to(app, hand, "else@example.org")
+    hand.connection.execute("set statement_timeout = '5s'")
+    with db.connect(autocommit=False) as holder:
+        text = f"select pgmail.{act}('gone@example.org'{', reason => $$gdpr$$' if act == 'erase' else ''})"
+        holder.execute(text)
+        assert settle_bounce(hand, [lease, elsewhere]) == ["settled", "settled"]
+        assert suppress_noted(hand) == [(2, 1)]
+        assert "else@example.org" in {row[0] for row in suppressed(owner)}
+        assert suppress_noted(hand) == [(1, 1)]
+        holder.commit()
+    assert suppress_noted(hand) == [(1, 0)]
+    assert suppress_noted(hand) == [(0, 0)]
+    # Erased while it was being sent: too late for this mail, and its address is as new until the erasure is run again.
+    expected = {"suppress": "manual", "unsuppress": "bounced", "erase": "bounced"}[act]
+    assert [row[2] for row in suppressed(owner) if row[0] == "gone@example.org"] == [expected]
+
+
+def test_addresses_in_hand_do_not_keep_others_off_the_list(db, app, owner, hand):
+    for n in range(6):
+        assert settle_bounce(hand, sent_to(app, hand, f"a{n}@example.org")) == ["settled"]
+    with db.connect(autocommit=False) as holder:
+        for n in range(5):
+            holder.execute("select pgmail.suppress(%s)", [f"a{n}@example.org"])
+        assert suppress_noted(hand) == [(6, 6)]  # three were enough for once
+        assert suppress_noted(hand)[0][1] == 5
+        assert [row[0] for row in suppressed(owner)] == ["a5@example.org"]
+        holder.rollback()
+    assert suppress_noted(hand) == [(5, 0)]
+    assert len(suppressed(owner)) == 6
+
+
+def test_a_frozen_worker_does_not_keep_the_rows_that_it_settles(app, hand):
+    lease = sent_to(app, hand)
+    with hand.connection.transaction():
+        hand.settle(lease)
+        assert kit.one(hand.connection, "show idle_in_transaction_session_timeout") == "3s"
 
 
 def test_history_can_be_classified_again(app, owner, hand):

@@ -49,6 +49,7 @@ FUNCTIONS = {
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"}
     | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"},
     "worker": PURE | LEAD | WITNESS | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
+    | {"suppress_bounced_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "has_erased", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
     | {"share_permits_v1", "register_relays_v1", "slow_site_v1", "idle_lanes_v1"},
     "maintain": PURE | LEAD | WITNESS,

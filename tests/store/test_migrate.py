@@ -12,6 +12,7 @@ from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway, Refused, SchemaMismatch, SettingsError
 from pgmail.store import migrate, schema
 from tests.fix_db import PREFIX
+from tests.sql import kit
 
 pytestmark = pytest.mark.every_server
 
@@ -89,11 +90,29 @@ def test_a_step_back_and_forth_keeps_what_both_sides_know(empty_db):
         assert migrate.downgrade(empty_db.dsn, "0001", confirmed=True) == [
             "took back migration 0003",
             "took back migration 0002",
+            migrate.OLDER_PROGRAM,
         ]
         assert "r pgmail.limits" not in objects(connection)
         assert "older" not in migrate.upgrade(empty_db.dsn, prefix=PREFIX)
         assert objects(connection) == full
         assert connection.execute("select count(*) from pgmail.stream").fetchone() == (2,)
+
+
+def test_a_step_back_and_forth_leaves_an_erased_person_opted_out_and_notes_of_bounces_kept(empty_db):
+    migrate.upgrade(empty_db.dsn, prefix=PREFIX)
+    person = ["ada@example.org"]
+    with empty_db.connect() as connection:
+        connection.execute("select pgmail.suppress(%s, 'unsubscribed')", person)
+        connection.execute("select pgmail.erase(%s, 'gdpr')", person)
+        kit.send(connection, "gone@example.org")
+        hand = kit.Hand(connection)
+        assert hand.settle(hand.claim(), "bounced", suppress=True) == ["settled"]
+        migrate.downgrade(empty_db.dsn, "0002", confirmed=True)
+        listed = connection.execute("select reason from pgmail.suppression order by 1").fetchall()
+        assert listed == [("bounced",), ("unsubscribed",)]
+        migrate.upgrade(empty_db.dsn, prefix=PREFIX)
+        assert kit.state(connection, kit.send(connection, person[0])) == "suppressed"
+        assert kit.state(connection, kit.send(connection, "gone@example.org")) == "suppressed"
 
 
 def test_a_second_upgrade_changes_no_table_and_says_so(empty_db):

@@ -38,13 +38,16 @@ class Office:
     def _free(self, ids: Collection[UUID]) -> None:
         self.freed += len(ids)
 
-    def add(self, *leases: Lease, kind: str = "sent", claims: int | None = None) -> None:
+    def add(
+        self, *leases: Lease, kind: str = "sent", claims: int | None = None, suppress: bool = False
+    ) -> None:
         for lease in leases:
             self.settler.add(
                 1,
                 Settlement(
                     id=lease.id, message_id=lease.message_id, claims=claims or lease.claims, kind=kind,
                     lane=lease.lane, stream="transactional", priority=2, site="example.org", attempts=0,
+                    suppress=suppress,
                 ),
             )  # fmt: skip
 
@@ -177,3 +180,44 @@ async def test_settling_again_what_was_settled_is_harmless(app, owner, hand, poo
     again = await work.settle(pool, 1, hand.epoch, [result])
     assert (first, again) == ({}, {lease.id: "fenced"})  # only what did not settle is answered
     assert one(owner, "select count(*) from pgmail.event where type = 'email.sent'") == 1
+
+
+def suppressed(owner):
+    return rows(owner, "select address, reason from pgmail.suppression order by 1")
+
+
+async def test_an_address_in_an_open_transaction_stops_no_settling_and_is_suppressed_after_it(
+    db, app, owner, hand, office
+):
+    send(app), send(app, "else@example.org")
+    first, second = hand.claim()
+    with db.connect(autocommit=False) as holder:
+        holder.execute("select pgmail.suppress('ada@example.org')")
+        office.add(first, kind="bounced", suppress=True)
+        await eventually(lambda: office.freed == 1)
+        office.add(second)
+        await eventually(lambda: office.freed == 2)
+        await eventually(lambda: one(owner, "select max(tries) from pgmail.bounced"))
+        holder.rollback()
+    await eventually(lambda: suppressed(owner) == [("ada@example.org", "bounced")])
+    assert settled(owner) == {"bounced": 1, "sent": 1}
+
+
+async def test_what_a_worker_that_died_had_noted_is_suppressed_by_the_next(app, owner, hand, pool):
+    send(app)
+    assert hand.settle(hand.claim(), "bounced", suppress=True) == ["settled"]
+    assert suppressed(owner) == []
+    office = Office(pool, hand.epoch)
+    await office.settler.start()
+    await eventually(lambda: suppressed(owner) == [("ada@example.org", "bounced")])
+    await office.settler.stop()
+
+
+async def test_a_drained_settler_leaves_no_note_of_its_own(app, owner, hand, pool):
+    office = Office(pool, hand.epoch)
+    await office.settler.start()
+    send(app)
+    office.add(*hand.claim(), kind="bounced", suppress=True)
+    assert await office.settler.drain(10)
+    assert suppressed(owner) == [("ada@example.org", "bounced")]
+    await office.settler.stop()
