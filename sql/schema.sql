@@ -657,7 +657,7 @@ begin
     select count(*) into discarded_ from pgmail.dead_letter d where d.tenant_id = p_tenant and d.recipient_id = any (ids);
   else
     with free as materialized (
-      select q.id, q.message_id, q.attempts from pgmail.queue q
+      select q.id, q.message_id, q.attempts, case when q.in_doubt then ' (in doubt: it may have been sent)' else '' end as doubt from pgmail.queue q
       where q.tenant_id = p_tenant and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
     ), gone as (
       delete from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
@@ -667,10 +667,10 @@ begin
       cross join lateral (select x.site from pgmail.recipient x where x.tenant_id = p_tenant and x.id = free.id limit 1) y
     ), outcomes as (
       insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
-      select p_tenant, f.id, f.message_id, 'cancelled', now_, f.stream, f.site, f.attempts, 'by ' || who || ': the person was erased' from facts f
+      select p_tenant, f.id, f.message_id, 'cancelled', now_, f.stream, f.site, f.attempts, 'by ' || who || ': the person was erased' || f.doubt from facts f
     ), events as (
       insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
-      select p_tenant, f.id, f.message_id, 'email.cancelled', f.site, 'by ' || who || ': the person was erased' from facts f
+      select p_tenant, f.id, f.message_id, 'email.cancelled', f.site, 'by ' || who || ': the person was erased' || f.doubt from facts f
     ), tallies as (
       insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, f.stream, 'cancelled', count(*) from facts f group by f.stream
     )
