@@ -5,7 +5,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST = $(BIN)/python -m pytest
-# make test ARGS="tests/unit -k address"; make demo ARGS="--messages 5000"
+# Three at a time on two cores: much of it waits. make test ARGS="tests/unit -k address"; make demo ARGS="--messages 5000"
 ARGS =
 
 .PHONY: demo test cover bench chaos lint types floors schema wheel clean
@@ -14,7 +14,7 @@ demo: $(VENV)/stamp-demo
 	$(BIN)/pgmail demo $(ARGS)
 
 test: $(VENV)/stamp-dev
-	$(PYTEST) -n 2 $(ARGS)
+	$(PYTEST) -n 3 $(ARGS)
 
 # The same with the lines that no test runs: a third slower.
 cover: $(VENV)/stamp-dev

@@ -297,6 +297,6 @@ def test_an_orphan_is_told_to_drain_and_then_ended(monkeypatch):
     monkeypatch.setattr(processes.os, "_exit", done.append)
     read, write = os.pipe()
     os.close(write)
-    processes._watch(read, 0.0)
+    processes._watch(read, 0.0, signal.SIGTERM)
     os.close(read)
     assert done == [(os.getpid(), signal.SIGTERM), 1]

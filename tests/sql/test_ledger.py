@@ -38,7 +38,7 @@ class Walk:
                 "release",
                 "rescue",
             ),
-            *("cancel", "reschedule", "retry", "discard", "expire", "fold", "time", "roll_back"),
+            *("cancel", "reschedule", "retry", "resolve", "discard", "expire", "fold", "time", "roll_back"),
         )
         getattr(self, self.dice.choice(names))()
 
@@ -130,7 +130,19 @@ class Walk:
                 raise
 
     def retry(self):
-        self.some("retry(%s)")
+        try:
+            self.some("retry(%s)")
+        except Exception as error:
+            if getattr(error, "sqlstate", None) != "PM409":  # in doubt: that is resolved
+                raise
+
+    def resolve(self):
+        if not self.ids:
+            return
+        doubtful = kit.rows(self.owner, "select id from pgmail.queue where in_doubt order by id")
+        if doubtful:
+            how = self.dice.choice(["assume_sent", "resend"])
+            self.owner.execute("select pgmail.resolve(%s, %s)", [self.dice.choice(doubtful)[0], how])
 
     def discard(self):
         self.some("discard(%s)")

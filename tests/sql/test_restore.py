@@ -137,7 +137,7 @@ def test_held_mail_waits_for_a_person_and_says_why(process, owner, app, admin, d
     assert kit.events(app, mail)[-2:] == ["in_doubt", "held"]
     assert "it may have been sent" in one(app, "select pgmail.why(%s)", [mail])
     assert Hand(db.connect("worker")).claim() == []
-    admin.execute("select pgmail.retry(%s)", [mail])
+    admin.execute("select pgmail.resolve(%s, 'resend')", [mail])
     assert len(Hand(db.connect("worker")).claim()) == 1
     assert kit.differences(owner) == [0]
 
