@@ -11,10 +11,12 @@ of unit tests starts none. Should the controller be killed, the server's guard e
         some_program(db.dsn, db.dsn_for("api"))
 
 `db` is a copy of the migrated template; `empty_db` has no pgmail schema. Tests marked `every_server` run on every
-major version found here, those in tests/sql on the newest and the oldest (`--pg 18,16` says otherwise); the
-others on 18.
+major version found here, those in tests/sql on the newest, some files on the oldest as well (`--pg 18,16` says
+otherwise); the others on 18.
 """
 
+import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -44,6 +46,28 @@ from pgmail.store import migrate
 PREFIX = "pgmail_"
 TEMPLATE = "pgmail_template"
 EMBEDDED = (18, 16)
+MEMORY_FOLDER_BYTES = 4 << 30
+# Files of tests/sql that run on the oldest server, too: plans, regular expressions, locks and partitions, where versions
+# differ. All of them on all servers: --pg 18,16,15.
+ON_THE_OLDEST = {
+    *(
+        "test_plans",
+        "test_plans_hot",
+        "test_replies",
+        "test_fast_reader",
+        "test_lease",
+        "test_ledger",
+        "test_send",
+    ),
+    *(
+        "test_retention",
+        "test_restore",
+        "test_doubt",
+        "test_tokens",
+        "test_erase",
+        "test_settle_beside_rescue",
+    ),
+}
 _DESK = "PYTEST_PGMAIL_DESK"
 _DESK_KEY: "pytest.StashKey[Desk]" = pytest.StashKey()
 
@@ -161,6 +185,8 @@ class Desk:
         self._listener.close()
         for running in self._running.values():
             running.remove()
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
         del os.environ[_DESK]
 
 
@@ -214,12 +240,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_server: runs on every PostgreSQL major version found here")
     config.addinivalue_line("markers", "one_server: runs on PostgreSQL 18 only, though it is in tests/sql")
     if not hasattr(config, "workerinput"):
-        folder = config.rootpath / ".pgmail" / f"tests-{os.getuid()}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            folder = Path(tempfile.mkdtemp(prefix="pgmail-tests-"))
-        config.stash[_DESK_KEY] = Desk(folder)
+        config.stash[_DESK_KEY] = Desk(_servers_folder(config.rootpath))
+
+
+def _servers_folder(root: Path) -> Path:
+    """Where the servers' data is: in memory where there is enough of it, for each test makes hundreds of files."""
+    memory, name = Path("/dev/shm"), f"tests-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(memory).free > MEMORY_FOLDER_BYTES:
+            checkout = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+            folder = memory / f"pgmail-{name}-{checkout}"
+            folder.mkdir(exist_ok=True)
+            if folder.stat().st_uid == os.getuid():
+                return folder
+    try:
+        folder = root / ".pgmail" / name
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="pgmail-tests-"))
+    return folder
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -235,8 +274,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marked("every_server") or (in_sql and not marked("one_server")):
         wanted = [int(word) for word in metafunc.config.getoption("--pg").split(",") if word]
         majors = sorted({*EMBEDDED, *other_servers()}, reverse=True)
-        if in_sql and not marked("every_server"):
-            majors = majors if wanted else sorted({majors[0], majors[-1]}, reverse=True)
+        if in_sql and not marked("every_server") and not wanted:
+            oldest = {majors[-1]} if metafunc.module.__name__.rpartition(".")[2] in ON_THE_OLDEST else set()
+            majors = sorted({majors[0], *oldest}, reverse=True)
         chosen = [major for major in majors if not wanted or major in wanted]
         metafunc.parametrize(
             "pg_major", chosen, ids=[f"pg{n}" for n in chosen], indirect=True, scope="session"

@@ -28,6 +28,7 @@ def positive(found, *keys):
     return found
 
 
+@pytest.mark.long
 def test_e2e_tells_rate_wal_and_memory(here):
     found = positive(
         bench.BENCHES["e2e"](here, mails=1000), "mails_per_s", "wal_enqueue_bytes", "wal_send_bytes"
@@ -37,6 +38,7 @@ def test_e2e_tells_rate_wal_and_memory(here):
         assert len(found["peak_rss_mb"]) == 2
 
 
+@pytest.mark.long
 def test_queue_runs_without_a_sink(here):
     positive(bench.BENCHES["queue"](here, mails=3000, processes=1), "jobs_per_s")
 
@@ -58,6 +60,7 @@ def test_priority_asks_while_the_backlog_is_sent(here):
     assert positive(found, "p50_ms", "p99_ms", "backlog_per_s")["asked"] <= 10
 
 
+@pytest.mark.long
 def test_wake_waits_until_workers_sleep(here):
     assert positive(bench.BENCHES["wake"](here, mails=2, processes=1), "p50_ms", "p99_ms")["asked"] == 2
 

@@ -137,6 +137,7 @@ def test_every_recipient_is_accounted_for_and_nothing_is_left_running(home):
     assert [path.name for path in home.iterdir()] == [".pgmail"]
 
 
+@pytest.mark.long
 @LINUX
 def test_kept_it_can_be_looked_at_until_ctrl_c(home):
     demo = start(home, "--messages", "50", "--processes", "1", "--keep")
@@ -183,6 +184,7 @@ def test_kill_9_leaves_nothing_that_the_next_run_trips_over(home):
     assert all_gone(home)
 
 
+@pytest.mark.long
 @LINUX
 def test_it_ends_with_the_process_that_started_it(home):
     words = f"'{sys.executable}' -m pgmail demo --messages 20 --processes 1 --keep; true"
@@ -192,6 +194,7 @@ def test_it_ends_with_the_process_that_started_it(home):
     assert all_gone(home)
 
 
+@pytest.mark.long
 @LINUX
 def test_ctrl_c_in_the_middle_takes_everything_down(home):
     demo = start(home, "--messages", "5000", "--processes", "1")
@@ -219,6 +222,7 @@ def test_a_role_that_may_not_create_databases_is_told_so(home, empty_db):
     assert err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_on_a_given_server_it_makes_a_database_of_its_own_and_drops_it(home, empty_db, server_admin):
     stale = "pgmail_demo_00000000"
     server_admin.execute(f"create database {stale}")

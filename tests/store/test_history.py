@@ -158,6 +158,7 @@ async def test_a_database_that_refuses_marks_stops_no_mail_and_is_told(db, meet)
     assert [log["event"] for log in logs] == ["history.unknown"]
 
 
+@pytest.mark.long
 async def test_thousands_in_doubt_are_decided_in_steps(db):
     with db.connect("producer") as connection:
         for _ in range(6):

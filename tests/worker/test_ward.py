@@ -130,7 +130,15 @@ async def until_settled(fleet, owner, app, number, seconds=90):
             marks=pytest.mark.long,
         ),
         ({"subject": "segfault"}, 1, -11, "rendering it alone, in a process apart, was ended by SIGSEGV"),
-        ({"to": "deadly@example.org"}, 2, 7, "sending it alone, in a process apart, ended with exit code 7"),
+        pytest.param(
+            (
+                {"to": "deadly@example.org"},
+                2,
+                7,
+                "sending it alone, in a process apart, ended with exit code 7",
+            ),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["renderer exits", "renderer segfaults", "transport exits"],
 )

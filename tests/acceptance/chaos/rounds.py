@@ -35,7 +35,7 @@ WEIGHTS = {
     "api-stop": 1,
     "postgres-stop": 1,
 }
-SHORT = ("worker", "stop", "postgres", "api")
+SHORT = ("worker", "postgres")
 
 
 @dataclass
