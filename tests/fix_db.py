@@ -47,8 +47,8 @@ PREFIX = "pgmail_"
 TEMPLATE = "pgmail_template"
 EMBEDDED = (18, 16)
 MEMORY_FOLDER_BYTES = 4 << 30
-# Files of tests/sql that run on the oldest server, too: plans, regular expressions, locks and partitions, where versions
-# differ. All of them on all servers: --pg 18,16,15.
+# Files of tests/sql that run on the oldest server, too: plans, regular expressions, locks and partitions, where
+# versions differ. All of them on all servers: --pg 18,16,15.
 ON_THE_OLDEST = {
     *(
         "test_plans",
