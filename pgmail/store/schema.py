@@ -12,10 +12,10 @@ from pgmail import sqlfiles
 from pgmail.errors import SchemaMismatch
 from pgmail.store.database import Database
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 """The schema that this program brings."""
 
-NEEDS_FROM: Final = 3
+NEEDS_FROM: Final = 4
 """The oldest schema that this program works with."""
 
 
