@@ -2351,7 +2351,7 @@ CREATE FUNCTION pgmail.release(id uuid, reason text DEFAULT NULL::text) RETURNS 
     SET jit TO 'off'
     AS $$
 #variable_conflict use_column
-declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; doubtful integer; who text := pgmail.actor();
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; busy integer; doubtful integer; who text := pgmail.actor();
 begin
   if length(release.reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, release.id) f;
@@ -2381,15 +2381,16 @@ begin
   exception when serialization_failure then
     n := 0;
   end;
-  select count(*) into doubtful from pgmail.queue q
-  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity' and q.in_doubt;
-  if n = 0 and doubtful > 0 then
+  select count(*) filter (where q.in_doubt), count(*) filter (where not q.in_doubt) into doubtful, busy from pgmail.queue q
+  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity';
+  if n = 0 and busy = 0 and doubtful > 0 then
     perform pgmail.refuse('in_doubt', '/id', 'it may have been sent already, so it is not released: look at the other side''s log, '
       || 'then resolve it', 409);
   end if;
   if n > 0 then perform pgmail.record_act(t, 'email.release', release.id::text, release.reason); end if;
-  return jsonb_build_object('status', case when n = cardinality(ids) then 'released' when n > 0 then 'partly_released' else 'not_held' end,
-    'released', n, 'not_held', cardinality(ids) - n - doubtful, 'in_doubt', doubtful);
+  return jsonb_build_object('status', case when n = cardinality(ids) then 'released' when n > 0 then 'partly_released'
+      when busy > 0 then 'busy' else 'not_held' end,
+    'released', n, 'busy', busy, 'not_held', cardinality(ids) - n - busy - doubtful, 'in_doubt', doubtful);
 end
 $$;
 
