@@ -502,6 +502,7 @@ begin
     -- An email and its recipients are of one hour, which may be of two weeks.
     low := pgmail.uuid_floor(w.since - interval '1 hour'); high := pgmail.uuid_floor(w.until + interval '1 hour');
     continue when pgmail.rows_to_keep(p_base, w.name, low, high) is null;
+    begin
     execute format('lock table only pgmail.%I in access exclusive mode', p_base);
     -- Whoever reads a partition holds its parent, too; but for VACUUM and the like, which nobody should wait for now.
     execute format('lock table only pgmail.%I, only pgmail.%I in access exclusive mode nowait', p_base || '_default', w.name);
@@ -515,6 +516,9 @@ begin
     execute format('drop table pgmail.%I', w.name);
     name := w.name;
     return;
+    exception when dependent_objects_still_exist then
+      moved := null;
+    end;
   end loop;
 end
 $_$;
@@ -2335,6 +2339,7 @@ $$;
 CREATE FUNCTION pgmail.relay_state_v1(p_name text, p_state text, p_reason text, p_seconds double precision DEFAULT NULL::double precision) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '100ms'
     AS $$
   insert into pgmail.relay as r (name, state, reason, blocked_until, changed_at, changed_by)
   values (p_name, p_state, p_reason, pgmail.now() + p_seconds * interval '1 second', pgmail.now(), 'worker')
@@ -2751,9 +2756,11 @@ begin
       and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled') and not q.in_doubt
     order by q.id for update skip locked
   ), pulled as (
-    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null,
-      wait = case when q.held_due_at > pgmail.now() then 'scheduled' end, later = q.held_due_at > pgmail.now() is true
-    where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
+    update pgmail.queue q set hold_reason = null, held_due_at = null,
+      due_at = case when x.early then q.held_due_at else pgmail.now() end, wait = case when x.early then 'scheduled' end, later = x.early
+    from (select y.id, coalesce(y.wait = 'scheduled' and y.held_due_at > pgmail.now(), false) as early from pgmail.queue y
+          where y.tenant_id = t and y.id = any (array(select free.id from free))) x
+    where q.tenant_id = t and q.id = x.id and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), facts as materialized (
     select d.recipient_id as id, d.lane, d.stream, d.priority, d.site, pgmail.now() as due_at from raised d
     union all
@@ -3364,6 +3371,7 @@ $$;
 CREATE FUNCTION pgmail.slow_site_v1(p_tenant integer, p_site text, p_reason text) RETURNS timestamp with time zone
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '100ms'
     AS $$
 declare now_ timestamptz := pgmail.now(); s pgmail.slowed_site;
 begin
@@ -4850,6 +4858,7 @@ CREATE TABLE pgmail.stream (
     CONSTRAINT stream_keep_content_days_check CHECK (((keep_content_days >= 1) AND (keep_content_days <= 36500))),
     CONSTRAINT stream_max_age_seconds_check CHECK ((max_age_seconds > 0)),
     CONSTRAINT stream_max_attempts_check CHECK ((max_attempts > 0)),
+    CONSTRAINT stream_max_attempts_most CHECK ((max_attempts <= 1000)),
     CONSTRAINT stream_max_queued_check CHECK ((max_queued >= 0)),
     CONSTRAINT stream_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9_-]{0,62}$'::text)),
     CONSTRAINT stream_on_doubt_check CHECK ((on_doubt = ANY (ARRAY['resend'::text, 'hold'::text]))),
@@ -5118,7 +5127,7 @@ CREATE INDEX queue_claim ON pgmail.queue USING btree (tenant_id, lane, due_at, i
 
 CREATE INDEX queue_doubt ON pgmail.queue USING btree (tenant_id, id) WHERE in_doubt;
 
-CREATE INDEX queue_expiry ON pgmail.queue USING btree (expires_at) WHERE (expires_at IS NOT NULL);
+CREATE INDEX queue_expiry ON pgmail.queue USING btree (expires_at) WHERE ((expires_at IS NOT NULL) AND (due_at <> 'infinity'::timestamp with time zone));
 
 CREATE INDEX queue_later ON pgmail.queue USING btree (due_at, tenant_id, lane) WHERE later;
 
