@@ -502,6 +502,7 @@ begin
     -- An email and its recipients are of one hour, which may be of two weeks.
     low := pgmail.uuid_floor(w.since - interval '1 hour'); high := pgmail.uuid_floor(w.until + interval '1 hour');
     continue when pgmail.rows_to_keep(p_base, w.name, low, high) is null;
+    begin
     execute format('lock table only pgmail.%I in access exclusive mode', p_base);
     -- Whoever reads a partition holds its parent, too; but for VACUUM and the like, which nobody should wait for now.
     execute format('lock table only pgmail.%I, only pgmail.%I in access exclusive mode nowait', p_base || '_default', w.name);
@@ -515,6 +516,9 @@ begin
     execute format('drop table pgmail.%I', w.name);
     name := w.name;
     return;
+    exception when dependent_objects_still_exist then
+      moved := null;
+    end;
   end loop;
 end
 $_$;
@@ -2335,6 +2339,7 @@ $$;
 CREATE FUNCTION pgmail.relay_state_v1(p_name text, p_state text, p_reason text, p_seconds double precision DEFAULT NULL::double precision) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '100ms'
     AS $$
   insert into pgmail.relay as r (name, state, reason, blocked_until, changed_at, changed_by)
   values (p_name, p_state, p_reason, pgmail.now() + p_seconds * interval '1 second', pgmail.now(), 'worker')
@@ -2351,7 +2356,7 @@ CREATE FUNCTION pgmail.release(id uuid, reason text DEFAULT NULL::text) RETURNS 
     SET jit TO 'off'
     AS $$
 #variable_conflict use_column
-declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; doubtful integer; who text := pgmail.actor();
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; busy integer; doubtful integer; who text := pgmail.actor();
 begin
   if length(release.reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, release.id) f;
@@ -2381,15 +2386,16 @@ begin
   exception when serialization_failure then
     n := 0;
   end;
-  select count(*) into doubtful from pgmail.queue q
-  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity' and q.in_doubt;
-  if n = 0 and doubtful > 0 then
+  select count(*) filter (where q.in_doubt), count(*) filter (where not q.in_doubt) into doubtful, busy from pgmail.queue q
+  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity';
+  if n = 0 and busy = 0 and doubtful > 0 then
     perform pgmail.refuse('in_doubt', '/id', 'it may have been sent already, so it is not released: look at the other side''s log, '
       || 'then resolve it', 409);
   end if;
   if n > 0 then perform pgmail.record_act(t, 'email.release', release.id::text, release.reason); end if;
-  return jsonb_build_object('status', case when n = cardinality(ids) then 'released' when n > 0 then 'partly_released' else 'not_held' end,
-    'released', n, 'not_held', cardinality(ids) - n - doubtful, 'in_doubt', doubtful);
+  return jsonb_build_object('status', case when n = cardinality(ids) then 'released' when n > 0 then 'partly_released'
+      when busy > 0 then 'busy' else 'not_held' end,
+    'released', n, 'busy', busy, 'not_held', cardinality(ids) - n - busy - doubtful, 'in_doubt', doubtful);
 end
 $$;
 
@@ -2750,9 +2756,11 @@ begin
       and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled') and not q.in_doubt
     order by q.id for update skip locked
   ), pulled as (
-    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null,
-      wait = case when q.held_due_at > pgmail.now() then 'scheduled' end, later = q.held_due_at > pgmail.now() is true
-    where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
+    update pgmail.queue q set hold_reason = null, held_due_at = null,
+      due_at = case when x.early then q.held_due_at else pgmail.now() end, wait = case when x.early then 'scheduled' end, later = x.early
+    from (select y.id, coalesce(y.wait = 'scheduled' and y.held_due_at > pgmail.now(), false) as early from pgmail.queue y
+          where y.tenant_id = t and y.id = any (array(select free.id from free))) x
+    where q.tenant_id = t and q.id = x.id and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), facts as materialized (
     select d.recipient_id as id, d.lane, d.stream, d.priority, d.site, pgmail.now() as due_at from raised d
     union all
@@ -3363,6 +3371,7 @@ $$;
 CREATE FUNCTION pgmail.slow_site_v1(p_tenant integer, p_site text, p_reason text) RETURNS timestamp with time zone
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '100ms'
     AS $$
 declare now_ timestamptz := pgmail.now(); s pgmail.slowed_site;
 begin
@@ -4849,6 +4858,7 @@ CREATE TABLE pgmail.stream (
     CONSTRAINT stream_keep_content_days_check CHECK (((keep_content_days >= 1) AND (keep_content_days <= 36500))),
     CONSTRAINT stream_max_age_seconds_check CHECK ((max_age_seconds > 0)),
     CONSTRAINT stream_max_attempts_check CHECK ((max_attempts > 0)),
+    CONSTRAINT stream_max_attempts_most CHECK ((max_attempts <= 1000)),
     CONSTRAINT stream_max_queued_check CHECK ((max_queued >= 0)),
     CONSTRAINT stream_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9_-]{0,62}$'::text)),
     CONSTRAINT stream_on_doubt_check CHECK ((on_doubt = ANY (ARRAY['resend'::text, 'hold'::text]))),
@@ -5117,7 +5127,7 @@ CREATE INDEX queue_claim ON pgmail.queue USING btree (tenant_id, lane, due_at, i
 
 CREATE INDEX queue_doubt ON pgmail.queue USING btree (tenant_id, id) WHERE in_doubt;
 
-CREATE INDEX queue_expiry ON pgmail.queue USING btree (expires_at) WHERE (expires_at IS NOT NULL);
+CREATE INDEX queue_expiry ON pgmail.queue USING btree (expires_at) WHERE ((expires_at IS NOT NULL) AND (due_at <> 'infinity'::timestamp with time zone));
 
 CREATE INDEX queue_later ON pgmail.queue USING btree (due_at, tenant_id, lane) WHERE later;
 

@@ -143,11 +143,13 @@ async def release_email(request: AnyRequest) -> dict[str, Any]:
     body = read_struct((await read_json(request, empty={})).value or {}, Why)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         answer = await store.release(connection, wanted, body.reason)
+    if answer["status"] == "busy":
+        raise Refused("busy", "/id", "another transaction is changing it at this moment: ask again", 409)
     if not answer["released"]:
         raise Refused("not_held", "/id", "no recipient is held", 409)
     return {
         "object": "email", "id": str(wanted), "status": answer["status"], "reached": answer["released"],
-        "not_held": answer["not_held"], "in_doubt": answer["in_doubt"],
+        "busy": answer["busy"], "not_held": answer["not_held"], "in_doubt": answer["in_doubt"],
     }  # fmt: skip
 
 

@@ -190,6 +190,9 @@ _PROBLEM = OpenAPIResponse(
 )
 
 
+_PROBLEMS = {str(status): _PROBLEM for status in (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)}
+
+
 class _Document(JsonRenderPlugin):
     """The document, with the schemas above; Litestar keeps only those that it made from handlers' types."""
 
@@ -235,7 +238,10 @@ def operation(
                 Parameter(name=name, param_in="header", schema=_TEXT, description=text)
                 for name, text in (headers or {}).items()
             ]
-            self.parameters = [*(self.parameters or []), *extra] or None
-            self.responses = {**(self.responses or {}), "default": _PROBLEM}
+            # Litestar describes a path's parameter where it knows its type; ours stands in its place.
+            ours = {(each.name, each.param_in) for each in extra}
+            theirs = [each for each in self.parameters or [] if (each.name, each.param_in) not in ours]
+            self.parameters = [*theirs, *extra] or None
+            self.responses = {**(self.responses or {}), **_PROBLEMS}
 
     return Described

@@ -51,8 +51,12 @@ def release(id: UUID, reason: str | None, as_json: bool) -> None:
             return await emails.release(connection, id, reason)
 
     answer = common.run(ask())
-    doubt = f"; {answer['in_doubt']} in doubt stay held" if answer["in_doubt"] else ""
-    _tell(answer, "released", doubt, as_json=as_json)
+    more = f"; {answer['in_doubt']} in doubt stay held" if answer["in_doubt"] else ""
+    if answer["busy"]:
+        more += f"; {answer['busy']} are being changed by another transaction: ask again"
+    _tell(answer, "released", more, as_json=as_json)
+    if answer["status"] == "busy":
+        raise PgmailError("another transaction is changing it at this moment: ask again")
     if not answer["released"]:
         raise PgmailError("nothing of it is held")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import structlog
 
 from pgmail import sqlfiles
+from pgmail.errors import DatabaseAway
 from pgmail.store.database import Database
 from pgmail.store.faults import Busy
 
@@ -42,6 +43,11 @@ class Retention:
         except Busy as error:
             _log.info("retention.waits", task=name, table=base, reason=str(error))
             row = None
+        except DatabaseAway:
+            raise
+        except BaseException:
+            self._at = (self._at + 1) % len(_STEPS)  # whatever is wrong with this table, the others are next
+            raise
         if row and row[0]:
             if name == "drop_partition":
                 _log.info("retention.dropped", partition=row.name, kept_rows=row.moved)

@@ -67,20 +67,9 @@ class Session:
         """Dead rows in the queue, by the statistics."""
         return int(self.one("dead_rows").rows)
 
-    def middle(self) -> float | None:
-        """Mails a second between the first and the last tenth of the outcomes; None for too few."""
-        pace = self.one("middle").per_s
-        return None if pace is None else float(pace)
-
     def fill(self, query: str, low: int, high: int, **params: object) -> None:
         """Queue the mails `low` to `high` with one of the `fill` queries, in one call."""
         self._run(query, low=low, high=high, **params)
-
-    def fill_at_once(self, mails: int, lanes: int) -> None:
-        """Queue mails to personal recipients in one transaction, so that workers see all of them or none."""
-        with self._connection.transaction():
-            for low in range(1, mails + 1, MOST_PERSONAL):
-                self.fill("fill_personal", low, min(low + MOST_PERSONAL - 1, mails), lanes=lanes)
 
     def fill_tenant(self, tenant: int, low: int, high: int) -> None:
         """Queue mails of a tenant, over twenty sites. As the API's role, which may act for any."""

@@ -247,7 +247,9 @@ async def hold(connection: Connection, id: UUID, reason: str | None = None) -> d
 
 
 async def release(connection: Connection, id: UUID, reason: str | None = None) -> dict[str, Any]:
-    """Let what is held go again: `{"status", "released", "not_held", "in_doubt"}`.
+    """Let what is held go again: `{"status", "released", "busy", "not_held", "in_doubt"}`.
+
+    `busy` are still held: another transaction that has not ended yet holds them; ask again.
 
     Refused: `not_found` (404), `in_doubt` (409) where it may have been sent already.
     """

@@ -43,7 +43,7 @@ class SmtpRelay:
         self._most = config.max_connections
         self._open = 0  # connections with a socket, those being opened or closed too
         self._idle: list[tuple[float, Session]] = []  # (idle since, session); used last at the end
-        # Busy, with a second place. The one that was freed first is about to write first.
+        # Busy, with a second place; the one that was freed first comes first.
         self._half: OrderedDict[Session, None] = OrderedDict()
         self._again: deque[Transaction] = deque()  # want a connection of which they are the first mail
         self._waiting: deque[Transaction] = deque()
@@ -236,6 +236,11 @@ class SmtpRelay:
         return None
 
     def _busy_one(self) -> Session | None:
+        # One that is about to write takes the commands along; on any other they are a write of their own.
+        for session in self._half:
+            if session.about_to_write and session.has_place:
+                del self._half[session]
+                return session
         while self._half:
             session = self._half.popitem(last=False)[0]
             if session.has_place:

@@ -108,6 +108,11 @@ class Session(asyncio.Protocol):
         return len(self._line)
 
     @property
+    def about_to_write(self) -> bool:
+        """Tell whether it writes when the tasks that were just woken have run, whatever it is given until then."""
+        return self._later
+
+    @property
     def has_place(self) -> bool:
         """Tell whether `take` may be called. Nothing queues up behind a body that its own task writes."""
         line = self._line

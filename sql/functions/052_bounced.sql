@@ -62,8 +62,9 @@ $$;
 -- Pauses a site of one tenant for a while, because it said again and again that it wants no more now: a minute, and twice as
 -- long each time that it begins again within two hours after the last end, up to an hour. Answers the end; null where it is
 -- paused already, by anybody. The row is as an operator's: `pgmail why` shows it, `pgmail resume --site` ends it.
+-- Nobody waits for an operator's open transaction here, least of all a worker with mail in hand.
 create or replace function pgmail.slow_site_v1(p_tenant integer, p_site text, p_reason text) returns timestamptz
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set lock_timeout = '100ms'
 as $$
 declare now_ timestamptz := pgmail.now(); s pgmail.slowed_site;
 begin

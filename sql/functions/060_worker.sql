@@ -44,9 +44,9 @@ end
 $$;
 
 -- The relay's health as workers found it. An operator's pause is not overwritten by a worker before its end. One that
--- comes back is ramped up to its limit from then on.
+-- comes back is ramped up to its limit from then on. It does not wait for an operator's open transaction.
 create or replace function pgmail.relay_state_v1(p_name text, p_state text, p_reason text, p_seconds double precision default null) returns void
-language sql volatile security definer set search_path = pgmail, pg_temp
+language sql volatile security definer set search_path = pgmail, pg_temp set lock_timeout = '100ms'
 as $$
   insert into pgmail.relay as r (name, state, reason, blocked_until, changed_at, changed_by)
   values (p_name, p_state, p_reason, pgmail.now() + p_seconds * interval '1 second', pgmail.now(), 'worker')

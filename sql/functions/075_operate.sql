@@ -112,9 +112,11 @@ begin
       and (q.due_at = 'infinity' or q.wait is distinct from 'scheduled') and not q.in_doubt
     order by q.id for update skip locked
   ), pulled as (
-    update pgmail.queue q set due_at = greatest(q.held_due_at, pgmail.now()), hold_reason = null, held_due_at = null,
-      wait = case when q.held_due_at > pgmail.now() then 'scheduled' end, later = q.held_due_at > pgmail.now() is true
-    where q.tenant_id = t and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
+    update pgmail.queue q set hold_reason = null, held_due_at = null,
+      due_at = case when x.early then q.held_due_at else pgmail.now() end, wait = case when x.early then 'scheduled' end, later = x.early
+    from (select y.id, coalesce(y.wait = 'scheduled' and y.held_due_at > pgmail.now(), false) as early from pgmail.queue y
+          where y.tenant_id = t and y.id = any (array(select free.id from free))) x
+    where q.tenant_id = t and q.id = x.id and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), facts as materialized (
     select d.recipient_id as id, d.lane, d.stream, d.priority, d.site, pgmail.now() as due_at from raised d
     union all

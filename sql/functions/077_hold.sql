@@ -37,14 +37,15 @@ begin
 end
 $$;
 
--- {"status": "released" | "partly_released" | "not_held", "released": n, "not_held": n, "in_doubt": n}. The old due time is
--- back: what was scheduled or deferred waits on, what came due meanwhile goes now, what expired meanwhile expires. What is
--- held in doubt may have been sent, and is not released by the way: where there is nothing else to release, it is refused.
+-- {"status": "released" | "partly_released" | "busy" | "not_held", "released": n, "busy": n, "not_held": n, "in_doubt": n}. The
+-- old due time is back: what was scheduled or deferred waits on, what came due meanwhile goes now, what expired meanwhile
+-- expires. What is held in doubt may have been sent, and is not released by the way: where there is nothing else to release,
+-- it is refused. busy is held still, in the hands of another transaction (a cancel not yet committed): ask again.
 create or replace function pgmail.release(id uuid, reason text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
-declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; doubtful integer; who text := pgmail.actor();
+declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; busy integer; doubtful integer; who text := pgmail.actor();
 begin
   if length(release.reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, release.id) f;
@@ -74,14 +75,15 @@ begin
   exception when serialization_failure then
     n := 0;
   end;
-  select count(*) into doubtful from pgmail.queue q
-  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity' and q.in_doubt;
-  if n = 0 and doubtful > 0 then
+  select count(*) filter (where q.in_doubt), count(*) filter (where not q.in_doubt) into doubtful, busy from pgmail.queue q
+  where q.tenant_id = t and q.id = any (ids) and q.due_at = 'infinity';
+  if n = 0 and busy = 0 and doubtful > 0 then
     perform pgmail.refuse('in_doubt', '/id', 'it may have been sent already, so it is not released: look at the other side''s log, '
       || 'then resolve it', 409);
   end if;
   if n > 0 then perform pgmail.record_act(t, 'email.release', release.id::text, release.reason); end if;
-  return jsonb_build_object('status', case when n = cardinality(ids) then 'released' when n > 0 then 'partly_released' else 'not_held' end,
-    'released', n, 'not_held', cardinality(ids) - n - doubtful, 'in_doubt', doubtful);
+  return jsonb_build_object('status', case when n = cardinality(ids) then 'released' when n > 0 then 'partly_released'
+      when busy > 0 then 'busy' else 'not_held' end,
+    'released', n, 'busy', busy, 'not_held', cardinality(ids) - n - busy - doubtful, 'in_doubt', doubtful);
 end
 $$;

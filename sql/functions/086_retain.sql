@@ -60,7 +60,8 @@ end
 $$;
 
 -- Drops the oldest partition of a table that is past its time; name null when there is none. One of which too much must be
--- kept stays, for moving it would take too long under the lock; the next is looked at.
+-- kept stays, for moving it would take too long under the lock, and so does one that something of somebody else hangs on (a
+-- view): the next is looked at, and `overdue` of pgmail.retention_state tells.
 create or replace function pgmail.drop_partition_v1(p_base text, out name text, out moved bigint)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
@@ -75,6 +76,7 @@ begin
     -- An email and its recipients are of one hour, which may be of two weeks.
     low := pgmail.uuid_floor(w.since - interval '1 hour'); high := pgmail.uuid_floor(w.until + interval '1 hour');
     continue when pgmail.rows_to_keep(p_base, w.name, low, high) is null;
+    begin
     execute format('lock table only pgmail.%I in access exclusive mode', p_base);
     -- Whoever reads a partition holds its parent, too; but for VACUUM and the like, which nobody should wait for now.
     execute format('lock table only pgmail.%I, only pgmail.%I in access exclusive mode nowait', p_base || '_default', w.name);
@@ -88,6 +90,9 @@ begin
     execute format('drop table pgmail.%I', w.name);
     name := w.name;
     return;
+    exception when dependent_objects_still_exist then
+      moved := null;
+    end;
   end loop;
 end
 $$;

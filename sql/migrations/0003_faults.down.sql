@@ -12,6 +12,8 @@ drop function if exists pgmail.check_filter(jsonb, text[]);
 drop function if exists pgmail.begin_v1(integer, bigint, uuid[], integer[], text[]);
 drop function if exists pgmail.claim_v2(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]);
 drop index pgmail.queue_doubt;
+drop index pgmail.queue_expiry;
+create index queue_expiry on pgmail.queue (expires_at) where expires_at is not null;
 alter table pgmail.queue drop column in_doubt, drop column begun_relay, drop column unsent_claims;
 
 ------------------------------------------------------------------------------------------------ replies
@@ -97,7 +99,7 @@ drop table pgmail.retention;
 drop function if exists pgmail.take_tokens_v2(bigint, integer[], text[], text[], integer[], double precision);
 drop function if exists pgmail.limit_margin(real);
 alter table pgmail.stream
-  drop constraint stream_retry_base_seconds_most, drop constraint stream_retry_factor_most,
+  drop constraint stream_max_attempts_most, drop constraint stream_retry_base_seconds_most, drop constraint stream_retry_factor_most,
   drop constraint stream_retry_cap_seconds_most, drop constraint stream_relay_weights_most;
 
 ------------------------------------------------------------------------------------------------ version

@@ -13,6 +13,9 @@ alter table pgmail.queue
   add column begun_relay text,               -- to whom the intent was
   add column in_doubt boolean not null default false;   -- held since it may have been sent; a person resolves it
 create index queue_doubt on pgmail.queue (tenant_id, id) where in_doubt;
+-- What is held does not expire, and is not looked at every second.
+drop index pgmail.queue_expiry;
+create index queue_expiry on pgmail.queue (expires_at) where expires_at is not null and due_at <> 'infinity';
 update pgmail.queue set in_doubt = true where due_at = 'infinity' and hold_reason like 'in doubt%';
 
 ------------------------------------------------------------------------------------------------ replies
@@ -174,7 +177,10 @@ update pgmail.stream set
   relay_weights      = (select array_agg(case when w = 'NaN' then 1 else least(w, 1000) end order by n)
                         from unnest(relay_weights) with ordinality x(w, n))
 where not (retry_base_seconds <= 31536000 and retry_factor <= 1000 and retry_cap_seconds <= 31536000 and 1000 >= all (coalesce(relay_weights, '{}')));
+-- Attempts are counted in a smallint; whoever is refused a thousand times is refused.
+update pgmail.stream set max_attempts = 1000 where max_attempts > 1000;
 alter table pgmail.stream
+  add constraint stream_max_attempts_most check (max_attempts <= 1000),
   add constraint stream_retry_base_seconds_most check (retry_base_seconds <= 31536000),
   add constraint stream_retry_factor_most check (retry_factor <= 1000),
   add constraint stream_retry_cap_seconds_most check (retry_cap_seconds <= 31536000),

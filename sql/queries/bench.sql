@@ -98,12 +98,6 @@ select count(*) as count, greatest(extract(epoch from max(at) - min(at)), 0.001)
   count(*) filter (where at > (select min(at) from pgmail.outcome)) as after_first
 from pgmail.outcome;
 
--- name: middle :one
--- The pace between the tenth and the ninetieth hundredth, which leaves start and end out. None where they are one.
-select 0.8 * count(*) / nullif(extract(epoch from percentile_disc(0.9) within group (order by at)
-  - percentile_disc(0.1) within group (order by at)), 0)::float as per_s
-from pgmail.outcome;
-
 -- name: progress :one
 -- How many were sent so far, from the tallies: cheap enough to ask while others are measured.
 select coalesce(sum(n), 0)::bigint as mails from (

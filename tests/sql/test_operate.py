@@ -167,6 +167,18 @@ def test_retry_puts_mail_back_at_once_and_keeps_the_ledger_exact(app, admin, han
     assert kit.differences(admin) == [0]
 
 
+def test_a_retry_of_deferred_mail_that_is_held_tries_at_once_and_of_scheduled_mail_keeps_its_time(
+    app, admin, hand, db_clock
+):
+    deferred = kit.send(app)
+    hand.settle(hand.claim(), "deferred", delay=14400)
+    scheduled = kit.send(app, scheduled_at=(db_clock.now() + timedelta(hours=2)).isoformat())
+    for mail, state in ((deferred, "queued"), (scheduled, "scheduled")):
+        kit.one(admin, "select pgmail.hold(%s)", [mail])
+        assert kit.one(admin, "select pgmail.retry(%s)", [mail]) == 1
+        assert kit.state(app, mail) == state
+
+
 @pytest.mark.parametrize("state", ["scheduled", "queued", "sending", "sent", "bounced"])
 def test_retry_and_discard_leave_other_mail_alone(app, admin, owner, stand, state):
     mail = stand(state)

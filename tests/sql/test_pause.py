@@ -33,6 +33,19 @@ def refused(act, *args, **more):
     return kit.refusal(caught.value)
 
 
+def test_a_worker_never_waits_for_an_operators_open_transaction(db, hand):
+    with db.connect("admin", autocommit=False) as operator:
+        pause(operator, "site", "gmail.com")
+        operator.execute("select pgmail.pause_relay('default', 'moving')")
+        for text in (
+            "select pgmail.slow_site_v1(1, 'gmail.com', 'it refused')",
+            "select pgmail.relay_state_v1('default', 'away', 'it refused', 5)",
+        ):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                hand.connection.execute(text)
+        operator.rollback()
+
+
 @pytest.fixture
 def mail(app, hand):
     """An email that a living worker could send now."""

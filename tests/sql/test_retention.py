@@ -198,6 +198,20 @@ def test_a_week_that_is_kept_does_not_make_stragglers_look_like_a_want_of_partit
     assert kit.one(owner, "select strays from pgmail.partition_state()") == 0
 
 
+def test_a_week_that_something_of_somebody_else_hangs_on_is_passed_over(app, owner, hand, later):
+    kit.send(app)
+    hand.settle(hand.claim())
+    week = kit.one(owner, "select name from pgmail.weekly_partitions('message') p order by p.since limit 1")
+    owner.execute(f"create view public.mine as select id from pgmail.{week}")
+    later(60)
+    names = []
+    while (found := drop(hand.connection, "message"))[0]:
+        names.append(found[0])
+    assert names
+    assert week not in names
+    assert kit.one(owner, "select overdue from pgmail.retention_state()") > 0
+
+
 def test_an_open_transaction_makes_the_drop_give_up_and_sends_go_on(db, app, owner, hand, later):
     mail(app)
     settle(hand)

@@ -28,6 +28,16 @@ def test_nor_can_it_be_written_into_the_table(owner, column, value):
         owner.execute(f"update pgmail.stream set {column} = '{value}'")
 
 
+def test_attempts_are_fewer_than_their_counter_can_hold(owner):
+    with pytest.raises(psycopg.Error) as refused:
+        owner.execute("select pgmail.save_stream('news', %s)", [Jsonb({"max_attempts": 1001})])
+    assert (refused.value.diag.constraint_name, refused.value.diag.message_detail) == (
+        "invalid_stream",
+        "/max_attempts",
+    )
+    kit.stream(owner, "news", max_attempts=1000)
+
+
 @pytest.mark.parametrize("weight", ["NaN", "Infinity"])
 def test_nor_can_a_relays_weight(owner, weight):
     with pytest.raises(psycopg.errors.CheckViolation):

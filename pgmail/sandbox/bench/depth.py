@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import mean, median
+from statistics import mean
 
 from pgmail.errors import SandboxError
 from pgmail.sandbox.bench import feed
@@ -15,13 +15,14 @@ from pgmail.sandbox.bench.ground import Place, conditions
 from pgmail.sandbox.bench.meter import watching
 from pgmail.store import bench as store
 
-SMALL = 50_000  # a backlog that is gone before a clock could be read: queued at once, several times
-ROUNDS = 5
 LEVEL = 50_000  # mails queued at any time while `pinned` runs
 SLICES = 10
 
 Row = dict[str, int]
-"""A pace, `per_s`, and the most memory that a worker process held, `peak_rss_mb`; 0 where nobody tells."""
+"""A pace, `per_s`, and the most memory that a worker process held, `peak_rss_mb`; 0 where nobody tells.
+
+`lowest_backlog` is the least that was queued meanwhile, where a feeder kept it up.
+"""
 
 
 def backlog(
@@ -32,24 +33,14 @@ def backlog(
     processes: int = 2,
     concurrency: int = 100,
 ) -> dict[str, object]:
-    """Mails a second claimed and settled out of backlogs of some sizes, over 20 sites."""
+    """Mails a second claimed and settled while a feeder keeps backlogs of some sizes, over 20 sites."""
     before = conditions(
         here, sizes=list(sizes), seconds=seconds, processes=processes, concurrency=concurrency, sites=20
     )
     rows = []
     for size in sizes:
         here.fresh()
-        if size <= SMALL:
-            found = _small(here, size, processes, concurrency)
-        else:
-            found = _deep(
-                here,
-                size,
-                partial(feed.fill, here, "fill_personal", size, lanes=20),
-                seconds=seconds,
-                processes=processes,
-                concurrency=concurrency,
-            )
+        found = _kept(here, size, seconds=seconds, processes=processes, concurrency=concurrency)
         rows.append({"size": size, **found})
     return {"backlog": rows, "least_to_most": _evenness(rows), "conditions": before}
 
@@ -126,20 +117,25 @@ def pinned(
     }
 
 
-def _small(here: Place, size: int, processes: int, concurrency: int) -> Row:
-    """The median pace of some rounds, each queued in one transaction in front of idle workers."""
-    rates, memory = [], 0
-    for _ in range(ROUNDS):
-        here.fresh()
-        with here.noop_workers(processes, concurrency) as workers, watching(here, workers) as meter:
-            workers.ready(asleep=True)
-            meter.asking.fill_at_once(size, lanes=20)
-            meter.wait_sent(size)
-            if (pace := meter.asking.middle()) is None:
-                raise SandboxError(f"a backlog of {size} is too small for a rate: all was recorded at once")
-            rates.append(pace)
-            memory = max([memory, *workers.peak_rss_mb()])
-    return {"per_s": round(median(rates)), "peak_rss_mb": memory}
+def _kept(here: Place, size: int, *, seconds: int, processes: int, concurrency: int) -> Row:
+    """The pace while a feeder keeps so many mails queued, the same for all sizes: what differs is the depth."""
+    with (
+        feed.Feeder(here, size) as feeder,
+        here.noop_workers(processes, concurrency) as workers,
+        watching(here, workers) as meter,
+    ):
+        meter.wait_sent(min(10_000, size))  # all workers are at it by then
+        pace = meter.rate(seconds)
+        feeder.check()
+        if feeder.lowest <= 0:
+            raise SandboxError(
+                f"a backlog of {size} is too small: the workers were faster than it was filled"
+            )
+        return {
+            "per_s": pace,
+            "lowest_backlog": feeder.lowest,
+            "peak_rss_mb": max([*workers.peak_rss_mb(), 0]),
+        }
 
 
 def _deep(

@@ -45,7 +45,7 @@ class Meter:
             self._look()
             time.sleep(POLL_SECONDS)
 
-    def rate(self, seconds: float, most: int) -> int:
+    def rate(self, seconds: float, most: float = math.inf) -> int:
         """Mails a second from now for so many seconds, or until `most` in all were sent."""
         first, began = self.asking.progress(), time.monotonic()
         while True:
