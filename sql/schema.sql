@@ -3031,6 +3031,21 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.secure_next(p_after text DEFAULT ''::text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare c record;
+begin
+  for c in select x.oid, x.relname from pg_class x
+           where x.relnamespace = 'pgmail'::regnamespace and x.relkind in ('r', 'p') and x.relname <> 'alembic_version' and x.relname::text > p_after
+           order by x.relname::text loop
+    if pgmail.secure_table(c.oid) then return c.relname; end if;
+  end loop;
+  return null;
+end
+$$;
+
 CREATE FUNCTION pgmail.secure_table(p_table regclass) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'

@@ -21,3 +21,19 @@ begin
   return true;
 end
 $$;
+
+-- Secures the next table, by name after p_after, that is not as it should be; its name, null when all are. Its lock is not to
+-- be had at once with those of others while mail flows: so call it until it answers null, each time in a transaction of its own.
+create or replace function pgmail.secure_next(p_after text default '') returns text
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare c record;
+begin
+  for c in select x.oid, x.relname from pg_class x
+           where x.relnamespace = 'pgmail'::regnamespace and x.relkind in ('r', 'p') and x.relname <> 'alembic_version' and x.relname::text > p_after
+           order by x.relname::text loop
+    if pgmail.secure_table(c.oid) then return c.relname; end if;
+  end loop;
+  return null;
+end
+$$;

@@ -16,6 +16,7 @@ drop function if exists pgmail.suspend_tenant(text, text);
 drop function if exists pgmail.resume_tenant(text, text);
 drop function if exists pgmail.suspension(integer);
 drop function if exists pgmail.tenant_named(text);
+drop function if exists pgmail.secure_next(text);
 drop function if exists pgmail.secure_table(regclass);
 -- Row-level security as it was: on, and not forced on the owner.
 do $do$

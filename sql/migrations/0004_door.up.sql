@@ -5,11 +5,7 @@
 -- end of keys
 
 ------------------------------------------------------------------------------------------------ tenants and audit
--- Row-level security is forced by functions/099_closed.sql, on these and all others. It takes each table's lock: first those
--- of the mail's path, in the order in which a send and then a settle come to them, so that a short wait is all it costs.
-lock table pgmail.database_role, pgmail.template, pgmail.stream, pgmail.site_domain, pgmail.lane, pgmail.suppression, pgmail.erasure_salt,
-  pgmail.worker, pgmail.idempotency, pgmail.lane_touch, pgmail.recipient, pgmail.queue, pgmail.tally, pgmail.message, pgmail.attachment,
-  pgmail.tag, pgmail.event, pgmail.outcome, pgmail.dead_letter in access exclusive mode;
+-- Row-level security is forced by functions/012_secure.sql, on all tables, those of later sections and versions too.
 
 -- A tenant that is suspended: a pause of all that it has, under its name.
 alter table pgmail.pause drop constraint pause_scope_check;
