@@ -4,6 +4,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from pgmail.store import migrate
 from tests.fix_db import PREFIX
 from tests.sql import kit
 from tests.sql.kit import Hand, Refusal
@@ -180,6 +181,20 @@ def public_rights(connection):
 
 def test_no_right_is_the_publics(owner):
     assert public_rights(owner) == []
+
+
+def test_what_is_new_is_closed_by_an_upgrade_that_may_not_set_up_roles(db, owner):
+    owner.execute(
+        "create function pgmail.fresh() returns integer language sql security definer as 'select 1'"
+    )
+    owner.execute("grant select on pgmail.queue to public")
+    assert {name for (name,) in public_rights(owner)} == {"fresh", "queue"}
+    migrate.upgrade(db.dsn, prefix=PREFIX, roles=False)
+    assert public_rights(owner) == []
+
+
+def test_no_default_gives_rights_to_what_is_made_later(owner):
+    assert kit.rows(owner, "select defaclrole::regrole, defaclobjtype, defaclacl from pg_default_acl") == []
 
 
 def test_every_security_definer_function_pins_its_search_path_to_the_schema_and_pg_temp_last(owner):
