@@ -4,7 +4,8 @@
 --   worker    claims, sends, settles; any worker can lead, so it may maintain too
 --   maintain  a process that only leads
 --   producer  an application: send, send_many, status, trace, why, cancel, reschedule of its tenant, and nothing else
---   reader    psql and BI: sees one tenant
+--   reader    psql and BI of those who run pgmail: the tables, one tenant's rows, no texts and no files
+--   analyst   psql and BI of a tenant: views of its own rows, from which nothing is learnt of others
 --   admin     an operator: sees all, acts as its tenant
 -- Roles have no password here; set one (`alter role {prefix}worker password '...'`) or use your server's other ways.
 
@@ -12,7 +13,7 @@
 do $do$
 declare r text;
 begin
-  foreach r in array array['api', 'worker', 'maintain', 'producer', 'reader', 'admin'] loop
+  foreach r in array array['api', 'worker', 'maintain', 'producer', 'reader', 'analyst', 'admin'] loop
     if not exists (select 1 from pg_roles where rolname = '{prefix}' || r) then
       execute format('create role %I login noinherit', '{prefix}' || r);
     end if;
@@ -26,15 +27,15 @@ revoke all on all tables in schema pgmail from public;
 revoke all on all sequences in schema pgmail from public;
 revoke all on all routines in schema pgmail from public;
 
-grant usage on schema pgmail to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}producer, {prefix}reader, {prefix}admin;
-revoke all on all tables in schema pgmail from {prefix}api, {prefix}worker, {prefix}maintain, {prefix}producer, {prefix}reader, {prefix}admin;
-revoke all on all routines in schema pgmail from {prefix}api, {prefix}worker, {prefix}maintain, {prefix}producer, {prefix}reader, {prefix}admin;
+grant usage on schema pgmail to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}producer, {prefix}reader, {prefix}analyst, {prefix}admin;
+revoke all on all tables in schema pgmail from {prefix}api, {prefix}worker, {prefix}maintain, {prefix}producer, {prefix}reader, {prefix}analyst, {prefix}admin;
+revoke all on all routines in schema pgmail from {prefix}api, {prefix}worker, {prefix}maintain, {prefix}producer, {prefix}reader, {prefix}analyst, {prefix}admin;
 
 -- Pure helpers that views and queries of every role use.
 grant execute on function pgmail.now(), pgmail.uuid_floor(timestamptz), pgmail.uuid_time(uuid), pgmail.current_tenant(),
   pgmail.state_of(text, boolean, boolean, boolean, timestamptz, text, timestamptz), pgmail.phase_of(text),
   pgmail.fold_reply(text), pgmail.classify(integer, text, text, text)
-  to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
+  to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}analyst, {prefix}admin;
 
 -- producer
 grant execute on function
@@ -45,9 +46,13 @@ grant execute on function
   to {prefix}producer, {prefix}api, {prefix}admin;
 
 -- reader
-grant execute on function pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uuid) to {prefix}reader;
+grant execute on function pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uuid) to {prefix}reader, {prefix}analyst;
 grant execute on function pgmail.in_doubt(jsonb, integer, uuid, uuid, boolean), pgmail.dead_letter_ids(jsonb, integer, uuid, uuid, boolean)
   to {prefix}reader, {prefix}api, {prefix}admin;
+
+-- analyst: texts, files and variables (my_content, my_attachment, my_variables) are granted to single roles, by name
+grant select on pgmail.my_message, pgmail.my_recipient, pgmail.my_queue, pgmail.my_event, pgmail.my_outcome, pgmail.my_dead_letter,
+  pgmail.my_suppression, pgmail.my_stream, pgmail.my_total, pgmail.schema_version, pgmail.reply_reason to {prefix}analyst;
 
 -- what operators and the API manage
 grant execute on function
@@ -70,7 +75,9 @@ grant execute on function pgmail.check_key_v1(bytea) to {prefix}api;
 grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(text), pgmail.recount(),
   pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state(),
   pgmail.retention_state(), pgmail.set_retention(integer, integer, text), pgmail.erase_for(text, text, text, uuid, integer, boolean),
-  pgmail.set_limit(text, text, integer, real, integer, real, text), pgmail.remove_limit(text, text), pgmail.set_tenant(text, real)
+  pgmail.set_limit(text, text, integer, real, integer, real, text), pgmail.remove_limit(text, text), pgmail.set_tenant(text, real),
+  pgmail.suspend_tenant(text, text), pgmail.resume_tenant(text, text), pgmail.erase_tenant(text, text, boolean, integer),
+  pgmail.revoke_tenant(name, text)
   to {prefix}admin;
 
 -- worker, and what leading takes
@@ -114,11 +121,31 @@ grant select on pgmail.reply_reason, pgmail.reply_rule, pgmail.reply_pattern, pg
 grant select on pgmail.limits, pgmail.pause to {prefix}api, {prefix}worker, {prefix}reader, {prefix}admin;
 grant select on pgmail.bucket, pgmail.permit to {prefix}admin;
 
-grant select on pgmail.message, pgmail.attachment, pgmail.tag, pgmail.recipient, pgmail.queue, pgmail.lane, pgmail.event,
-  pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total, pgmail.tenant, pgmail.stream, pgmail.template,
-  pgmail.asset, pgmail.suppression, pgmail.audit, pgmail.ledger to {prefix}api, {prefix}reader, {prefix}admin;
+-- The API serves an email with its texts, and never a file or an asset's; a reader reads neither.
+grant select on pgmail.tag, pgmail.queue, pgmail.lane, pgmail.event, pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total,
+  pgmail.tenant, pgmail.stream, pgmail.suppression, pgmail.audit, pgmail.ledger to {prefix}api, {prefix}reader, {prefix}admin;
+grant select on pgmail.message, pgmail.template to {prefix}api, {prefix}admin;
+grant select on pgmail.recipient, pgmail.attachment, pgmail.asset to {prefix}admin;
+do $do$
+declare g record;
+begin
+  for g in
+    select x.name, x.roles, string_agg(quote_ident(a.attname), ', ' order by a.attnum) as columns
+    from (values
+      ('pgmail.recipient'::regclass,  '{prefix}api, {prefix}reader', array['variables']),
+      ('pgmail.asset'::regclass,      '{prefix}api, {prefix}reader', array['body']),
+      ('pgmail.message'::regclass,    '{prefix}reader', array['content']),
+      ('pgmail.attachment'::regclass, '{prefix}reader', array['body']),
+      ('pgmail.template'::regclass,   '{prefix}reader', array['subject', 'body_text', 'body_html'])) x(name, roles, hidden)
+    join pg_attribute a on a.attrelid = x.name and a.attnum > 0 and not a.attisdropped and a.attname <> all (x.hidden)
+    group by x.name, x.roles
+  loop
+    execute format('grant select (%s) on %s to %s', g.columns, g.name, g.roles);
+  end loop;
+end
+$do$;
 
--- Row-level security. Policies name the roles they are for; the owner (who runs the functions) needs none. Making one takes
+-- Row-level security. Policies name the roles they are for; the owner's own are functions/012_secure.sql's. Making one takes
 -- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should
 -- be are left alone, and an upgrade that changes none locks no table for them.
 do $do$
@@ -135,7 +162,8 @@ begin
     if not t.secured then execute format('alter table %s enable row level security', t.name); end if;
     if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain', 'reply_reason', 'reply_rule', 'reply_pattern',
                      'history', 'witness', 'fence') then
-      wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'fleet', 'roles', fleet, 'condition', 'true');
+      wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'fleet', 'condition', 'true', 'roles',
+        fleet || case when t.relname in ('schema_version', 'reply_reason') then array['{prefix}analyst'] else '{}' end);
     elsif t.relname in ('bucket', 'permit') then
       wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}admin'], 'condition', 'true');
     elsif t.relname = 'limits' then
@@ -174,5 +202,5 @@ end
 $do$;
 
 insert into pgmail.database_role (role_name, tenant_id, carries_tenant) values
-  ('{prefix}api', null, true), ('{prefix}producer', 1, false), ('{prefix}reader', 1, false), ('{prefix}admin', 1, false)
+  ('{prefix}api', null, true), ('{prefix}producer', 1, false), ('{prefix}reader', 1, false), ('{prefix}analyst', 1, false), ('{prefix}admin', 1, false)
 on conflict (role_name) do nothing;

@@ -777,6 +777,84 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.erase_tenant(p_name text, p_reason text, p_discard boolean DEFAULT false, p_most integer DEFAULT 5000) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $_$
+declare
+  t integer := pgmail.tenant_named(p_name); part regclass; discarded_ integer := 0; n integer; leased integer; gone_ text;
+begin
+  if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  if p_most is null or p_most not between 1 and 100000 then perform pgmail.refuse('invalid_limit', '/most', 'must be 1 to 100,000'); end if;
+  if exists (select from pgmail.database_role r where r.role_name = session_user and r.tenant_id = t) then
+    perform pgmail.refuse('own_tenant', '/name', 'the role that you are speaks for this tenant; erase it as another one', 409);
+  end if;
+  if not p_discard and (exists (select from pgmail.queue q where q.tenant_id = t) or exists (select from pgmail.dead_letter d where d.tenant_id = t)) then
+    perform pgmail.refuse('mail_waits', '/name', format('the tenant %s has mail that waits or is dead; give it up with it (discard), or send it first', p_name), 409);
+  end if;
+  perform pg_advisory_xact_lock(hashtextextended('pgmail.erase/' || t, 0));
+
+  if not exists (select from pgmail.pause p where p.tenant_id = t and p.scope = 'tenant' and p.reason = 'it is being erased') then
+    perform pgmail.record_act(t, 'tenant.erase', 'tenant ' || t, p_reason);
+    insert into pgmail.pause (tenant_id, scope, name, reason, paused_by) values (t, 'tenant', p_name, 'it is being erased', pgmail.actor())
+    on conflict (tenant_id, scope, name) do update set reason = excluded.reason, paused_at = pgmail.now(), paused_by = excluded.paused_by;
+  end if;
+  delete from pgmail.database_role r where r.tenant_id = t;
+  delete from pgmail.api_key k where k.tenant_id = t;
+
+  with free as materialized (
+    select q.id, q.message_id from pgmail.queue q
+    where q.tenant_id = t and q.leased_by is null order by q.id limit p_most for update skip locked
+  ), gone as (
+    delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
+  ), facts as materialized (
+    select coalesce(g.stream, 'unknown') as stream from free left join lateral (
+      select x.stream from pgmail.message x where x.tenant_id = t and x.id = free.message_id limit 1) g on true
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
+  )
+  select count(*) into discarded_ from facts;
+  with gone as (
+    delete from pgmail.dead_letter d where d.tenant_id = t and d.recipient_id = any (array(
+      select x.recipient_id from pgmail.dead_letter x where x.tenant_id = t order by x.recipient_id limit p_most for update skip locked))
+    returning d.stream
+  ), tallies as (
+    insert into pgmail.tally (tenant_id, stream, kind, n) select t, g.stream, k.kind, k.sign * count(*)
+    from gone g, (values ('cancelled', 1), ('dead', -1)) k(kind, sign) group by g.stream, k.kind, k.sign
+  )
+  select count(*) into n from gone;
+  discarded_ := discarded_ + n;
+  select count(*) into leased from pgmail.queue q where q.tenant_id = t and q.leased_by is not null;
+  if discarded_ > 0 or exists (select from pgmail.queue q where q.tenant_id = t)
+     or exists (select from pgmail.dead_letter d where d.tenant_id = t) then
+    return jsonb_build_object('tenant', t, 'discarded', discarded_, 'deleted', 0, 'sending', leased, 'done', false);
+  end if;
+
+  -- By place in the partition: a tenant's rows are found by the key, which its id leads.
+  for part in select x from pgmail.tables_of_tenants() x loop
+    execute format('delete from %s d where d.ctid = any (array(select x.ctid from %s x where x.tenant_id = $1 limit $2))', part, part)
+      using t, p_most;
+    get diagnostics n = row_count;
+    if n > 0 then
+      return jsonb_build_object('tenant', t, 'discarded', 0, 'deleted', n, 'sending', 0, 'done', false);
+    end if;
+  end loop;
+
+  delete from pgmail.limits l where l.scope = 'tenant' and l.name = p_name;
+  delete from pgmail.bucket b where b.scope = 'tenant' and b.name = p_name;
+  delete from pgmail.permit h where h.scope = 'tenant' and h.name = p_name;
+  delete from pgmail.pause p where p.tenant_id = t;
+  gone_ := 'erased-' || t;
+  update pgmail.tenant x set name = gone_ where x.id = t;
+  update pgmail.audit a set object = null, reason = null where a.tenant_id = t and a.action <> 'tenant.erase';
+  perform pgmail.record_act(t, 'tenant.erased', gone_, null);
+  return jsonb_build_object('tenant', t, 'discarded', 0, 'deleted', 0, 'sending', 0, 'done', true);
+end
+$_$;
+
 CREATE FUNCTION pgmail.erased_boxes(p_boxes jsonb, p_address text, p_token text) RETURNS jsonb
     LANGUAGE sql IMMUTABLE
     AS $$
@@ -1132,6 +1210,8 @@ CREATE TABLE pgmail.limits (
     CONSTRAINT limits_scope_check CHECK ((scope = ANY (ARRAY['relay'::text, 'site'::text, 'tenant'::text])))
 );
 
+ALTER TABLE ONLY pgmail.limits FORCE ROW LEVEL SECURITY;
+
 CREATE FUNCTION pgmail.limit_gap(p_limit pgmail.limits, p_up_since timestamp with time zone, p_now timestamp with time zone) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -1214,7 +1294,7 @@ declare
 begin
   perform set_config('lock_timeout', '500ms', true);
   execute format('create table pgmail.%I (like pgmail.%I including all)', part, p_base);
-  execute format('alter table pgmail.%I enable row level security', part);
+  perform pgmail.secure_table(format('pgmail.%I', part)::regclass);
   execute format('lock table only pgmail.%I in access exclusive mode', p_base || '_default');
   execute format('with moved as (delete from pgmail.%I where %I >= %L and %I < %L returning *) insert into pgmail.%I select * from moved',
     p_base || '_default', col, low, col, high, part);
@@ -1251,6 +1331,18 @@ begin
   perform set_config('lock_timeout', '500ms', true);
   while pgmail.make_partition_v2(p_days) is not null loop made := made + 1; end loop;
   return made;
+end
+$$;
+
+CREATE FUNCTION pgmail.make_tenant_role(p_prefix text, p_role text, p_tenant text, p_kind text, p_content boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare statement text;
+begin
+  for statement in select s from pgmail.tenant_role_sql(p_prefix, p_role, p_tenant, p_kind, p_content) s loop
+    execute statement;
+  end loop;
+  perform pgmail.grant_tenant(p_role, p_tenant);
 end
 $$;
 
@@ -2712,6 +2804,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.resume_tenant(p_name text, p_reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.tenant_named(p_name);
+begin
+  delete from pgmail.pause p where p.tenant_id = t and p.scope = 'tenant';
+  if not found then perform pgmail.refuse('not_suspended', '/name', format('the tenant %s is not suspended', p_name), 404); end if;
+  perform pgmail.record_act(t, 'tenant.resume', p_name, p_reason);
+end
+$$;
+
 CREATE FUNCTION pgmail.retention_state(OUT content_days integer, OUT record_days integer, OUT changed_at timestamp with time zone, OUT changed_by text, OUT oldest_content timestamp with time zone, OUT oldest_record timestamp with time zone, OUT overdue integer, OUT kept bigint) RETURNS record
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2803,6 +2907,19 @@ begin
   update pgmail.api_key k set revoked_at = pgmail.now() where k.tenant_id = t and k.id = p_id and k.revoked_at is null;
   if not found then return false; end if;
   perform pgmail.record_act(t, 'key.revoke', p_id::text, p_reason);
+  return true;
+end
+$$;
+
+CREATE FUNCTION pgmail.revoke_tenant(p_role name, p_reason text DEFAULT NULL::text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer;
+begin
+  delete from pgmail.database_role r where r.role_name = p_role and not r.carries_tenant returning r.tenant_id into t;
+  if not found then return false; end if;
+  perform pgmail.record_act(t, 'role.revoke', p_role::text, p_reason);
   return true;
 end
 $$;
@@ -2922,6 +3039,40 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.secure_next(p_after text DEFAULT ''::text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare c record;
+begin
+  for c in select x.oid, x.relname from pg_class x
+           where x.relnamespace = 'pgmail'::regnamespace and x.relkind in ('r', 'p') and x.relname <> 'alembic_version' and x.relname::text > p_after
+           order by x.relname::text loop
+    if pgmail.secure_table(c.oid) then return c.relname; end if;
+  end loop;
+  return null;
+end
+$$;
+
+CREATE FUNCTION pgmail.secure_table(p_table regclass) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare c pg_class; named text; good boolean;
+begin
+  select x.* into strict c from pg_class x where x.oid = p_table;
+  select p.polname, p.polroles = array[c.relowner] and p.polcmd = '*' and p.polpermissive
+      and pg_get_expr(p.polqual, p.polrelid) = 'true' and pg_get_expr(p.polwithcheck, p.polrelid) = 'true'
+    into named, good from pg_policy p where p.polrelid = p_table and p.polname = 'owner';
+  if c.relrowsecurity and c.relforcerowsecurity and good then return false; end if;
+  if not c.relrowsecurity then execute format('alter table %s enable row level security', p_table); end if;
+  if not c.relforcerowsecurity then execute format('alter table %s force row level security', p_table); end if;
+  if named is not null and not good then execute format('drop policy owner on %s', p_table); end if;
+  if good is not true then execute format('create policy owner on %s to %I using (true) with check (true)', p_table, pg_get_userbyid(c.relowner)); end if;
+  return true;
+end
+$$;
+
 CREATE FUNCTION pgmail.send(email jsonb) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2945,7 +3096,7 @@ begin
   end if;
 
   -- One recipient and nothing beside the texts, as most mail is: what store_emails does, in as few statements as it takes.
-  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null then
+  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null and e.on_limit = 'delay' then
     p := e.people[1];
     select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
         exists (select from pgmail.suppression y where y.tenant_id = t and y.stream in ('', e.stream)
@@ -3475,15 +3626,16 @@ begin
     f.noticed_at, f.reason) into kind, scope, name, words from pgmail.fence f;
   if found then return; end if;
 
-  -- Of several pauses the one that lasts longest.
+  -- A tenant's suspension; else of several pauses the one that lasts longest.
   select x.* into p from pgmail.pause x
    where (x.tenant_id is null or x.tenant_id = t) and (x.until is null or x.until > now_)
-     and ((x.scope = 'site' and x.name = p_site) or (x.scope = 'stream' and x.name = p_stream)
+     and (x.scope = 'tenant' or (x.scope = 'site' and x.name = p_site) or (x.scope = 'stream' and x.name = p_stream)
           or (x.scope = 'lane' and x.name = pgmail.lane_name(p_stream, p_priority, p_site)))
-   order by x.until desc nulls first, x.tenant_id nulls first limit 1;
+   order by x.scope = 'tenant' desc, x.until desc nulls first, x.tenant_id nulls first limit 1;
   if found then
     kind := 'pause'; scope := p.scope; name := p.name; until := p.until;
-    words := format('%s %s is paused by %s since %s%s: %s', p.scope, p.name, p.paused_by, p.paused_at, ' until ' || p.until, p.reason);
+    words := format('%s %s is %s by %s since %s%s: %s', p.scope, p.name, case p.scope when 'tenant' then 'suspended' else 'paused' end,
+      p.paused_by, p.paused_at, ' until ' || p.until, p.reason);
     return;
   end if;
 
@@ -3545,13 +3697,25 @@ CREATE FUNCTION pgmail.store_emails(p_tenant integer, p_emails pgmail.email[], O
     AS $$
 declare
   now_ timestamptz := pgmail.now(); r record; held uuid; wake boolean;
-  keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; full_streams text[]; fresh boolean[];
+  suspended text; asking boolean; keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; full_streams text[]; fresh boolean[];
 begin
   select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
       array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
-      bool_or((e).attachments is not null), bool_or((e).tags is not null),
+      bool_or((e).attachments is not null), bool_or((e).tags is not null), bool_or((e).on_limit <> 'delay'),
       (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant))
-    into ids, faults, fresh, keyed, limited, attached, tagged, suppressing, erased from (select unnest(p_emails) as e) x;
+    into ids, faults, fresh, keyed, limited, attached, tagged, asking, suppressing, erased from (select unnest(p_emails) as e) x;
+
+  -- A suspended tenant's mail waits by itself (011_tenants.sql): only those who asked for something else are told here.
+  if asking then suspended := pgmail.suspension(p_tenant); end if;
+  if suspended is not null then
+    for r in select x.ordinality as i from unnest(p_emails) with ordinality x
+             where x.on_limit = 'error' and fresh[x.ordinality]
+               and not exists (select from pgmail.idempotency d where d.tenant_id = p_tenant and d.key = x.idempotency_key and d.expires_at > now_)
+    loop
+      fresh[r.i] := false; ids[r.i] := null;
+      faults[r.i] := pgmail.faulty('tenant_suspended', '/on_limit', suspended, 403);
+    end loop;
+  end if;
 
   if limited then
     -- Depth comes from folded tallies: seconds old, never a count. A limit is a wall with a soft edge.
@@ -3632,20 +3796,22 @@ begin
   ), queued as (
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, hold_reason, held_due_at, expires_at)
     select p_tenant, id, message_id, lane,
-      case when is_full and on_limit = 'hold' then 'infinity'
+      case when (is_full or suspended is not null) and on_limit = 'hold' then 'infinity'
            when is_full then now_ + interval '1 minute'
            else coalesce(due_at, now_) end,
       due_at is not null or is_full,
       case when is_full then 'delayed' when due_at is not null then 'scheduled' end,
-      case when is_full and on_limit = 'hold' then 'the stream holds as many queued emails as it may' end,
-      case when is_full and on_limit = 'hold' then coalesce(due_at, now_) end,
+      case when on_limit <> 'hold' then null when suspended is not null then suspended
+           when is_full then 'the stream holds as many queued emails as it may' end,
+      case when (is_full or suspended is not null) and on_limit = 'hold' then coalesce(due_at, now_) end,
       expires_at
     from judged where suppressed is null
   ), limits_said as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, at, site, detail)
     select p_tenant, id, message_id, case on_limit when 'hold' then 'email.held' else 'email.delayed' end, now_, site,
-      'the stream holds as many queued emails as it may'
-    from judged where is_full and suppressed is null
+      case when on_limit = 'hold' then coalesce(suspended, 'the stream holds as many queued emails as it may')
+           else 'the stream holds as many queued emails as it may' end
+    from judged where (is_full or (suspended is not null and on_limit = 'hold')) and suppressed is null
   ), settled as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, reason)
     select p_tenant, id, message_id, 'suppressed', now_, stream, site, suppressed from judged where suppressed is not null
@@ -3824,6 +3990,38 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.suspend_tenant(p_name text, p_reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.tenant_named(p_name);
+begin
+  if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  insert into pgmail.pause (tenant_id, scope, name, reason, paused_by) values (t, 'tenant', p_name, p_reason, pgmail.actor())
+  on conflict (tenant_id, scope, name) do update set reason = excluded.reason, paused_at = pgmail.now(), paused_by = excluded.paused_by;
+  perform pgmail.record_act(t, 'tenant.suspend', p_name, p_reason);
+end
+$$;
+
+CREATE FUNCTION pgmail.suspension(p_tenant integer) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select format('the tenant is suspended since %s: %s', p.paused_at, p.reason)
+  from pgmail.pause p where p.tenant_id = p_tenant and p.scope = 'tenant'
+$$;
+
+CREATE FUNCTION pgmail.tables_of_tenants() RETURNS SETOF regclass
+    LANGUAGE sql STABLE
+    AS $$
+  select c.oid::regclass from pg_class c
+  where c.relnamespace = 'pgmail'::regnamespace and c.relkind = 'r'
+    and c.relname not in ('tally', 'tally_total', 'audit', 'queue', 'dead_letter', 'pause', 'tenant')
+    and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'tenant_id' and not a.attisdropped)
+  order by c.relispartition, c.relname
+$$;
+
 CREATE FUNCTION pgmail.take_key(p_tenant integer, p_key text, p_hash bytea, p_id uuid) RETURNS uuid
     LANGUAGE plpgsql
     AS $$
@@ -3962,6 +4160,48 @@ begin
   from jsonb_each(passed) k;
 end
 $$;
+
+CREATE FUNCTION pgmail.tenant_named(p_name text) RETURNS integer
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer;
+begin
+  select x.id into t from pgmail.tenant x where x.name = p_name;
+  if t is null then perform pgmail.refuse('unknown_tenant', '/name', format('no tenant is named %L', left(p_name, 63)), 404); end if;
+  return t;
+end
+$$;
+
+CREATE FUNCTION pgmail.tenant_role_sql(p_prefix text, p_role text, p_tenant text, p_kind text, p_content boolean DEFAULT false) RETURNS SETOF text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+begin
+  perform pgmail.tenant_named(p_tenant);
+  if p_kind is null or p_kind not in ('producer', 'analyst') then perform pgmail.refuse('invalid_kind', '/kind', 'must be producer or analyst'); end if;
+  if p_content and p_kind <> 'analyst' then perform pgmail.refuse('invalid_kind', '/content', 'a producer reads no mail but its status'); end if;
+  if p_role is null or p_role !~ '^[a-z_][a-z0-9_]{0,62}$' or p_role ~ '^pg_' then
+    perform pgmail.refuse('invalid_role', '/role', 'must be 1 to 63 of a-z, 0-9 and _, with neither a digit nor pg_ first');
+  end if;
+  if starts_with(p_role, p_prefix) then
+    perform pgmail.refuse('invalid_role', '/role', format('names that begin with %s are for pgmail''s own roles', p_prefix));
+  end if;
+  if not exists (select from pg_roles r where r.rolname = p_role) then
+    return next format('create role %I login inherit nosuperuser nocreatedb nocreaterole noreplication', p_role);
+  elsif exists (select from pg_roles r where r.rolname = p_role
+                and (r.rolsuper or r.rolbypassrls or r.rolcreaterole or r.rolreplication)) then
+    perform pgmail.refuse('invalid_role', '/role', format('the role %I may do more than a tenant''s role should; choose another', p_role), 409);
+  elsif exists (select from pg_auth_members m join pg_roles r on r.oid = m.member join pg_roles g on g.oid = m.roleid
+                where r.rolname = p_role and g.rolname <> p_prefix || p_kind) then
+    perform pgmail.refuse('invalid_role', '/role', format('the role %I has the rights of other roles, too; choose another', p_role), 409);
+  end if;
+  return next format('grant %I to %I', p_prefix || p_kind, p_role);
+  if p_content then
+    return next format('grant select on pgmail.my_content, pgmail.my_attachment, pgmail.my_variables to %I', p_role);
+  end if;
+end
+$_$;
 
 CREATE FUNCTION pgmail.touch_lanes(p_tenant integer, p_lanes bigint[], p_due timestamp with time zone[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
@@ -4213,6 +4453,8 @@ CREATE TABLE pgmail.api_key (
     revoked_at timestamp with time zone
 );
 
+ALTER TABLE ONLY pgmail.api_key FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.asset (
     tenant_id integer NOT NULL,
     name text NOT NULL,
@@ -4225,6 +4467,8 @@ CREATE TABLE pgmail.asset (
     created_by text DEFAULT SESSION_USER NOT NULL,
     CONSTRAINT asset_name_check CHECK ((name ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$'::text))
 );
+
+ALTER TABLE ONLY pgmail.asset FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.attachment (
     tenant_id integer NOT NULL,
@@ -4241,6 +4485,8 @@ CREATE TABLE pgmail.attachment (
 )
 PARTITION BY RANGE (message_id);
 
+ALTER TABLE ONLY pgmail.attachment FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.attachment_default (
     tenant_id integer CONSTRAINT attachment_tenant_id_not_null NOT NULL,
     message_id uuid CONSTRAINT attachment_message_id_not_null NOT NULL,
@@ -4255,6 +4501,8 @@ CREATE TABLE pgmail.attachment_default (
     CONSTRAINT attachment_check CHECK (((body IS NULL) = (asset IS NOT NULL)))
 );
 
+ALTER TABLE ONLY pgmail.attachment_default FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.audit (
     id bigint NOT NULL,
     at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
@@ -4264,6 +4512,8 @@ CREATE TABLE pgmail.audit (
     object text,
     reason text
 );
+
+ALTER TABLE ONLY pgmail.audit FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME pgmail.audit_id_seq
@@ -4282,6 +4532,8 @@ CREATE TABLE pgmail.bounced (
     tries integer DEFAULT 0 NOT NULL
 );
 
+ALTER TABLE ONLY pgmail.bounced FORCE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.bounced ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME pgmail.bounced_id_seq
     START WITH 1
@@ -4298,11 +4550,15 @@ CREATE TABLE pgmail.bucket (
 )
 WITH (fillfactor='50');
 
+ALTER TABLE ONLY pgmail.bucket FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.content_left (
     tenant_id integer NOT NULL,
     message_id uuid NOT NULL,
     stream text NOT NULL
 );
+
+ALTER TABLE ONLY pgmail.content_left FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.content_mark (
     tenant_id integer NOT NULL,
@@ -4310,12 +4566,16 @@ CREATE TABLE pgmail.content_mark (
     done_to uuid NOT NULL
 );
 
+ALTER TABLE ONLY pgmail.content_mark FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.database_role (
     role_name name NOT NULL,
     tenant_id integer,
     carries_tenant boolean DEFAULT false NOT NULL,
     CONSTRAINT database_role_check CHECK (((tenant_id IS NOT NULL) <> carries_tenant))
 );
+
+ALTER TABLE ONLY pgmail.database_role FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.dead_letter (
     tenant_id integer NOT NULL,
@@ -4336,10 +4596,14 @@ CREATE TABLE pgmail.dead_letter (
     expires_at timestamp with time zone
 );
 
+ALTER TABLE ONLY pgmail.dead_letter FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.erasure_salt (
     tenant_id integer NOT NULL,
     salt bytea NOT NULL
 );
+
+ALTER TABLE ONLY pgmail.erasure_salt FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.event (
     tenant_id integer NOT NULL,
@@ -4365,6 +4629,8 @@ CREATE TABLE pgmail.event (
 )
 PARTITION BY RANGE (recipient_id);
 
+ALTER TABLE ONLY pgmail.event FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.event_default (
     tenant_id integer CONSTRAINT event_tenant_id_not_null NOT NULL,
     recipient_id uuid CONSTRAINT event_recipient_id_not_null NOT NULL,
@@ -4388,6 +4654,8 @@ CREATE TABLE pgmail.event_default (
     CONSTRAINT event_type_check CHECK ((type = ANY (ARRAY['email.queued'::text, 'email.scheduled'::text, 'email.sending'::text, 'email.deferred'::text, 'email.delayed'::text, 'email.sent'::text, 'email.delivered'::text, 'email.bounced'::text, 'email.complained'::text, 'email.suppressed'::text, 'email.expired'::text, 'email.cancelled'::text, 'email.held'::text, 'email.in_doubt'::text, 'email.failed'::text, 'email.opened'::text, 'email.clicked'::text, 'email.unsubscribed'::text])))
 );
 
+ALTER TABLE ONLY pgmail.event_default FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.fence (
     singleton boolean DEFAULT true NOT NULL,
     noticed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
@@ -4401,6 +4669,8 @@ CREATE TABLE pgmail.fence (
     CONSTRAINT fence_singleton_check CHECK (singleton)
 );
 
+ALTER TABLE ONLY pgmail.fence FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.history (
     generation integer NOT NULL,
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -4413,6 +4683,8 @@ CREATE TABLE pgmail.history (
     CONSTRAINT history_generation_check CHECK ((generation > 0))
 );
 
+ALTER TABLE ONLY pgmail.history FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.idempotency (
     tenant_id integer NOT NULL,
     key text NOT NULL,
@@ -4421,6 +4693,8 @@ CREATE TABLE pgmail.idempotency (
     created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     expires_at timestamp with time zone NOT NULL
 );
+
+ALTER TABLE ONLY pgmail.idempotency FORCE ROW LEVEL SECURITY;
 
 CREATE SEQUENCE pgmail.lane_version
     START WITH 1
@@ -4442,6 +4716,8 @@ CREATE TABLE pgmail.lane (
 )
 WITH (fillfactor='70');
 
+ALTER TABLE ONLY pgmail.lane FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.lane_touch (
     tenant_id integer NOT NULL,
     lane bigint NOT NULL,
@@ -4452,12 +4728,16 @@ CREATE TABLE pgmail.lane_touch (
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='2000', autovacuum_vacuum_cost_delay='0');
 
+ALTER TABLE ONLY pgmail.lane_touch FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.leader (
     singleton boolean DEFAULT true NOT NULL,
     epoch bigint,
     until timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
     CONSTRAINT leader_singleton_check CHECK (singleton)
 );
+
+ALTER TABLE ONLY pgmail.leader FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.queue (
     tenant_id integer NOT NULL,
@@ -4483,6 +4763,8 @@ CREATE TABLE pgmail.queue (
 )
 WITH (fillfactor='45', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_insert_scale_factor='0.2', autovacuum_vacuum_cost_delay='0', autovacuum_analyze_scale_factor='0.2');
 
+ALTER TABLE ONLY pgmail.queue FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.tally (
     tenant_id integer NOT NULL,
     stream text NOT NULL,
@@ -4493,6 +4775,8 @@ CREATE TABLE pgmail.tally (
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
 
+ALTER TABLE ONLY pgmail.tally FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.tally_total (
     tenant_id integer NOT NULL,
     stream text NOT NULL,
@@ -4501,6 +4785,8 @@ CREATE TABLE pgmail.tally_total (
 )
 WITH (fillfactor='50');
 
+ALTER TABLE ONLY pgmail.tally_total FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.tenant (
     id integer NOT NULL,
     name text NOT NULL,
@@ -4508,6 +4794,8 @@ CREATE TABLE pgmail.tenant (
     weight real DEFAULT 1 NOT NULL,
     CONSTRAINT tenant_weight_check CHECK (((weight > (0)::double precision) AND (weight <= (1000)::double precision)))
 );
+
+ALTER TABLE ONLY pgmail.tenant FORCE ROW LEVEL SECURITY;
 
 CREATE VIEW pgmail.ledger WITH (security_invoker='true') AS
  WITH counted AS (
@@ -4618,6 +4906,8 @@ CREATE TABLE pgmail.message (
 )
 PARTITION BY RANGE (id);
 
+ALTER TABLE ONLY pgmail.message FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.message_default (
     tenant_id integer CONSTRAINT message_tenant_id_not_null NOT NULL,
     id uuid CONSTRAINT message_id_not_null NOT NULL,
@@ -4642,6 +4932,91 @@ CREATE TABLE pgmail.message_default (
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 );
 
+ALTER TABLE ONLY pgmail.message_default FORCE ROW LEVEL SECURITY;
+
+CREATE VIEW pgmail.my_attachment WITH (security_barrier='true') AS
+ SELECT message_id,
+    "position",
+    filename,
+    content_type,
+    content_id,
+    asset,
+    size_bytes,
+    body,
+    key_id
+   FROM pgmail.attachment
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
+
+CREATE VIEW pgmail.my_content WITH (security_barrier='true') AS
+ SELECT id AS message_id,
+    content,
+    key_id
+   FROM pgmail.message
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
+
+CREATE VIEW pgmail.my_dead_letter WITH (security_barrier='true') AS
+ SELECT recipient_id,
+    message_id,
+    stream,
+    priority,
+    site,
+    died_at,
+    reason,
+    error,
+    attempts,
+    code,
+    enhanced,
+    reply,
+    expires_at
+   FROM pgmail.dead_letter
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
+
+CREATE VIEW pgmail.my_event WITH (security_barrier='true') AS
+ SELECT recipient_id,
+    id,
+    message_id,
+    at,
+    type,
+    attempt,
+    code,
+    enhanced,
+    reply,
+    phase,
+    site,
+    relay,
+    remote_host,
+    tls,
+    ms,
+    detail
+   FROM pgmail.event
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
+
+CREATE VIEW pgmail.my_message WITH (security_barrier='true') AS
+ SELECT id,
+    created_at,
+    created_by,
+    stream,
+    priority,
+    mode,
+    sender,
+    recipients,
+    scheduled_at,
+    expires_at,
+    template,
+    template_version,
+    size_bytes,
+    tags,
+    metadata,
+    replay_of,
+    idempotency_key
+   FROM pgmail.message
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
+
 CREATE TABLE pgmail.outcome (
     tenant_id integer NOT NULL,
     recipient_id uuid NOT NULL,
@@ -4661,47 +5036,42 @@ CREATE TABLE pgmail.outcome (
 )
 PARTITION BY RANGE (recipient_id);
 
-CREATE TABLE pgmail.outcome_default (
-    tenant_id integer CONSTRAINT outcome_tenant_id_not_null NOT NULL,
-    recipient_id uuid CONSTRAINT outcome_recipient_id_not_null NOT NULL,
-    message_id uuid CONSTRAINT outcome_message_id_not_null NOT NULL,
-    state text CONSTRAINT outcome_state_not_null NOT NULL,
-    at timestamp with time zone DEFAULT pgmail.now() CONSTRAINT outcome_at_not_null NOT NULL,
-    stream text CONSTRAINT outcome_stream_not_null NOT NULL,
-    site text CONSTRAINT outcome_site_not_null NOT NULL,
-    attempts smallint DEFAULT 0 CONSTRAINT outcome_attempts_not_null NOT NULL,
-    code smallint,
-    enhanced text,
-    reply text,
-    reason text,
-    relay text,
-    remote_host text,
-    CONSTRAINT outcome_state_check CHECK ((state = ANY (ARRAY['sent'::text, 'bounced'::text, 'suppressed'::text, 'expired'::text, 'cancelled'::text])))
-);
+ALTER TABLE ONLY pgmail.outcome FORCE ROW LEVEL SECURITY;
 
-CREATE TABLE pgmail.pause (
-    tenant_id integer,
-    scope text NOT NULL,
-    name text NOT NULL,
-    reason text NOT NULL,
-    until timestamp with time zone,
-    paused_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    paused_by text DEFAULT SESSION_USER NOT NULL,
-    CONSTRAINT pause_reason_check CHECK ((reason <> ''::text)),
-    CONSTRAINT pause_scope_check CHECK ((scope = ANY (ARRAY['site'::text, 'stream'::text, 'lane'::text])))
-);
+CREATE VIEW pgmail.my_outcome WITH (security_barrier='true') AS
+ SELECT recipient_id,
+    message_id,
+    state,
+    at,
+    stream,
+    site,
+    attempts,
+    code,
+    enhanced,
+    reply,
+    reason,
+    relay,
+    remote_host
+   FROM pgmail.outcome
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
 
-CREATE TABLE pgmail.permit (
-    scope text NOT NULL,
-    name text NOT NULL,
-    epoch bigint NOT NULL,
-    held integer NOT NULL,
-    wanted integer NOT NULL,
-    seen_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    CONSTRAINT permit_held_check CHECK ((held >= 0)),
-    CONSTRAINT permit_wanted_check CHECK ((wanted >= 0))
-)
-WITH (fillfactor='50');
+CREATE VIEW pgmail.my_queue WITH (security_barrier='true') AS
+ SELECT id,
+    message_id,
+    pgmail.state_of(NULL::text, false, true, (leased_by IS NOT NULL), due_at, wait, pgmail.now()) AS state,
+        CASE
+            WHEN (due_at = 'infinity'::timestamp with time zone) THEN held_due_at
+            ELSE due_at
+        END AS due_at,
+    leased_at,
+    attempts,
+    hold_reason,
+    in_doubt,
+    expires_at
+   FROM pgmail.queue
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
 
 CREATE TABLE pgmail.recipient (
     tenant_id integer NOT NULL,
@@ -4719,120 +5089,20 @@ CREATE TABLE pgmail.recipient (
 )
 PARTITION BY RANGE (id);
 
-CREATE TABLE pgmail.recipient_default (
-    tenant_id integer CONSTRAINT recipient_tenant_id_not_null NOT NULL,
-    id uuid CONSTRAINT recipient_id_not_null NOT NULL,
-    message_id uuid CONSTRAINT recipient_message_id_not_null NOT NULL,
-    "position" smallint CONSTRAINT recipient_position_not_null NOT NULL,
-    role text CONSTRAINT recipient_role_not_null NOT NULL,
-    address text CONSTRAINT recipient_address_not_null NOT NULL,
-    rcpt text,
-    name text,
-    site text CONSTRAINT recipient_site_not_null NOT NULL,
-    variables bytea,
-    key_id integer,
-    CONSTRAINT recipient_role_check CHECK ((role = ANY (ARRAY['to'::text, 'cc'::text, 'bcc'::text])))
-);
+ALTER TABLE ONLY pgmail.recipient FORCE ROW LEVEL SECURITY;
 
-CREATE VIEW pgmail.refusal WITH (security_invoker='true') AS
- SELECT e.tenant_id,
-    e.recipient_id,
-    e.message_id,
-    e.at,
-    e.type,
-    e.attempt,
-    e.site,
-    e.relay,
-    e.remote_host,
-    e.code,
-    e.enhanced,
-    e.phase,
-    e.reply,
-    e.detail,
-    c.reason,
-    c.class,
-    c.blame,
-    c.suppress,
-    c.rule
-   FROM (pgmail.event e
-     CROSS JOIN LATERAL pgmail.classify((e.code)::integer, e.enhanced, e.phase, e.reply) c(reason, class, blame, suppress, follows, slow, alert, rule))
-  WHERE (e.code >= 400);
-
-CREATE TABLE pgmail.relay (
-    name text NOT NULL,
-    state text DEFAULT 'up'::text NOT NULL,
-    reason text,
-    blocked_until timestamp with time zone,
-    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    changed_by text DEFAULT SESSION_USER NOT NULL,
-    up_since timestamp with time zone,
-    CONSTRAINT relay_state_check CHECK ((state = ANY (ARRAY['up'::text, 'away'::text, 'paused'::text])))
-);
-
-CREATE TABLE pgmail.reply_pattern (
-    rule integer NOT NULL,
-    unless boolean NOT NULL,
-    pattern text NOT NULL,
-    needles text[] NOT NULL
-);
-
-CREATE TABLE pgmail.reply_reason (
-    name text NOT NULL,
-    class text NOT NULL,
-    blame text NOT NULL,
-    follows text NOT NULL,
-    suppress boolean NOT NULL,
-    slow boolean NOT NULL,
-    alert boolean NOT NULL,
-    means text NOT NULL,
-    CONSTRAINT reply_reason_blame_check CHECK ((blame = ANY (ARRAY['recipient'::text, 'message'::text, 'sender_reputation'::text, 'sender_configuration'::text, 'remote'::text, 'ours'::text]))),
-    CONSTRAINT reply_reason_class_check CHECK ((class = ANY (ARRAY['hard'::text, 'soft'::text, 'block'::text, 'other'::text]))),
-    CONSTRAINT reply_reason_follows_check CHECK ((follows = ANY (ARRAY['code'::text, 'retry'::text, 'bounce'::text])))
-);
-
-CREATE TABLE pgmail.reply_rule (
-    "position" integer NOT NULL,
-    name text NOT NULL,
-    reason text NOT NULL,
-    final boolean,
-    code text,
-    enhanced text,
-    phase text[],
-    asks_text boolean NOT NULL
-);
-
-CREATE TABLE pgmail.retention (
-    singleton boolean DEFAULT true NOT NULL,
-    content_days integer DEFAULT 30,
-    record_days integer DEFAULT 90,
-    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    changed_by text DEFAULT SESSION_USER NOT NULL,
-    CONSTRAINT retention_check CHECK (((record_days IS NULL) OR ((content_days IS NOT NULL) AND (content_days <= record_days)))),
-    CONSTRAINT retention_content_days_check CHECK (((content_days >= 1) AND (content_days <= 36500))),
-    CONSTRAINT retention_record_days_check CHECK (((record_days >= 1) AND (record_days <= 36500))),
-    CONSTRAINT retention_singleton_check CHECK (singleton)
-);
-
-CREATE TABLE pgmail.schema_version (
-    singleton boolean DEFAULT true NOT NULL,
-    version integer NOT NULL,
-    compatible_from integer NOT NULL,
-    installed_at timestamp with time zone DEFAULT now() NOT NULL,
-    upgraded_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT schema_version_singleton_check CHECK (singleton)
-);
-
-CREATE TABLE pgmail.site_domain (
-    domain text NOT NULL,
-    site text NOT NULL
-);
-
-CREATE TABLE pgmail.slowed_site (
-    tenant_id integer NOT NULL,
-    site text NOT NULL,
-    times smallint NOT NULL,
-    until timestamp with time zone NOT NULL
-);
+CREATE VIEW pgmail.my_recipient WITH (security_barrier='true') AS
+ SELECT id,
+    message_id,
+    "position",
+    role,
+    address,
+    rcpt,
+    name,
+    site
+   FROM pgmail.recipient
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
 
 CREATE TABLE pgmail.stream (
     tenant_id integer NOT NULL,
@@ -4874,6 +5144,24 @@ CREATE TABLE pgmail.stream (
     CONSTRAINT stream_trace_check CHECK ((trace = ANY (ARRAY['full'::text, 'lean'::text])))
 );
 
+ALTER TABLE ONLY pgmail.stream FORCE ROW LEVEL SECURITY;
+
+CREATE VIEW pgmail.my_stream WITH (security_barrier='true') AS
+ SELECT name,
+    priority,
+    relay,
+    on_doubt,
+    trace,
+    max_attempts,
+    max_age_seconds,
+    max_queued,
+    suppress_bounced,
+    keep_content_days,
+    created_at
+   FROM pgmail.stream
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
+
 CREATE TABLE pgmail.suppression (
     tenant_id integer NOT NULL,
     address text NOT NULL,
@@ -4886,6 +5174,228 @@ CREATE TABLE pgmail.suppression (
     CONSTRAINT suppression_reason_check CHECK ((reason = ANY (ARRAY['bounced'::text, 'complained'::text, 'unsubscribed'::text, 'manual'::text, 'invalid'::text])))
 );
 
+ALTER TABLE ONLY pgmail.suppression FORCE ROW LEVEL SECURITY;
+
+CREATE VIEW pgmail.my_suppression WITH (security_barrier='true') AS
+ SELECT address,
+    stream,
+    reason,
+    source,
+    created_at,
+    created_by,
+    expires_at
+   FROM pgmail.suppression
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
+
+CREATE VIEW pgmail.my_total WITH (security_barrier='true') AS
+ SELECT stream,
+    kind,
+    (sum(n))::bigint AS n
+   FROM ( SELECT tally.stream,
+            tally.kind,
+            tally.n
+           FROM pgmail.tally
+          WHERE (tally.tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+        UNION ALL
+         SELECT tally_total.stream,
+            tally_total.kind,
+            tally_total.n
+           FROM pgmail.tally_total
+          WHERE (tally_total.tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))) t
+  GROUP BY stream, kind
+ OFFSET 0;
+
+CREATE VIEW pgmail.my_variables WITH (security_barrier='true') AS
+ SELECT id AS recipient_id,
+    message_id,
+    variables,
+    key_id
+   FROM pgmail.recipient
+  WHERE (tenant_id = ( SELECT pgmail.current_tenant() AS current_tenant))
+ OFFSET 0;
+
+CREATE TABLE pgmail.outcome_default (
+    tenant_id integer CONSTRAINT outcome_tenant_id_not_null NOT NULL,
+    recipient_id uuid CONSTRAINT outcome_recipient_id_not_null NOT NULL,
+    message_id uuid CONSTRAINT outcome_message_id_not_null NOT NULL,
+    state text CONSTRAINT outcome_state_not_null NOT NULL,
+    at timestamp with time zone DEFAULT pgmail.now() CONSTRAINT outcome_at_not_null NOT NULL,
+    stream text CONSTRAINT outcome_stream_not_null NOT NULL,
+    site text CONSTRAINT outcome_site_not_null NOT NULL,
+    attempts smallint DEFAULT 0 CONSTRAINT outcome_attempts_not_null NOT NULL,
+    code smallint,
+    enhanced text,
+    reply text,
+    reason text,
+    relay text,
+    remote_host text,
+    CONSTRAINT outcome_state_check CHECK ((state = ANY (ARRAY['sent'::text, 'bounced'::text, 'suppressed'::text, 'expired'::text, 'cancelled'::text])))
+);
+
+ALTER TABLE ONLY pgmail.outcome_default FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.pause (
+    tenant_id integer,
+    scope text NOT NULL,
+    name text NOT NULL,
+    reason text NOT NULL,
+    until timestamp with time zone,
+    paused_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    paused_by text DEFAULT SESSION_USER NOT NULL,
+    CONSTRAINT pause_reason_check CHECK ((reason <> ''::text)),
+    CONSTRAINT pause_scope_check CHECK (((scope = ANY (ARRAY['site'::text, 'stream'::text, 'lane'::text, 'tenant'::text])) AND ((scope <> 'tenant'::text) OR (tenant_id IS NOT NULL))))
+);
+
+ALTER TABLE ONLY pgmail.pause FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.permit (
+    scope text NOT NULL,
+    name text NOT NULL,
+    epoch bigint NOT NULL,
+    held integer NOT NULL,
+    wanted integer NOT NULL,
+    seen_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    CONSTRAINT permit_held_check CHECK ((held >= 0)),
+    CONSTRAINT permit_wanted_check CHECK ((wanted >= 0))
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.permit FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.recipient_default (
+    tenant_id integer CONSTRAINT recipient_tenant_id_not_null NOT NULL,
+    id uuid CONSTRAINT recipient_id_not_null NOT NULL,
+    message_id uuid CONSTRAINT recipient_message_id_not_null NOT NULL,
+    "position" smallint CONSTRAINT recipient_position_not_null NOT NULL,
+    role text CONSTRAINT recipient_role_not_null NOT NULL,
+    address text CONSTRAINT recipient_address_not_null NOT NULL,
+    rcpt text,
+    name text,
+    site text CONSTRAINT recipient_site_not_null NOT NULL,
+    variables bytea,
+    key_id integer,
+    CONSTRAINT recipient_role_check CHECK ((role = ANY (ARRAY['to'::text, 'cc'::text, 'bcc'::text])))
+);
+
+ALTER TABLE ONLY pgmail.recipient_default FORCE ROW LEVEL SECURITY;
+
+CREATE VIEW pgmail.refusal WITH (security_invoker='true') AS
+ SELECT e.tenant_id,
+    e.recipient_id,
+    e.message_id,
+    e.at,
+    e.type,
+    e.attempt,
+    e.site,
+    e.relay,
+    e.remote_host,
+    e.code,
+    e.enhanced,
+    e.phase,
+    e.reply,
+    e.detail,
+    c.reason,
+    c.class,
+    c.blame,
+    c.suppress,
+    c.rule
+   FROM (pgmail.event e
+     CROSS JOIN LATERAL pgmail.classify((e.code)::integer, e.enhanced, e.phase, e.reply) c(reason, class, blame, suppress, follows, slow, alert, rule))
+  WHERE (e.code >= 400);
+
+CREATE TABLE pgmail.relay (
+    name text NOT NULL,
+    state text DEFAULT 'up'::text NOT NULL,
+    reason text,
+    blocked_until timestamp with time zone,
+    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    changed_by text DEFAULT SESSION_USER NOT NULL,
+    up_since timestamp with time zone,
+    CONSTRAINT relay_state_check CHECK ((state = ANY (ARRAY['up'::text, 'away'::text, 'paused'::text])))
+);
+
+ALTER TABLE ONLY pgmail.relay FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.reply_pattern (
+    rule integer NOT NULL,
+    unless boolean NOT NULL,
+    pattern text NOT NULL,
+    needles text[] NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.reply_pattern FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.reply_reason (
+    name text NOT NULL,
+    class text NOT NULL,
+    blame text NOT NULL,
+    follows text NOT NULL,
+    suppress boolean NOT NULL,
+    slow boolean NOT NULL,
+    alert boolean NOT NULL,
+    means text NOT NULL,
+    CONSTRAINT reply_reason_blame_check CHECK ((blame = ANY (ARRAY['recipient'::text, 'message'::text, 'sender_reputation'::text, 'sender_configuration'::text, 'remote'::text, 'ours'::text]))),
+    CONSTRAINT reply_reason_class_check CHECK ((class = ANY (ARRAY['hard'::text, 'soft'::text, 'block'::text, 'other'::text]))),
+    CONSTRAINT reply_reason_follows_check CHECK ((follows = ANY (ARRAY['code'::text, 'retry'::text, 'bounce'::text])))
+);
+
+ALTER TABLE ONLY pgmail.reply_reason FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.reply_rule (
+    "position" integer NOT NULL,
+    name text NOT NULL,
+    reason text NOT NULL,
+    final boolean,
+    code text,
+    enhanced text,
+    phase text[],
+    asks_text boolean NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.reply_rule FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.retention (
+    singleton boolean DEFAULT true NOT NULL,
+    content_days integer DEFAULT 30,
+    record_days integer DEFAULT 90,
+    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    changed_by text DEFAULT SESSION_USER NOT NULL,
+    CONSTRAINT retention_check CHECK (((record_days IS NULL) OR ((content_days IS NOT NULL) AND (content_days <= record_days)))),
+    CONSTRAINT retention_content_days_check CHECK (((content_days >= 1) AND (content_days <= 36500))),
+    CONSTRAINT retention_record_days_check CHECK (((record_days >= 1) AND (record_days <= 36500))),
+    CONSTRAINT retention_singleton_check CHECK (singleton)
+);
+
+ALTER TABLE ONLY pgmail.retention FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.schema_version (
+    singleton boolean DEFAULT true NOT NULL,
+    version integer NOT NULL,
+    compatible_from integer NOT NULL,
+    installed_at timestamp with time zone DEFAULT now() NOT NULL,
+    upgraded_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT schema_version_singleton_check CHECK (singleton)
+);
+
+ALTER TABLE ONLY pgmail.schema_version FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.site_domain (
+    domain text NOT NULL,
+    site text NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.site_domain FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.slowed_site (
+    tenant_id integer NOT NULL,
+    site text NOT NULL,
+    times smallint NOT NULL,
+    until timestamp with time zone NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.slowed_site FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.tag (
     tenant_id integer NOT NULL,
     name text NOT NULL,
@@ -4894,12 +5404,16 @@ CREATE TABLE pgmail.tag (
 )
 PARTITION BY RANGE (message_id);
 
+ALTER TABLE ONLY pgmail.tag FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.tag_default (
     tenant_id integer CONSTRAINT tag_tenant_id_not_null NOT NULL,
     name text CONSTRAINT tag_name_not_null NOT NULL,
     value text CONSTRAINT tag_value_not_null NOT NULL,
     message_id uuid CONSTRAINT tag_message_id_not_null NOT NULL
 );
+
+ALTER TABLE ONLY pgmail.tag_default FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.template (
     tenant_id integer NOT NULL,
@@ -4919,6 +5433,8 @@ CREATE TABLE pgmail.template (
     CONSTRAINT template_version_check CHECK ((version > 0))
 );
 
+ALTER TABLE ONLY pgmail.template FORCE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.tenant ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (
     SEQUENCE NAME pgmail.tenant_id_seq
     START WITH 1
@@ -4937,6 +5453,8 @@ CREATE TABLE pgmail.witness (
     program text NOT NULL
 )
 WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.witness FORCE ROW LEVEL SECURITY;
 
 CREATE SEQUENCE pgmail.worker_epoch
     START WITH 1
@@ -4959,6 +5477,8 @@ CREATE TABLE pgmail.worker (
     CONSTRAINT worker_state_check CHECK ((state = ANY (ARRAY['running'::text, 'draining'::text])))
 )
 WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.worker FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE ONLY pgmail.attachment ATTACH PARTITION pgmail.attachment_default DEFAULT;
 
@@ -5206,6 +5726,102 @@ ALTER TABLE pgmail.message_default ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.outcome ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.outcome_default ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY owner ON pgmail.api_key TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.asset TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.attachment TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.attachment_default TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.audit TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.bounced TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.bucket TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.content_left TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.content_mark TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.database_role TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.dead_letter TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.erasure_salt TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.event TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.event_default TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.fence TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.history TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.idempotency TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.lane TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.lane_touch TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.leader TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.limits TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.message TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.message_default TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.outcome TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.outcome_default TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.pause TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.permit TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.queue TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.recipient TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.recipient_default TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.relay TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.reply_pattern TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.reply_reason TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.reply_rule TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.retention TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.schema_version TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.site_domain TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.slowed_site TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.stream TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.suppression TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.tag TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.tag_default TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.tally TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.tally_total TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.template TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.tenant TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.witness TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.worker TO pgmail_owner USING (true) WITH CHECK (true);
 
 ALTER TABLE pgmail.pause ENABLE ROW LEVEL SECURITY;
 

@@ -36,6 +36,7 @@ _NAMES = {
     "idempotency_conflict": "invalid_idempotent_request",
     "idempotency_in_flight": "concurrent_idempotent_requests",
     "missing_api_key": "missing_api_key",
+    "tenant_suspended": "validation_error",
     "invalid_api_key": "invalid_api_key",
 }
 _NAMES_BY_STATUS = {
@@ -47,7 +48,7 @@ _NAMES_BY_STATUS = {
     503: "service_unavailable",
 }
 # What SQL refuses with another status than 422, for answers that tell code, field and message only.
-_STATUSES = {"idempotency_conflict": 409, "limit_reached": 429, "too_large": 413}
+_STATUSES = {"idempotency_conflict": 409, "limit_reached": 429, "too_large": 413, "tenant_suspended": 403}
 # What the framework refuses by itself, in pgmail's words.
 _CODES = {
     400: "invalid_request",

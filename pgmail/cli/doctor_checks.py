@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pgmail.config import Settings
     from pgmail.store.single import Connection
 
-ROLES = ("api", "worker", "maintain", "producer", "reader", "admin")
+ROLES = ("api", "worker", "maintain", "producer", "reader", "analyst", "admin")
 OLDEST_SERVER = 150_000  # what PostgreSQL calls itself in numbers
 LOW_DAYS = 14  # of partitions
 SKEW_SECONDS = (2.0, 60.0)  # a remark, a failure: times a minute in the past are refused

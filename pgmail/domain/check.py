@@ -5,7 +5,8 @@ trip, and takes the moments that only Python reads ("in 5 minutes"). tests/corpu
 
 What can go wrong: the two could drift apart. So a body that passes goes to SQL unchanged (but for
 `email.prepare`), and what SQL says counts. Left to SQL alone: `unknown_template`, `missing_variable`,
-`unknown_asset`, `unknown_stream` for a name that is a string, `idempotency_conflict` and `limit_reached`.
+`unknown_asset`, `unknown_stream` for a name that is a string, `idempotency_conflict`, `limit_reached`
+and `tenant_suspended`.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class PauseRow(msgspec.Struct, frozen=True):
     """
 
     tenant: int | None
-    scope: Literal["site", "stream", "lane"]
+    scope: Literal["site", "stream", "lane", "tenant"]
     name: str
     stream: str | None
     priority: int | None

@@ -2,7 +2,8 @@
 
 An upgrade is one transaction: migrations by Alembic (each runs a pair of SQL files), then every function
 afresh, then the roles if the owner may create them. It happens as a whole or not at all, and again is
-harmless. It needs CREATE on the database, or a schema `pgmail` of the caller's own; never a superuser.
+harmless. After it, row-level security is forced where it is not yet, table by table. It needs CREATE on the
+database, or a schema `pgmail` of the caller's own; never a superuser.
 Nothing here runs at start-up but `check`, which only reads.
 
 What can go wrong, each one line for a person and no traceback: a right is missing, or a lock is not to be had
@@ -69,7 +70,36 @@ def upgrade(dsn: str, *, prefix: str, revision: str = "head", roles: bool = True
     should run. A schema newer than this program is left alone (SchemaMismatch).
     """
     script = roles_sql(prefix) if roles else ""
-    return _patiently(lambda: _upgrade(dsn, prefix, revision, script))
+    done = _patiently(lambda: _upgrade(dsn, prefix, revision, script))
+    try:
+        if secured := _patiently(lambda: _secure(dsn)):
+            done.insert(-1, f"forced row-level security on {secured} tables and partitions")
+    except Refused as error:
+        if error.code != "locked":
+            raise
+        done.append("row-level security is not forced on all tables yet, some were in use; upgrade again")
+    return done
+
+
+def _secure(dsn: str) -> int:
+    """Force row-level security where it is not, one table and one transaction at a time; on how many.
+
+    The locks of all tables at once are not to be had while mail flows. Mail goes on without: nobody but the owner's
+    functions reads what a table without it would show.
+    """
+    count = 0
+    with _one_line(), psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as raw:
+        if not _ask(raw, "secures"):
+            return 0
+        name = ""
+        while True:
+            with raw.transaction():
+                _run(raw, "wait_at_most", lock_timeout=f"{LOCK_TIMEOUT_SECONDS * 1000:.0f}ms")
+                found = _row(raw, "secure_next", after=name).get("name")
+            if found is None:
+                return count
+            name = str(found)
+            count += 1
 
 
 def _upgrade(dsn: str, prefix: str, revision: str, script: str) -> list[str]:
@@ -282,9 +312,10 @@ def _run(raw: psycopg.Connection[Any], name: str, **parameters: object) -> None:
     raw.execute(sqlfiles.queries("migrate")[name].text.encode(), parameters or None)
 
 
-def _row(raw: psycopg.Connection[Any], name: str) -> dict[str, Any]:
+def _row(raw: psycopg.Connection[Any], name: str, **parameters: object) -> dict[str, Any]:
     with raw.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(sqlfiles.queries("migrate")[name].text.encode()).fetchone() or {}
+        text = sqlfiles.queries("migrate")[name].text.encode()
+        return cursor.execute(text, parameters or None).fetchone() or {}
 
 
 def _ask(raw: psycopg.Connection[Any], name: str) -> bool:

@@ -107,15 +107,16 @@ begin
     f.noticed_at, f.reason) into kind, scope, name, words from pgmail.fence f;
   if found then return; end if;
 
-  -- Of several pauses the one that lasts longest.
+  -- A tenant's suspension; else of several pauses the one that lasts longest.
   select x.* into p from pgmail.pause x
    where (x.tenant_id is null or x.tenant_id = t) and (x.until is null or x.until > now_)
-     and ((x.scope = 'site' and x.name = p_site) or (x.scope = 'stream' and x.name = p_stream)
+     and (x.scope = 'tenant' or (x.scope = 'site' and x.name = p_site) or (x.scope = 'stream' and x.name = p_stream)
           or (x.scope = 'lane' and x.name = pgmail.lane_name(p_stream, p_priority, p_site)))
-   order by x.until desc nulls first, x.tenant_id nulls first limit 1;
+   order by x.scope = 'tenant' desc, x.until desc nulls first, x.tenant_id nulls first limit 1;
   if found then
     kind := 'pause'; scope := p.scope; name := p.name; until := p.until;
-    words := format('%s %s is paused by %s since %s%s: %s', p.scope, p.name, p.paused_by, p.paused_at, ' until ' || p.until, p.reason);
+    words := format('%s %s is %s by %s since %s%s: %s', p.scope, p.name, case p.scope when 'tenant' then 'suspended' else 'paused' end,
+      p.paused_by, p.paused_at, ' until ' || p.until, p.reason);
     return;
   end if;
 

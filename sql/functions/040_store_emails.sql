@@ -46,13 +46,25 @@ language plpgsql volatile
 as $$
 declare
   now_ timestamptz := pgmail.now(); r record; held uuid; wake boolean;
-  keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; full_streams text[]; fresh boolean[];
+  suspended text; asking boolean; keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; full_streams text[]; fresh boolean[];
 begin
   select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
       array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
-      bool_or((e).attachments is not null), bool_or((e).tags is not null),
+      bool_or((e).attachments is not null), bool_or((e).tags is not null), bool_or((e).on_limit <> 'delay'),
       (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant))
-    into ids, faults, fresh, keyed, limited, attached, tagged, suppressing, erased from (select unnest(p_emails) as e) x;
+    into ids, faults, fresh, keyed, limited, attached, tagged, asking, suppressing, erased from (select unnest(p_emails) as e) x;
+
+  -- A suspended tenant's mail waits by itself (011_tenants.sql): only those who asked for something else are told here.
+  if asking then suspended := pgmail.suspension(p_tenant); end if;
+  if suspended is not null then
+    for r in select x.ordinality as i from unnest(p_emails) with ordinality x
+             where x.on_limit = 'error' and fresh[x.ordinality]
+               and not exists (select from pgmail.idempotency d where d.tenant_id = p_tenant and d.key = x.idempotency_key and d.expires_at > now_)
+    loop
+      fresh[r.i] := false; ids[r.i] := null;
+      faults[r.i] := pgmail.faulty('tenant_suspended', '/on_limit', suspended, 403);
+    end loop;
+  end if;
 
   if limited then
     -- Depth comes from folded tallies: seconds old, never a count. A limit is a wall with a soft edge.
@@ -133,20 +145,22 @@ begin
   ), queued as (
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, hold_reason, held_due_at, expires_at)
     select p_tenant, id, message_id, lane,
-      case when is_full and on_limit = 'hold' then 'infinity'
+      case when (is_full or suspended is not null) and on_limit = 'hold' then 'infinity'
            when is_full then now_ + interval '1 minute'
            else coalesce(due_at, now_) end,
       due_at is not null or is_full,
       case when is_full then 'delayed' when due_at is not null then 'scheduled' end,
-      case when is_full and on_limit = 'hold' then 'the stream holds as many queued emails as it may' end,
-      case when is_full and on_limit = 'hold' then coalesce(due_at, now_) end,
+      case when on_limit <> 'hold' then null when suspended is not null then suspended
+           when is_full then 'the stream holds as many queued emails as it may' end,
+      case when (is_full or suspended is not null) and on_limit = 'hold' then coalesce(due_at, now_) end,
       expires_at
     from judged where suppressed is null
   ), limits_said as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, at, site, detail)
     select p_tenant, id, message_id, case on_limit when 'hold' then 'email.held' else 'email.delayed' end, now_, site,
-      'the stream holds as many queued emails as it may'
-    from judged where is_full and suppressed is null
+      case when on_limit = 'hold' then coalesce(suspended, 'the stream holds as many queued emails as it may')
+           else 'the stream holds as many queued emails as it may' end
+    from judged where (is_full or (suspended is not null and on_limit = 'hold')) and suppressed is null
   ), settled as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, reason)
     select p_tenant, id, message_id, 'suppressed', now_, stream, site, suppressed from judged where suppressed is not null

@@ -20,7 +20,7 @@ begin
   end if;
 
   -- One recipient and nothing beside the texts, as most mail is: what store_emails does, in as few statements as it takes.
-  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null then
+  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null and e.on_limit = 'delay' then
     p := e.people[1];
     select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
         exists (select from pgmail.suppression y where y.tenant_id = t and y.stream in ('', e.stream)

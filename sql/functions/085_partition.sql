@@ -30,7 +30,7 @@ declare
 begin
   perform set_config('lock_timeout', '500ms', true);
   execute format('create table pgmail.%I (like pgmail.%I including all)', part, p_base);
-  execute format('alter table pgmail.%I enable row level security', part);
+  perform pgmail.secure_table(format('pgmail.%I', part)::regclass);
   execute format('lock table only pgmail.%I in access exclusive mode', p_base || '_default');
   execute format('with moved as (delete from pgmail.%I where %I >= %L and %I < %L returning *) insert into pgmail.%I select * from moved',
     p_base || '_default', col, low, col, high, part);

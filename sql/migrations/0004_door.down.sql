@@ -5,6 +5,38 @@
 -- end of keys
 
 ------------------------------------------------------------------------------------------------ tenants and audit
+drop view if exists pgmail.my_message, pgmail.my_recipient, pgmail.my_queue, pgmail.my_event, pgmail.my_outcome, pgmail.my_dead_letter,
+  pgmail.my_suppression, pgmail.my_stream, pgmail.my_total, pgmail.my_content, pgmail.my_attachment, pgmail.my_variables;
+drop function if exists pgmail.erase_tenant(text, text, boolean, integer);
+drop function if exists pgmail.tables_of_tenants();
+drop function if exists pgmail.make_tenant_role(text, text, text, text, boolean);
+drop function if exists pgmail.tenant_role_sql(text, text, text, text, boolean);
+drop function if exists pgmail.revoke_tenant(name, text);
+drop function if exists pgmail.suspend_tenant(text, text);
+drop function if exists pgmail.resume_tenant(text, text);
+drop function if exists pgmail.suspension(integer);
+drop function if exists pgmail.tenant_named(text);
+drop function if exists pgmail.secure_next(text);
+drop function if exists pgmail.secure_table(regclass);
+-- Row-level security as it was: on, and not forced on the owner.
+do $do$
+declare t regclass;
+begin
+  for t in select p.polrelid::regclass from pg_policy p join pg_class c on c.oid = p.polrelid
+           where c.relnamespace = 'pgmail'::regnamespace and p.polname = 'owner' loop
+    execute format('drop policy owner on %s', t);
+    execute format('alter table %s no force row level security', t);
+  end loop;
+end
+$do$;
+-- The mail of a suspended tenant stays where it is: all its streams are paused instead, for the same reason.
+insert into pgmail.pause (tenant_id, scope, name, reason, until, paused_at, paused_by)
+select p.tenant_id, 'stream', s.name, p.reason, p.until, p.paused_at, p.paused_by
+from pgmail.pause p join pgmail.stream s on s.tenant_id = p.tenant_id where p.scope = 'tenant'
+on conflict (tenant_id, scope, name) do update set reason = excluded.reason, until = null;
+delete from pgmail.pause p where p.scope = 'tenant';
+alter table pgmail.pause drop constraint pause_scope_check;
+alter table pgmail.pause add constraint pause_scope_check check (scope in ('site', 'stream', 'lane'));
 
 -- end of tenants and audit
 

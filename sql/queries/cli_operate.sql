@@ -29,10 +29,10 @@ order by d.recipient_id;
 
 -- name: tenants :many
 -- All tenants that this role sees, and the database roles that speak for each.
-select t.id, t.name, t.weight, t.created_at,
+select t.id, t.name, t.weight, t.created_at, s.reason as suspended, s.paused_by as suspended_by, s.paused_at as suspended_at,
        coalesce((select array_agg(r.role_name::text order by r.role_name) from pgmail.database_role r where r.tenant_id = t.id),
                 '{}') as roles
-from pgmail.tenant t order by t.id;
+from pgmail.tenant t left join pgmail.pause s on s.tenant_id = t.id and s.scope = 'tenant' order by t.id;
 
 -- name: tenants_alone :many
 -- The same without the roles, for those who may not see which role speaks for whom.
@@ -49,3 +49,27 @@ select pgmail.grant_tenant(%(role)s, %(tenant)s);
 -- name: role_exists :one
 -- Whether the cluster has a role of this name.
 select exists (select from pg_roles where rolname = %(role)s) as found;
+
+-- name: suspend_tenant :exec
+-- Stop all mail of a tenant until it is resumed.
+select pgmail.suspend_tenant(%(name)s, %(reason)s);
+
+-- name: resume_tenant :exec
+-- Let a tenant's mail flow again.
+select pgmail.resume_tenant(%(name)s, %(reason)s);
+
+-- name: erase_tenant :one
+-- One step of a tenant's erasure; to be asked again until it is done.
+select pgmail.erase_tenant(%(name)s, %(reason)s, %(discard)s) as answer;
+
+-- name: tenant_role_sql :many
+-- What makes a database role for a tenant, a statement each.
+select s.statement from pgmail.tenant_role_sql(%(prefix)s, %(role)s, %(tenant)s, %(kind)s, %(content)s) s(statement);
+
+-- name: make_tenant_role :exec
+-- Make a database role for a tenant; it needs CREATEROLE.
+select pgmail.make_tenant_role(%(prefix)s, %(role)s, %(tenant)s, %(kind)s, %(content)s);
+
+-- name: revoke_tenant :one
+-- Whether a database role spoke for a tenant until now.
+select pgmail.revoke_tenant(%(role)s, %(reason)s) as revoked;

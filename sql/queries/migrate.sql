@@ -53,6 +53,14 @@ select pgmail.load_reply_rules(%(rules)s::jsonb);
 -- The weekly partitions of now and the weeks ahead; a leader goes on with it.
 select pgmail.make_partitions_v1();
 
+-- name: secures :one
+-- Whether this schema's functions force row-level security, as those of an older revision do not.
+select to_regprocedure('pgmail.secure_next(text)') is not null as found;
+
+-- name: secure_next :one
+-- Force row-level security on the next table, by name, where it is not; no name when all is well.
+select pgmail.secure_next(%(after)s) as name;
+
 -- name: holds_data :one
 -- Whether a downgrade would destroy mail, or what people made.
 select exists (select from pgmail.message) or exists (select from pgmail.queue)

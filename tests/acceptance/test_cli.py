@@ -8,6 +8,7 @@ import signal
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
@@ -533,6 +534,55 @@ def test_suppressions_are_added_found_and_removed(shell):
     assert shell.refused("suppression", "add", "a@example.org", "--reason", "hate").endswith(
         "[invalid_reason]"
     )
+
+
+def test_a_tenant_is_suspended_and_resumed(shell, db):
+    shell.run("tenant", "create", "acme")
+    assert shell.refused("tenant", "suspend", "acme", "--reason", " ").endswith("[missing_field]")
+    assert shell.run("tenant", "suspend", "acme", "--reason", "unpaid").stdout == "tenant acme is suspended\n"
+    (acme,) = [row for row in shell.json("tenant", "list") if row["name"] == "acme"]
+    assert acme["suspended"] == "unpaid"
+    assert shell.run("tenant", "resume", "acme").stdout == "tenant acme is no longer suspended\n"
+    assert shell.refused("tenant", "resume", "acme").endswith("[not_suspended]")
+
+
+def test_a_tenant_is_erased_in_steps_only_with_its_mail_given_up(shell, db):
+    shell.run("tenant", "create", "acme")
+    with db.connect() as owner:
+        owner.execute("select pgmail.grant_tenant('pgmail_producer', 'acme')")
+    with db.connect("producer") as app:
+        app.execute("select pgmail.send('a@example.com', 'b@example.org', 's', 't')")
+    asked = ["tenant", "erase", "acme", "--reason", "they left", "--yes"]
+    assert shell.refused(*asked).endswith("[mail_waits]")
+    assert shell.refused("tenant", "erase", "default", "--reason", "x", "--yes").endswith("[own_tenant]")
+    done = shell.json(*asked, "--discard")
+    assert done["discarded"] == 1
+    assert done["deleted"] >= 4
+    assert [row["name"] for row in shell.json("tenant", "list")] == ["default", f"erased-{done['tenant']}"]
+
+
+def test_a_tenant_gets_roles_and_loses_them(shell, db):
+    shell.run("tenant", "create", "acme")
+    role = f"acme_{db.name[-8:]}"
+    asked = ["tenant", "role", "acme", role, "--kind", "analyst", "--content"]
+    plan = shell.run(*asked, "--sql").stdout
+    assert f"grant pgmail_analyst to {role};" in plan
+    assert "my_content" in plan
+    try:
+        assert shell.run(*asked).stdout.startswith(
+            f"{role} is a role and speaks for acme; set its password: \\password"
+        )
+        (acme,) = [row for row in shell.json("tenant", "list") if row["name"] == "acme"]
+        assert acme["roles"] == [role]
+        assert shell.run("tenant", "revoke", role).stdout == f"{role} speaks for nobody\n"
+        assert shell.refused("tenant", "revoke", role).startswith(f"{role} speaks for no tenant")
+        assert shell.refused("tenant", "role", "acme", "Bad Name", "--kind", "producer").endswith(
+            "[invalid_role]"
+        )
+    finally:
+        with psycopg.connect(db.superuser_dsn, autocommit=True) as admin:
+            admin.execute(f"drop owned by {role}")
+            admin.execute(f"drop role {role}")
 
 
 def test_a_tenant_is_created_and_granted_to_a_role(shell, db):

@@ -81,6 +81,8 @@ def test_what_prints_data_takes_json():
         "add",
         "remove",
         "grant",
+        "role",
+        "suspend",
         "classify",  # JSON lines, always
         "set",
     }
