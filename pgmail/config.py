@@ -103,6 +103,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Row("Factor on the SMTP timeouts of RFC 5321, section 4.5.3.2.", low=0.01, high=10)
     ] = 1.0
 
+    dns_servers: Annotated[
+        str,
+        Row(
+            "Name servers asked about sender domains: IP addresses, with :port if not 53, separated by commas.",
+            fault=dns_servers_fault,
+            empty="the host's",
+        ),
+    ] = ""
+
     api_host: Annotated[str, Row("Address that the API listens on.", fault=_filled_fault)] = "127.0.0.1"
     api_port: Annotated[int, Row("Port that the API listens on; 0 takes a free one.", low=0, high=65_535)] = (
         8025
