@@ -33,7 +33,15 @@ from pgmail.config_rows import (
     read_text,
     rows_of,
 )
-from pgmail.config_text import database_fault, mask_url, relay_fault, relay_pairs, relays_fault
+from pgmail.config_text import (
+    database_fault,
+    dns_servers_fault,
+    dns_servers_of,
+    mask_url,
+    relay_fault,
+    relay_pairs,
+    relays_fault,
+)
 from pgmail.errors import SettingsError
 
 __all__ = ["Described", "Row", "Setting", "Settings", "allowed", "describe", "judge", "load", "rows"]
@@ -190,6 +198,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def relays(self) -> dict[str, str]:
         """The URL of each relay by its name; `default` is `relay_url`."""
         return {"default": self.relay_url} | relay_pairs(self.relay_urls)
+
+    @property
+    def name_servers(self) -> tuple[tuple[str, int], ...]:
+        """Address and port of each name server in `dns_servers`; none means those of the host."""
+        return dns_servers_of(self.dns_servers)
 
     @property
     def helo(self) -> str:

@@ -101,7 +101,9 @@ def dns_servers_of(text: str) -> tuple[tuple[str, int], ...]:
     for entry in filter(None, (part.strip() for part in text.split(","))):
         host, port = entry, "53"
         if entry.startswith("["):
-            host, _, rest = entry[1:].partition("]")
+            host, closed, rest = entry[1:].partition("]")
+            if not closed:
+                raise ValueError(f"{entry!r} has a [ without a ]")
             port = rest.removeprefix(":") or "53"
         elif entry.count(":") == 1:
             host, port = entry.split(":")

@@ -27,7 +27,14 @@ _RESERVED = frozenset(
         "authentication-results",
         # what signatures cover, and what servers on the way write: forged, it lies about who sent and how it came
         *("domainkey-signature", "x-google-dkim-signature", "received-spf", "x-received", "delivered-to"),
-        *("x-original-to", "envelope-to", "envelope-from", "original-recipient", "apparently-to", "errors-to"),
+        *(
+            "x-original-to",
+            "envelope-to",
+            "envelope-from",
+            "original-recipient",
+            "apparently-to",
+            "errors-to",
+        ),
     }
 )
 _RESERVED_PREFIXES = ("content-", "resent-", "arc-", "dkim-", "bimi-", "x-envelope-")

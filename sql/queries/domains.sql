@@ -48,4 +48,4 @@ select d.domain, d.state, d.answer, d.missing_since, d.missing_since + interval 
 from pgmail.sender_domain d
 where d.tenant_id = (select pgmail.current_tenant()) and d.trusted_by is null
   and (d.missing_since is not null or d.state = 'failed')
-order by d.domain;
+order by d.state, d.domain;

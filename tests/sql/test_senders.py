@@ -27,8 +27,9 @@ def look(connection, domain, outcome, texts=()):
     """Say what a look into DNS found; the state after it."""
     return kit.one(
         connection,
-        "select pgmail.domain_checked((select id from pgmail.sender_domain where domain = pgmail.domain_ascii(%s)), %s, %s, 'as DNS said')",
-        [domain, outcome, list(texts)],
+        "select pgmail.domain_checked(d.id, %s, %s, 'as DNS said') from pgmail.sender_domain d"
+        " where d.domain = pgmail.domain_ascii(%s)",
+        [outcome, list(texts), domain],
     )
 
 
@@ -43,14 +44,16 @@ def refused(connection, sender, **more):
 def test_a_tenant_of_old_sends_as_before_and_a_new_one_from_verified_domains_only(owner):
     assert kit.one(owner, "select senders from pgmail.tenant where id = 1") == "any"
     owner.execute("alter table pgmail.tenant alter column senders drop default")
-    owner.execute("alter table pgmail.tenant alter column senders set default 'verified'")  # as the migration has it
+    owner.execute(
+        "alter table pgmail.tenant alter column senders set default 'verified'"
+    )  # as the migration has it
     made = kit.one(owner, "select pgmail.create_tenant('new')")
     assert kit.one(owner, "select senders from pgmail.tenant where id = %s", [made]) == "verified"
 
 
 def test_an_unverified_sender_is_refused_with_what_to_do_and_a_verified_one_is_not(strict, app):
     assert refused(app, "shop@example.com") == ("unverified_domain", "/from", "PM403")
-    with pytest.raises(psycopg.Error, match="pgmail domain add example.com"):
+    with pytest.raises(psycopg.Error, match=r"pgmail domain add example\.com"):
         kit.send(app)
     assert verify(strict, "example.com") == "verified"
     assert kit.send(app)
@@ -160,7 +163,9 @@ def test_the_leader_looks_after_a_week_and_daily_at_what_is_missing(strict):
     assert kit.one(strict, due) == ["example.com"]
 
 
-@pytest.mark.parametrize("name", ["", "com", "a b.example", "exa\nmple.com", "1.2.3.4", "x." * 126 + "com", None])
+@pytest.mark.parametrize(
+    "name", ["", "com", "a b.example", "exa\nmple.com", "1.2.3.4", "x." * 126 + "com", None]
+)
 def test_what_is_no_domain_is_refused(owner, name):
     with pytest.raises(psycopg.Error, match="is no domain") as caught:
         owner.execute("select pgmail.add_domain(%s)", [name])

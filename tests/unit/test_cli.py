@@ -81,6 +81,7 @@ def test_what_prints_data_takes_json():
         "add",
         "remove",
         "grant",
+        "trust",
         "classify",  # JSON lines, always
         "set",
     }
