@@ -73,16 +73,18 @@ class Leader(Loop):
     async def run(self) -> None:
         """Try to lead twice a second; while leading, run what is due."""
         self.ready()
-        while not self.draining.is_set():
-            try:
-                await self._tick()
-            except DatabaseAway:
-                self._watch.failed()
-                self.leading = False
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.draining.wait(), self._tick_seconds)
-        self.leading = False
-        await self._domains.stop()
+        try:
+            while not self.draining.is_set():
+                try:
+                    await self._tick()
+                except DatabaseAway:
+                    self._watch.failed()
+                    self.leading = False
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.draining.wait(), self._tick_seconds)
+        finally:
+            self.leading = False
+            await self._domains.stop()
 
     async def _tick(self) -> None:
         leading = await store.lead(self._database, self._presence.epoch, LEASE_SECONDS)
