@@ -113,10 +113,12 @@ def test_a_domain_is_one_tenants_alone(strict, app):
     assert refused(app, "shop@example.com")[0] == "unverified_domain"
 
 
-def test_another_token_verifies_nothing(strict):
+def test_another_token_verifies_nothing(strict, app):
     assert verify(strict, "example.com", "pgmail-verify=guessed", "v=spf1 -all") == "pending"
     assert verify(strict, "example.com", "") == "pending"
     assert kit.one(strict, "select verified_at from pgmail.sender_domain") is None
+    assert refused(app, "shop@example.com")[0] == "unverified_domain"
+    assert refused(app, '"x@example.com" <shop@example.com>')[0] == "unverified_domain"
 
 
 def test_a_lost_record_counts_for_two_weeks_and_failures_of_dns_for_ever(strict, app):
