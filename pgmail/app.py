@@ -127,7 +127,12 @@ def _make_leader(settings: Settings) -> MakeLeader:
     def make(database: Database, presence: Presence) -> tuple[Service, Callable[[], bool]]:
         from pgmail.maintain.leader import Leader  # noqa: PLC0415
 
-        leader = Leader(database, presence, silence_seconds=settings.silence_seconds)
+        leader = Leader(
+            database,
+            presence,
+            silence_seconds=settings.silence_seconds,
+            name_servers=settings.name_servers,
+        )
         return leader, lambda: leader.leading
 
     return make

@@ -33,7 +33,15 @@ from pgmail.config_rows import (
     read_text,
     rows_of,
 )
-from pgmail.config_text import database_fault, mask_url, relay_fault, relay_pairs, relays_fault
+from pgmail.config_text import (
+    database_fault,
+    dns_servers_fault,
+    dns_servers_of,
+    mask_url,
+    relay_fault,
+    relay_pairs,
+    relays_fault,
+)
 from pgmail.errors import SettingsError
 
 __all__ = ["Described", "Row", "Setting", "Settings", "allowed", "describe", "judge", "load", "rows"]
@@ -102,6 +110,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     smtp_timeout_scale: Annotated[
         float, Row("Factor on the SMTP timeouts of RFC 5321, section 4.5.3.2.", low=0.01, high=10)
     ] = 1.0
+
+    dns_servers: Annotated[
+        str,
+        Row(
+            "Name servers asked about sender domains: IP addresses, with :port if not 53, separated by commas.",
+            fault=dns_servers_fault,
+            empty="the host's",
+        ),
+    ] = ""
 
     api_host: Annotated[str, Row("Address that the API listens on.", fault=_filled_fault)] = "127.0.0.1"
     api_port: Annotated[int, Row("Port that the API listens on; 0 takes a free one.", low=0, high=65_535)] = (
@@ -181,6 +198,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def relays(self) -> dict[str, str]:
         """The URL of each relay by its name; `default` is `relay_url`."""
         return {"default": self.relay_url} | relay_pairs(self.relay_urls)
+
+    @property
+    def name_servers(self) -> tuple[tuple[str, int], ...]:
+        """Address and port of each name server in `dns_servers`; none means those of the host."""
+        return dns_servers_of(self.dns_servers)
 
     @property
     def helo(self) -> str:

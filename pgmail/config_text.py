@@ -90,6 +90,42 @@ def relays_fault(text: str) -> str | None:
     return None
 
 
+def dns_servers_of(text: str) -> tuple[tuple[str, int], ...]:
+    """Return name servers written as `192.0.2.1,192.0.2.2:5353,[2001:db8::1]:53`; none for an empty text.
+
+    Raises ValueError with what is wrong: an entry that is no IP address, a port out of range.
+    """
+    from ipaddress import ip_address  # noqa: PLC0415 - few commands ask anything of DNS
+
+    found = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        host, port = entry, "53"
+        if entry.startswith("["):
+            host, closed, rest = entry[1:].partition("]")
+            if not closed:
+                raise ValueError(f"{entry!r} has a [ without a ]")
+            port = rest.removeprefix(":") or "53"
+        elif entry.count(":") == 1:
+            host, port = entry.split(":")
+        try:
+            address = str(ip_address(host))
+        except ValueError:
+            raise ValueError(f"{host!r} is no IP address of a name server") from None
+        if not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65_536):
+            raise ValueError(f"{port!r} is no port")
+        found.append((address, int(port)))
+    return tuple(found)
+
+
+def dns_servers_fault(text: str) -> str | None:
+    """Return why a text names no name servers, or None if it does."""
+    try:
+        dns_servers_of(text)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _words_fault(text: str) -> str | None:
     """Hold libpq keywords against their grammar."""
     at = 0

@@ -72,6 +72,15 @@ grant execute on function pgmail.stopped_by(text, integer, text), pgmail.lane_na
   to {prefix}api, {prefix}reader, {prefix}admin;
 revoke execute on function pgmail.create_key(text, text, bytea) from {prefix}api;   -- the first key comes from the command line
 grant execute on function pgmail.check_key_v1(bytea) to {prefix}api;
+
+-- domains of senders
+grant execute on function pgmail.add_domain(text), pgmail.remove_domain(text, text), pgmail.domain_checked(uuid, text, text[], text)
+  to {prefix}api, {prefix}admin;
+grant execute on function pgmail.trust_domain(text, text, text), pgmail.set_senders(text, text, text) to {prefix}admin;
+grant execute on function pgmail.domain_checked_v1(integer, uuid, text, text[], text), pgmail.domains_due_v1(integer)
+  to {prefix}worker, {prefix}maintain;
+grant select on pgmail.sender_domain to {prefix}api, {prefix}reader, {prefix}admin;
+
 grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(text), pgmail.recount(),
   pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state(),
   pgmail.retention_state(), pgmail.set_retention(integer, integer, text), pgmail.erase_for(text, text, text, uuid, integer, boolean),

@@ -82,6 +82,16 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.act_source() RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select coalesce(
+    (select nullif(left(current_setting('pgmail.source', true), 100), '') from pgmail.database_role r
+      where r.role_name = session_user and r.carries_tenant),
+    host(inet_client_addr()), 'local')
+$$;
+
 CREATE FUNCTION pgmail.actor() RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -90,6 +100,33 @@ CREATE FUNCTION pgmail.actor() RETURNS text
     (select nullif(current_setting('pgmail.actor', true), '') from pgmail.database_role r
       where r.role_name = session_user and r.carries_tenant),
     session_user::text)
+$$;
+
+CREATE FUNCTION pgmail.add_domain(p_domain text) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.need_tenant(); named text := pgmail.domain_ascii(btrim(p_domain, ' ')); i uuid;
+begin
+  -- _pgmail. in front has to fit into a name, too (RFC 1035, section 2.3.4).
+  if named is null or length(named) > 245 then
+    perform pgmail.refuse('invalid_domain', '/name', format('%L is no domain, as in example.com', left(p_domain, 253)));
+  end if;
+  select x.id into i from pgmail.sender_domain x where x.tenant_id = t and x.domain = named;
+  if found then return i; end if;
+  if (select count(*) from pgmail.sender_domain x where x.tenant_id = t) >= 10000 then
+    perform pgmail.refuse('limit_reached', '/name', 'a tenant has at most 10,000 domains', 429);
+  end if;
+  insert into pgmail.sender_domain as d (tenant_id, domain, token, created_by)
+  values (t, named, replace(gen_random_uuid()::text, '-', ''), pgmail.actor())
+  on conflict (tenant_id, domain) do nothing returning d.id into i;
+  if i is null then   -- another has just added it
+    select x.id into i from pgmail.sender_domain x where x.tenant_id = t and x.domain = named;
+    return i;
+  end if;
+  perform pgmail.record_act(t, 'domain.add', named, null);
+  return i;
+end
 $$;
 
 CREATE FUNCTION pgmail.begin_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_relays text[]) RETURNS TABLE(id uuid, result text)
@@ -422,6 +459,7 @@ begin
           and e.detail = words limit 1) is null)
   )
   select count(*), max(id::text)::uuid into n, last from doubtful;
+  if n > 0 then perform pgmail.record_act(p_tenant, 'email.resolve', format('%s in doubt after a restore', n), p_decision); end if;
 end
 $$;
 
@@ -461,6 +499,20 @@ CREATE FUNCTION pgmail.discard_all(filter jsonb DEFAULT '{}'::jsonb, reason text
   select coalesce(sum(pgmail.discard(i, reason)), 0)::integer from pgmail.dead_letter_ids(filter, most) i
 $$;
 
+CREATE FUNCTION pgmail.domain_and_above(p_domain text) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+declare rest text := p_domain; found_ text[] := array[p_domain]; dot integer;
+begin
+  loop
+    dot := strpos(rest, '.');
+    if dot = 0 then return found_; end if;
+    rest := substr(rest, dot + 1);
+    found_ := array_append(found_, rest);
+  end loop;
+end
+$$;
+
 CREATE FUNCTION pgmail.domain_ascii(p_domain text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
@@ -482,6 +534,26 @@ begin
   return d;
 end
 $_$;
+
+CREATE FUNCTION pgmail.domain_checked(p_id uuid, p_outcome text, p_found text[], p_said text) RETURNS text
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$ select pgmail.settle_domain(pgmail.need_tenant(), p_id, p_outcome, p_found, p_said) $$;
+
+CREATE FUNCTION pgmail.domain_checked_v1(p_tenant integer, p_id uuid, p_outcome text, p_found text[], p_said text) RETURNS text
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$ select pgmail.settle_domain(p_tenant, p_id, p_outcome, p_found, p_said) $$;
+
+CREATE FUNCTION pgmail.domains_due_v1(p_most integer DEFAULT 20) RETURNS TABLE(tenant_id integer, id uuid, domain text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select d.tenant_id, d.id, d.domain from pgmail.sender_domain d
+  where d.state = 'verified' and d.trusted_by is null
+    and d.checked_at < pgmail.now() - case when d.missing_since is null then interval '7 days' else interval '1 day' end
+  order by d.checked_at limit least(p_most, 100)
+$$;
 
 CREATE FUNCTION pgmail.drop_partition_v1(p_base text, OUT name text, OUT moved bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1040,6 +1112,10 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.has_bidi(p_text text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select p_text ~ '[\u202a-\u202e\u2066-\u2069]' $$;
+
 CREATE FUNCTION pgmail.has_control(p_text text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select p_text ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]' $$;
@@ -1154,6 +1230,13 @@ CREATE FUNCTION pgmail.is_plain(p_address text) RETURNS boolean
   select octet_length(p_address) <= 64 and p_address collate "C" ~
     '^[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&''*+/=?^_`{|}~-]+)*@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9])?$'
 $_$;
+
+CREATE FUNCTION pgmail.is_sender_domain(p_tenant integer, p_domain text) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+  select exists (select from pgmail.sender_domain d where d.tenant_id = p_tenant and d.state = 'verified'
+                 and d.domain = any (pgmail.domain_and_above(p_domain)))
+$$;
 
 CREATE FUNCTION pgmail.kept_days(p_base text) RETURNS integer
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -1368,6 +1451,42 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.uuid7() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$select uuidv7()$$;
+
+CREATE TABLE pgmail.sender_domain (
+    tenant_id integer NOT NULL,
+    domain text NOT NULL,
+    id uuid DEFAULT pgmail.uuid7() NOT NULL,
+    token text NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
+    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    created_by text NOT NULL,
+    verified_at timestamp with time zone,
+    checked_at timestamp with time zone,
+    answer text,
+    missing_since timestamp with time zone,
+    trusted_by text,
+    trust_reason text,
+    CONSTRAINT sender_domain_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'verified'::text, 'failed'::text])))
+);
+
+CREATE FUNCTION pgmail.need_domain(p_domain text) RETURNS pgmail.sender_domain
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.need_tenant(); d pgmail.sender_domain;
+begin
+  select * into d from pgmail.sender_domain x
+   where x.tenant_id = t and (x.domain = pgmail.domain_ascii(p_domain) or x.id::text = lower(p_domain));
+  if not found then
+    perform pgmail.refuse('not_found', '/name', format('no domain of this tenant is named %s', left(p_domain, 253)), 404);
+  end if;
+  return d;
+end
+$$;
+
 CREATE FUNCTION pgmail.need_recipients(p_tenant integer, p_id uuid, OUT message_id uuid, OUT recipients uuid[]) RETURNS record
     LANGUAGE plpgsql STABLE
     AS $$
@@ -1458,6 +1577,7 @@ begin
       a.fault := 'has a character or dot before the @ where none may stand'; return a;
     end if;
   end if;
+  if pgmail.has_bidi(local_) then a.fault := 'has a mark that turns the direction of the text'; return a; end if;
   a.domain := pgmail.domain_ascii(substr(spec, cut + 1));
   if a.domain is null then a.fault := 'has no valid domain after the @'; return a; end if;
   a.rcpt := local_ || '@' || a.domain;
@@ -1613,7 +1733,7 @@ begin
   if right(given, 1) = '>' then
     p.name := btrim(split_part(given, '<', 1), ' ');
     if octet_length(given) > 600 or split_part(given, '<', 3) <> ''
-       or p.name collate "C" !~ '^(?:"[^"\\<>\u0001-\u001f\u007f-\u009f\u2028\u2029]*"|[^"<>\u0001-\u001f\u007f-\u009f\u2028\u2029]*)$' then
+       or p.name collate "C" !~ '^(?:"[^"\\<>\u0001-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*"|[^"<>\u0001-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*)$' then
       return null;
     end if;
     p.name := nullif(btrim(p.name, '"'), '');
@@ -1844,7 +1964,7 @@ declare
   e pgmail.email; b jsonb := p_body; v jsonb; item jsonb; a pgmail.address; f text; i integer; n integer;
   field text; role_ text; vars jsonb; missing text; now_ timestamptz := pgmail.now();
   shown jsonb; from_ jsonb; reply_to jsonb; to_ jsonb := '[]'; cc_ jsonb := '[]'; single boolean; most integer;
-  s pgmail.stream; t pgmail.template; people pgmail.person[] := '{}'; addresses text[] := '{}'; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0; content jsonb;
+  s pgmail.stream; t pgmail.template; people pgmail.person[] := '{}'; addresses text[] := '{}'; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0; content jsonb; sender_domain text;
 begin
   -- 0: the body
   if b is null or jsonb_typeof(b) <> 'object' then
@@ -1867,7 +1987,8 @@ begin
   if jsonb_typeof(v) <> 'string' then return pgmail.faulty('invalid_address', '/from', 'must be a string'); end if;
   a := pgmail.parse_address(v #>> '{}');
   if a.fault is not null then return pgmail.faulty('invalid_address', '/from', a.fault); end if;
-  e.sender := a.address;
+  if pgmail.has_bidi(v #>> '{}') then return pgmail.faulty('invalid_address', '/from', 'has a mark that turns the direction of the text'); end if;
+  e.sender := a.address; sender_domain := a.domain;
   from_ := jsonb_build_object('address', a.rcpt);
   if a.name is not null then from_ := from_ || jsonb_build_object('name', a.name); end if;
 
@@ -2093,6 +2214,10 @@ begin
   end if;
   e.size_bytes := bytes;
 
+  -- 20: who may send as whom. A repetition is answered with the first id, whatever holds by now.
+  f := pgmail.sender_fault(p_tenant, sender_domain, from_->>'name');
+  if f is not null and not pgmail.was_sent(p_tenant, b) then return pgmail.faulty('unverified_domain', '/from', f, 403); end if;
+
   content := jsonb_build_object('from', from_);
   if e.headers is not null then content := content || jsonb_build_object('headers', e.headers); end if;
   if e.mode = 'envelope' then
@@ -2132,8 +2257,10 @@ begin
       if r.key !~ '^[!-9;-~]{1,76}$' then return pgmail.faulty('invalid_header', f, 'not a header name'); end if;
       if lower(r.key) in ('from', 'to', 'cc', 'bcc', 'subject', 'date', 'message-id', 'reply-to', 'sender',
                           'return-path', 'received', 'mime-version', 'dkim-signature', 'return-receipt-to',
-                          'disposition-notification-to', 'authentication-results')
-         or lower(r.key) ~ '^(content-|resent-|arc-)' then
+                          'disposition-notification-to', 'authentication-results', 'domainkey-signature', 'x-google-dkim-signature',
+                          'received-spf', 'x-received', 'delivered-to', 'x-original-to', 'envelope-to', 'envelope-from',
+                          'original-recipient', 'apparently-to', 'errors-to')
+         or lower(r.key) ~ '^(content-|resent-|arc-|dkim-|bimi-|x-envelope-)' then
         return pgmail.faulty('reserved_header', f, 'pgmail sets this header itself');
       end if;
       if jsonb_typeof(r.value) <> 'string' then return pgmail.faulty('invalid_header', f, 'must be a string'); end if;
@@ -2165,6 +2292,9 @@ begin
         end if;
         part := part || jsonb_build_object(name_, val);
       end loop;
+      if pgmail.has_bidi(item->>'filename') then
+        return pgmail.faulty('invalid_attachment', f || '/filename', 'has a mark that turns the direction of the text');
+      end if;
       val := item->>'content_id';
       if val ~ '[<> ]' then return pgmail.faulty('invalid_attachment', f || '/content_id', 'has a space, < or >'); end if;
       if val ~ '[^\x21-\x7e]' then return pgmail.faulty('invalid_attachment', f || '/content_id', 'must be ASCII'); end if;
@@ -2248,13 +2378,13 @@ CREATE FUNCTION pgmail.read_plain(p_tenant integer, p_body jsonb) RETURNS pgmail
     LANGUAGE plpgsql STABLE
     AS $_$
 declare
-  e pgmail.email; o pgmail.options; p pgmail.person; texts jsonb; subject text; head text; bytes bigint;
+  e pgmail.email; o pgmail.options; p pgmail.person; texts jsonb; subject text; head text; bytes bigint; from_name text; rule text;
 begin
   if jsonb_typeof(p_body) is distinct from 'object' then return null; end if;
 
   p := pgmail.plain_mailbox(p_body->>'from');
   if p.address is null then return null; end if;
-  e.sender := p.address;
+  e.sender := p.address; from_name := p.name;
   head := '{"from": ' || pgmail.shown(coalesce(p.rcpt, p.address), p.name);
 
   e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay';
@@ -2295,9 +2425,14 @@ begin
   if texts <> '{}' then head := head || ', '; end if;
   e.content := convert_to(head, 'UTF8') || substring(convert_to(texts::text, 'UTF8') from 2);
 
-  select coalesce(e.priority, s.priority), s.max_queued into e.priority, e.max_queued
+  select coalesce(e.priority, s.priority), s.max_queued, (select x.senders from pgmail.tenant x where x.id = p_tenant)
+    into e.priority, e.max_queued, rule
     from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream;
   if not found then return null; end if;
+  -- Who may send as whom: what sender_fault says, where that is plain. Apart, so that the rule 'any' pays for none of it.
+  if rule = 'verified' and (from_name ~ '[@\ufe6b\uff20]' or not pgmail.is_sender_domain(p_tenant, split_part(e.sender, '@', 2))) then
+    return null;
+  end if;
   return e;
 end
 $_$;
@@ -2373,8 +2508,9 @@ CREATE FUNCTION pgmail.record_act(p_tenant integer, p_action text, p_object text
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  insert into pgmail.audit (tenant_id, actor, action, object, reason)
-  values (p_tenant, pgmail.actor(), p_action, p_object, p_reason)
+  insert into pgmail.audit (tenant_id, actor, action, object, reason, source, application)
+  values (p_tenant, pgmail.actor(), p_action, p_object, p_reason, pgmail.act_source(),
+    nullif(current_setting('application_name', true), ''))
 $$;
 
 CREATE FUNCTION pgmail.recount() RETURNS TABLE(tenant_id integer, state text, n bigint)
@@ -2519,6 +2655,18 @@ begin
                       and e.type = 'email.delayed' and e.detail = p_reason and e.at > pgmail.now() - interval '1 hour');
   end if;
   return query select unnest(done);
+end
+$$;
+
+CREATE FUNCTION pgmail.remove_domain(p_domain text, p_reason text DEFAULT NULL::text) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare d pgmail.sender_domain := pgmail.need_domain(p_domain);
+begin
+  delete from pgmail.sender_domain x where x.tenant_id = d.tenant_id and x.id = d.id;
+  perform pgmail.record_act(d.tenant_id, 'domain.remove', d.domain, p_reason);
+  return d.id;
 end
 $$;
 
@@ -2966,8 +3114,8 @@ begin
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 128 of A-Z a-z 0-9 _ . -, led by a letter or digit');
   end if;
   if octet_length(p_body) > 26214400 then perform pgmail.refuse('too_large', '/content', 'more than 26,214,400 octets', 413); end if;
-  if pgmail.has_control(p_filename) or pgmail.has_control(p_content_type) then
-    perform pgmail.refuse('invalid_attachment', '/filename', 'has a control character');
+  if pgmail.has_control(p_filename) or pgmail.has_control(p_content_type) or pgmail.has_bidi(p_filename) then
+    perform pgmail.refuse('invalid_attachment', '/filename', 'has a control character, or a mark that turns the direction of the text');
   end if;
   insert into pgmail.asset as a (tenant_id, name, filename, content_type, size_bytes, body, created_by)
   values (t, p_name, p_filename, p_content_type, octet_length(p_body), p_body, pgmail.actor())
@@ -3223,6 +3371,28 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.sender_fault(p_tenant integer, p_domain text, p_name text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare shown text;
+begin
+  if not exists (select from pgmail.tenant x where x.id = p_tenant and x.senders = 'verified') then return null; end if;
+  if not pgmail.is_sender_domain(p_tenant, p_domain) then
+    return format('%s is no verified domain of this tenant; add it (pgmail domain add %s, or POST /domains), publish the '
+                  'TXT record that this shows, and verify it', p_domain, p_domain);
+  end if;
+  if p_name ~ '[@\ufe6b\uff20]' then
+    select pgmail.domain_ascii(rtrim(m[1], '.')) into shown
+      from regexp_matches(normalize(p_name, NFKC), '@\s*([^\s<>()\[\],;:"''@]+)', 'g') m
+     where not coalesce(pgmail.is_sender_domain(p_tenant, pgmail.domain_ascii(rtrim(m[1], '.'))), true) limit 1;
+    if shown is not null then
+      return format('the name shows an address at %s, which is no verified domain of this tenant', shown);
+    end if;
+  end if;
+  return null;
+end
+$$;
+
 CREATE FUNCTION pgmail.set_limit(p_scope text, p_name text, p_messages integer, p_per_seconds real DEFAULT 1, p_connections integer DEFAULT NULL::integer, p_ramp_seconds real DEFAULT 30, p_note text DEFAULT NULL::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -3273,6 +3443,21 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.set_senders(p_tenant text, p_senders text, p_reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer;
+begin
+  if p_senders is null or p_senders not in ('any', 'verified') then
+    perform pgmail.refuse('invalid_senders', '/senders', 'must be "any" or "verified"');
+  end if;
+  update pgmail.tenant x set senders = p_senders where x.name = p_tenant returning x.id into t;
+  if t is null then perform pgmail.refuse('unknown_tenant', '/name', format('no tenant is named %L', left(p_tenant, 63)), 404); end if;
+  perform pgmail.record_act(t, 'tenant.set', p_tenant, concat_ws(': ', 'senders ' || p_senders, p_reason));
+end
+$$;
+
 CREATE FUNCTION pgmail.set_tenant(p_name text, p_weight real) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -3285,6 +3470,30 @@ begin
   update pgmail.tenant set weight = p_weight where name = p_name returning id into t;
   if t is null then perform pgmail.refuse('unknown_tenant', '/name', format('no tenant is named %L', left(p_name, 63)), 404); end if;
   perform pgmail.record_act(t, 'tenant.set', p_name, 'weight ' || p_weight);
+end
+$$;
+
+CREATE FUNCTION pgmail.settle_domain(p_tenant integer, p_id uuid, p_outcome text, p_found text[], p_said text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare d pgmail.sender_domain; now_ timestamptz := pgmail.now(); there boolean; gone boolean; new_state text;
+begin
+  select * into d from pgmail.sender_domain x where x.tenant_id = p_tenant and x.id = p_id for update;
+  if not found then return null; end if;
+  there := p_outcome = 'answered' and 'pgmail-verify=' || d.token = any (coalesce(p_found, '{}'));
+  gone := p_outcome in ('answered', 'no_record', 'no_name') and not there;
+  new_state := case when d.trusted_by is not null or there then 'verified'
+                    when d.state = 'verified' and gone and d.missing_since < now_ - interval '14 days' then 'failed'
+                    else d.state end;
+  update pgmail.sender_domain x set state = new_state, checked_at = now_, answer = left(p_said, 500),
+    verified_at = case new_state when 'verified' then coalesce(x.verified_at, now_) end,
+    missing_since = case when not there and d.trusted_by is null and new_state <> 'pending' then coalesce(x.missing_since, now_) end
+  where x.tenant_id = p_tenant and x.id = p_id;
+  if new_state <> d.state then
+    perform pgmail.record_act(p_tenant, case new_state when 'verified' then 'domain.verify' else 'domain.lapse' end, d.domain, left(p_said, 500));
+  end if;
+  return new_state;
 end
 $$;
 
@@ -3953,8 +4162,9 @@ begin
   audit := p_audit;
   if not p_store then return; end if;
   if audit is null then
-    insert into pgmail.audit (tenant_id, actor, action, object, reason)
-    values (t, who, 'suppression.import', '0', null) returning id into audit;
+    insert into pgmail.audit (tenant_id, actor, action, object, reason, source, application)
+    values (t, who, 'suppression.import', '0', null, pgmail.act_source(), nullif(current_setting('application_name', true), ''))
+    returning id into audit;
   end if;
   update pgmail.audit x set object = (x.object::bigint + added + changed)::text,
     reason = (select string_agg(k.reason, ', ' order by k.reason) from (
@@ -4246,6 +4456,28 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.trust_domain(p_domain text, p_reason text, p_tenant text DEFAULT NULL::text) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer; named text := pgmail.domain_ascii(btrim(p_domain, ' ')); i uuid;
+begin
+  if p_tenant is null then t := pgmail.need_tenant(); else select x.id into t from pgmail.tenant x where x.name = p_tenant; end if;
+  if t is null then perform pgmail.refuse('unknown_tenant', '/tenant', format('no tenant is named %L', left(p_tenant, 63)), 404); end if;
+  if named is null or length(named) > 245 then
+    perform pgmail.refuse('invalid_domain', '/name', format('%L is no domain, as in example.com', left(p_domain, 253)));
+  end if;
+  if coalesce(btrim(p_reason), '') = '' then perform pgmail.refuse('missing_field', '/reason', 'say why this domain is trusted without a record'); end if;
+  insert into pgmail.sender_domain as d (tenant_id, domain, token, state, created_by, verified_at, trusted_by, trust_reason)
+  values (t, named, replace(gen_random_uuid()::text, '-', ''), 'verified', pgmail.actor(), pgmail.now(), pgmail.actor(), p_reason)
+  on conflict (tenant_id, domain) do update set state = 'verified', verified_at = coalesce(d.verified_at, excluded.verified_at),
+    missing_since = null, trusted_by = excluded.trusted_by, trust_reason = excluded.trust_reason
+  returning d.id into i;
+  perform pgmail.record_act(t, 'domain.trust', named, p_reason);
+  return i;
+end
+$$;
+
 CREATE FUNCTION pgmail.unsuppress(p_address text, p_stream text DEFAULT ''::text, p_reason text DEFAULT NULL::text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4259,10 +4491,6 @@ begin
   return true;
 end
 $$;
-
-CREATE FUNCTION pgmail.uuid7() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    AS $$select uuidv7()$$;
 
 CREATE FUNCTION pgmail.uuid_floor(p_at timestamp with time zone) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -4510,7 +4738,9 @@ CREATE TABLE pgmail.audit (
     actor text NOT NULL,
     action text NOT NULL,
     object text,
-    reason text
+    reason text,
+    source text,
+    application text
 );
 
 ALTER TABLE ONLY pgmail.audit FORCE ROW LEVEL SECURITY;
@@ -4792,6 +5022,8 @@ CREATE TABLE pgmail.tenant (
     name text NOT NULL,
     created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     weight real DEFAULT 1 NOT NULL,
+    senders text DEFAULT 'verified'::text NOT NULL,
+    CONSTRAINT tenant_senders_check CHECK ((senders = ANY (ARRAY['any'::text, 'verified'::text]))),
     CONSTRAINT tenant_weight_check CHECK (((weight > (0)::double precision) AND (weight <= (1000)::double precision)))
 );
 
@@ -5603,6 +5835,12 @@ ALTER TABLE ONLY pgmail.retention
 ALTER TABLE ONLY pgmail.schema_version
     ADD CONSTRAINT schema_version_pkey PRIMARY KEY (singleton);
 
+ALTER TABLE ONLY pgmail.sender_domain
+    ADD CONSTRAINT sender_domain_pkey PRIMARY KEY (tenant_id, domain);
+
+ALTER TABLE ONLY pgmail.sender_domain
+    ADD CONSTRAINT sender_domain_tenant_id_id_key UNIQUE (tenant_id, id);
+
 ALTER TABLE ONLY pgmail.site_domain
     ADD CONSTRAINT site_domain_pkey PRIMARY KEY (domain);
 
@@ -5638,6 +5876,8 @@ ALTER TABLE ONLY pgmail.witness
 
 ALTER TABLE ONLY pgmail.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (epoch);
+
+CREATE INDEX audit_tenant ON pgmail.audit USING btree (tenant_id, id);
 
 CREATE INDEX idempotency_expiry ON pgmail.idempotency USING btree (expires_at);
 

@@ -1,6 +1,7 @@
 """The corpus: bodies of emails, good and bad, and what every way in answers to each.
 
-`corpus.json` is a list of cases. `name` says the promise. `expect` is "ok" or `{code, field, status}`.
+`corpus.json` is a list of cases, and `forged` adds each forbidden character in each text of a header. `name` says
+the promise. `expect` is "ok" or `{code, field, status}`.
 `needs` lists what must stand in the database first; `ways` the ways in that can express the case (default:
 all four).
 
@@ -31,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from tests import forged
 
 WAYS = frozenset({"sql", "http", "python", "cli"})
 NEEDS = frozenset({"template", "asset", "suppressed", "used_key", "full_stream"})
@@ -78,7 +81,10 @@ def cases(now: datetime, way: str | None = None) -> list[Case]:
 
 @cache
 def _raw() -> list[dict[str, Any]]:
-    return json.loads((Path(__file__).parent / "corpus.json").read_text(encoding="ascii"))
+    return [
+        *json.loads((Path(__file__).parent / "corpus.json").read_text(encoding="ascii")),
+        *forged.cases(),
+    ]
 
 
 def _make(value: Any, now: datetime) -> Any:

@@ -16,7 +16,9 @@ from litestar.exceptions import HTTPException
 
 from pgmail.api import (
     assets,
+    audit,
     dead_letters,
+    domains,
     doubts,
     emails,
     health,
@@ -52,6 +54,14 @@ GUARDED = (
     *(doubts.list_in_doubt, doubts.resolve_in_doubt),
     *(lanes.list_lanes, lanes.pause_lanes, lanes.resume_lanes),
     *(limits.list_limits, queue.show_queue, people.erase_person),
+    *(
+        domains.add_domain,
+        domains.list_domains,
+        domains.get_domain,
+        domains.verify_domain,
+        domains.remove_domain,
+    ),
+    audit.list_audit,
 )
 OPEN = (health.live, health.ready)
 
@@ -105,6 +115,7 @@ def create_app(
                 "keyring": keyring,
                 "enqueue": enqueue,
                 "witness": witness,
+                "name_servers": settings.name_servers,
                 "bare": Bare(keyring, enqueue, settings.max_body_bytes),
             }
         ),

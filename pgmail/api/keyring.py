@@ -79,4 +79,6 @@ class Keyring:
 async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Let a request with a valid key pass, and say in `request.auth` whose it is (a Litestar guard)."""
     keyring: Keyring = connection.app.state.keyring
-    connection.scope["auth"] = await keyring.caller(connection.headers.get("authorization"))
+    caller = await keyring.caller(connection.headers.get("authorization"))
+    client = connection.client
+    connection.scope["auth"] = caller._replace(source=client.host if client else "")

@@ -141,6 +141,7 @@ _SCHEMAS = {
     ),
     "Suppressions": Schema(one_of=[_SUPPRESSION, _list(_SUPPRESSION)], description="one, or up to 1,000"),
     "Erasure": _object(["address", "reason"], address=_TEXT, reason=_TEXT, after=_TEXT, dry_run=_BOOLEAN),
+    "Domain": _object(["name"], name=_TEXT, region=_TEXT, custom_return_path=_TEXT),
     "DeadLetters": _DEAD,
     "InDoubt": _object(
         ["how"],

@@ -31,6 +31,7 @@ RETRY_SECONDS: Mapping[int, int] = MappingProxyType({429: 60, 503: 5})
 # Resend's names of errors, by our code; then by status.
 _NAMES = {
     "missing_field": "missing_required_field",
+    "unverified_domain": "validation_error",
     "missing_variable": "missing_required_field",
     "invalid_idempotency_key": "invalid_idempotency_key",
     "idempotency_conflict": "invalid_idempotent_request",
@@ -48,7 +49,13 @@ _NAMES_BY_STATUS = {
     503: "service_unavailable",
 }
 # What SQL refuses with another status than 422, for answers that tell code, field and message only.
-_STATUSES = {"idempotency_conflict": 409, "limit_reached": 429, "too_large": 413, "tenant_suspended": 403}
+_STATUSES = {
+    "unverified_domain": 403,
+    "tenant_suspended": 403,
+    "idempotency_conflict": 409,
+    "limit_reached": 429,
+    "too_large": 413,
+}
 # What the framework refuses by itself, in pgmail's words.
 _CODES = {
     400: "invalid_request",

@@ -168,6 +168,24 @@ async def _restore(connection: Connection, _: Settings) -> Finding:
     return Finding("restore", "failed", message, "pgmail resume --after-restore --dry-run")
 
 
+async def _senders(connection: Connection, _: Settings) -> Finding:
+    ask = queries("domains")
+    for row in await fetch_dicts(connection, ask["missing"]):
+        name = row["domain"]
+        mend = f"publish the record (pgmail domain add {name} shows it), then pgmail domain verify {name}"
+        if row["state"] == "failed":
+            message = f"{name} lost its record and counts as verified no more: {row['answer']}"
+            return Finding("senders", "failed", message, mend)
+        message = f"{name} lost its record and counts until {row['counts_until']:%Y-%m-%d}: {row['answer']}"
+        return Finding("senders", "warning", message, mend)
+    for row in await fetch_dicts(connection, ask["rule"]):
+        if row["senders"] == "any":
+            message = f"tenant {row['name']} may send from any domain: with a key or a role, as anybody"
+            mend = f"pgmail domain add yours, then pgmail tenant set {row['name']} --senders verified"
+            return Finding("senders", "warning", message, mend)
+    return Finding("senders", "ok", "only verified domains send")
+
+
 async def _workers(connection: Connection, settings: Settings) -> Finding:
     rows = [row for row in await _ask(connection, "workers") if row["program"] == "worker"]
     silent = max(settings.silence_seconds, 10.0)
@@ -251,6 +269,7 @@ _CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
     "partitions": _partitions,
     "retention": _retention,
     "restore": _restore,
+    "senders": _senders,
     "workers": _workers,
     "leader": _leader,
     "relays": _relays,

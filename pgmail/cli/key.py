@@ -36,10 +36,18 @@ def create(name: str, as_json: bool) -> None:
     """Make a key for this database role's tenant, and print it: this once."""
 
     async def make() -> Any:
-        from pgmail.store import keys  # noqa: PLC0415
+        from pgmail.store import domains, keys  # noqa: PLC0415
 
         async with common.database() as connection:
-            return await keys.create(connection, name)
+            made = await keys.create(connection, name)
+            rule = await domains.rule(connection)
+        if rule is not None and rule.senders == "any":
+            click.echo(
+                f"pgmail: with this key mail can be sent as anybody: tenant {rule.name} may send from any domain. "
+                f"`pgmail domain add` yours, then `pgmail tenant set {rule.name} --senders verified`",
+                err=True,
+            )
+        return made
 
     made = common.run(make())
     if as_json:

@@ -21,6 +21,7 @@ _LIST = {
     "name": "name",
     "weight": "weight",
     "suspended": "suspended for",
+    "senders": "senders",
     "roles": "database roles",
     "created_at": "created",
 }
@@ -60,16 +61,24 @@ def list_(as_json: bool) -> None:
 
 @tenant.command()
 @click.argument("name")
+@click.option(
+    "--senders",
+    type=click.Choice(["any", "verified"]),
+    help="From which domains it may send: any, or those it verified. Defaults to verified.",
+)
 @common.as_json
-def create(name: str, as_json: bool) -> None:
+def create(name: str, senders: str | None, as_json: bool) -> None:
     """Create a tenant with the streams transactional and broadcast."""
 
     async def act() -> int:
         from pgmail.sqlfiles import queries  # noqa: PLC0415
+        from pgmail.store import domains  # noqa: PLC0415
         from pgmail.store.single import fetch_dicts  # noqa: PLC0415
 
         async with common.database("owner") as connection:
             (row,) = await fetch_dicts(connection, queries("cli_operate")["create_tenant"], {"name": name})
+            if senders is not None:
+                await domains.set_rule(connection, name, senders, "at its creation")
         return int(row["id"])
 
     made = common.run(act())
@@ -84,20 +93,33 @@ def create(name: str, as_json: bool) -> None:
 @click.option(
     "--weight",
     type=float,
-    required=True,
     help="Its share beside other tenants: 2 gets twice what 1 gets while both have mail. New ones have 1.",
 )
-def set_(name: str, weight: float) -> None:
-    """Change a tenant."""
+@click.option(
+    "--senders",
+    type=click.Choice(["any", "verified"]),
+    help="From which domains it may send: any, or those it verified (`pgmail domain`).",
+)
+@click.option("--reason", metavar="TEXT", help="Why; kept in the record.")
+def set_(name: str, weight: float | None, senders: str | None, reason: str | None) -> None:
+    """Change a tenant: its share beside the others, from which domains it may send."""
+    if weight is None and senders is None:
+        raise click.UsageError("give --weight or --senders")
 
     async def act() -> None:
-        from pgmail.store import lanes  # noqa: PLC0415
+        from pgmail.store import domains, lanes  # noqa: PLC0415
 
         async with common.database("owner") as connection:
-            await lanes.set_weight(connection, name, weight)
+            if weight is not None:
+                await lanes.set_weight(connection, name, weight)
+            if senders is not None:
+                await domains.set_rule(connection, name, senders, reason)
 
     common.run(act())
-    click.echo(f"tenant {name} has the weight {weight:g}")
+    if weight is not None:
+        click.echo(f"tenant {name} has the weight {weight:g}")
+    if senders is not None:
+        click.echo(f"tenant {name} sends from {senders} domains")
 
 
 @tenant.command()

@@ -24,6 +24,9 @@ MAX_ADDRESS = 254  # octets, RFC 5321 section 4.5.3.1.3 less the angle brackets
 
 # What would end or garble a header field: C0, DEL, C1 and the two Unicode line ends.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Marks that turn the direction of what follows (UAX 9): text with them reads as something else. Those of one character
+# (U+200E, U+200F, U+061C) are left, which right-to-left text needs.
+BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\u00a0-\U0010ffff-"
 _DOT_ATOM = re.compile(rf"[{_ATEXT}]+(?:\.[{_ATEXT}]+)*")
@@ -142,6 +145,8 @@ def _check_text(text: str) -> None:
 
 def _check_local(local: str) -> None:
     """Hold the local part against RFC 5321 section 4.1.2, with RFC 6531 section 3.3 for non-ASCII."""
+    if BIDI.search(local):
+        raise ValueError("there is a mark that turns the direction of the text")
     if not local:
         raise ValueError("the part before the @ is empty")
     if len(local.encode()) > MAX_LOCAL:

@@ -11,6 +11,7 @@ import binascii
 import re
 from typing import Any, NoReturn
 
+from pgmail.domain.address import BIDI
 from pgmail.domain.check_body import control_in, kind, refuse
 
 MAX_ATTACHMENTS = 100
@@ -86,6 +87,8 @@ def _check(attachment: object, position: int) -> int:
     for key in ("filename", "content_type", "content_id", "asset"):
         if key in item:
             _check_name(item[key], position, key)
+    if "filename" in item and BIDI.search(item["filename"]):
+        _refuse(position, "filename", because="there is a mark that turns the direction of the text")
     if "content_id" in item and not _CONTENT_ID.fullmatch(item["content_id"]):
         _refuse(position, "content_id", because="printable ASCII without space, < and >")
     if "content_type" in item and (fault := check_content_type(item["content_type"])):

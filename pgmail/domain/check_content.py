@@ -25,9 +25,19 @@ _RESERVED = frozenset(
         *("from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "sender", "return-path"),
         *("received", "mime-version", "dkim-signature", "return-receipt-to", "disposition-notification-to"),
         "authentication-results",
+        # what signatures cover, and what servers on the way write: forged, it lies about who sent and how it came
+        *("domainkey-signature", "x-google-dkim-signature", "received-spf", "x-received", "delivered-to"),
+        *(
+            "x-original-to",
+            "envelope-to",
+            "envelope-from",
+            "original-recipient",
+            "apparently-to",
+            "errors-to",
+        ),
     }
 )
-_RESERVED_PREFIXES = ("content-", "resent-", "arc-")
+_RESERVED_PREFIXES = ("content-", "resent-", "arc-", "dkim-", "bimi-", "x-envelope-")
 _TAG = re.compile("[A-Za-z0-9_-]{1,256}")
 _TAG_RULE = "1 to 256 of A-Z, a-z, 0-9, _ and -"
 _TEMPLATE_KEYS = frozenset({"id", "variables", "version"})

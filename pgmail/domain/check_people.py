@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgmail.domain.address import Address, parse, with_name
+from pgmail.domain.address import BIDI, Address, parse, with_name
 from pgmail.domain.check_body import items, kind, refuse
 
 MODES = ("envelope", "personal")
@@ -24,6 +24,8 @@ def check_sender(body: dict[str, Any]) -> None:
     if sender is None or sender == "":
         refuse("missing_field", "from", because="an email needs a sender, as in Shop <shop@example.com>")
     _address(sender, "from")
+    if BIDI.search(sender):
+        refuse("invalid_address", "from", because="there is a mark that turns the direction of the text")
 
 
 def check_recipients(body: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ import structlog
 
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway, PgmailError
+from pgmail.maintain.domains import Domains
 from pgmail.maintain.rescuer import Watch
 from pgmail.maintain.retention import Retention
 from pgmail.service import Loop
@@ -36,7 +37,14 @@ LOW_DAYS = 14  # fewer days of partitions left than this raises an alarm
 class Leader(Loop):
     """Tries to lead, and leads. `leading` tells whether it does."""
 
-    def __init__(self, database: Database, presence: Presence, *, silence_seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        presence: Presence,
+        *,
+        silence_seconds: float,
+        name_servers: Sequence[tuple[str, int]] = (),
+    ) -> None:
         super().__init__("leader")
         self.leading = False
         self._database, self._presence = database, presence
@@ -46,6 +54,7 @@ class Leader(Loop):
         self._look_seconds, self._look_at = silence_seconds / 5, 0.0
         self._since: Any = None
         self._retention = Retention(database)
+        self._domains = Domains(database, name_servers)
         self._tasks: list[tuple[str, float, Callable[[], Awaitable[None]]]] = [
             ("rescue", 0.0, self._rescue),  # at every tick
             ("orphans", 30.0, self._orphans),
@@ -57,21 +66,25 @@ class Leader(Loop):
             ("purge_suppressions", 60.0, lambda: self._count("purge_suppressions")),
             ("make_partitions", 3600.0, self._partitions),
             ("retention", 600.0, self._retain),
+            ("domains", 600.0, self._domains.start),
         ]
         self._due = dict.fromkeys((name for name, _, _ in self._tasks), 0.0)
 
     async def run(self) -> None:
         """Try to lead twice a second; while leading, run what is due."""
         self.ready()
-        while not self.draining.is_set():
-            try:
-                await self._tick()
-            except DatabaseAway:
-                self._watch.failed()
-                self.leading = False
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.draining.wait(), self._tick_seconds)
-        self.leading = False
+        try:
+            while not self.draining.is_set():
+                try:
+                    await self._tick()
+                except DatabaseAway:
+                    self._watch.failed()
+                    self.leading = False
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.draining.wait(), self._tick_seconds)
+        finally:
+            self.leading = False
+            await self._domains.stop()
 
     async def _tick(self) -> None:
         leading = await store.lead(self._database, self._presence.epoch, LEASE_SECONDS)

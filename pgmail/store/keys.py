@@ -24,6 +24,7 @@ class Caller(NamedTuple):
     tenant_id: int
     key_id: UUID
     name: str
+    source: str = ""  # the client's address, for the audit; unknown where many send together
 
     @property
     def actor(self) -> str:
@@ -32,7 +33,7 @@ class Caller(NamedTuple):
 
     def settings(self) -> dict[str, str]:
         """Return the parameters of the query `act_as`."""
-        return {"tenant_id": str(self.tenant_id), "actor": self.actor}
+        return {"tenant_id": str(self.tenant_id), "actor": self.actor, "source": self.source}
 
 
 class Made(NamedTuple):

@@ -75,9 +75,21 @@ as $$
     session_user::text)
 $$;
 
+-- From where it came: the address of the API's client, which only the API's own role may name; else the connection's.
+create or replace function pgmail.act_source() returns text
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select coalesce(
+    (select nullif(left(current_setting('pgmail.source', true), 100), '') from pgmail.database_role r
+      where r.role_name = session_user and r.carries_tenant),
+    host(inet_client_addr()), 'local')
+$$;
+
+-- The name of the application is what that program says of itself.
 create or replace function pgmail.record_act(p_tenant integer, p_action text, p_object text, p_reason text) returns void
 language sql volatile security definer set search_path = pgmail, pg_temp
 as $$
-  insert into pgmail.audit (tenant_id, actor, action, object, reason)
-  values (p_tenant, pgmail.actor(), p_action, p_object, p_reason)
+  insert into pgmail.audit (tenant_id, actor, action, object, reason, source, application)
+  values (p_tenant, pgmail.actor(), p_action, p_object, p_reason, pgmail.act_source(),
+    nullif(current_setting('application_name', true), ''))
 $$;

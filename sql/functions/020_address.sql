@@ -130,6 +130,7 @@ begin
       a.fault := 'has a character or dot before the @ where none may stand'; return a;
     end if;
   end if;
+  if pgmail.has_bidi(local_) then a.fault := 'has a mark that turns the direction of the text'; return a; end if;
   a.domain := pgmail.domain_ascii(substr(spec, cut + 1));
   if a.domain is null then a.fault := 'has no valid domain after the @'; return a; end if;
   a.rcpt := local_ || '@' || a.domain;

@@ -67,7 +67,7 @@ declare
   e pgmail.email; b jsonb := p_body; v jsonb; item jsonb; a pgmail.address; f text; i integer; n integer;
   field text; role_ text; vars jsonb; missing text; now_ timestamptz := pgmail.now();
   shown jsonb; from_ jsonb; reply_to jsonb; to_ jsonb := '[]'; cc_ jsonb := '[]'; single boolean; most integer;
-  s pgmail.stream; t pgmail.template; people pgmail.person[] := '{}'; addresses text[] := '{}'; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0; content jsonb;
+  s pgmail.stream; t pgmail.template; people pgmail.person[] := '{}'; addresses text[] := '{}'; sub text; txt text; htm text; at_ timestamptz; k text; bytes bigint := 0; content jsonb; sender_domain text;
 begin
   -- 0: the body
   if b is null or jsonb_typeof(b) <> 'object' then
@@ -90,7 +90,8 @@ begin
   if jsonb_typeof(v) <> 'string' then return pgmail.faulty('invalid_address', '/from', 'must be a string'); end if;
   a := pgmail.parse_address(v #>> '{}');
   if a.fault is not null then return pgmail.faulty('invalid_address', '/from', a.fault); end if;
-  e.sender := a.address;
+  if pgmail.has_bidi(v #>> '{}') then return pgmail.faulty('invalid_address', '/from', 'has a mark that turns the direction of the text'); end if;
+  e.sender := a.address; sender_domain := a.domain;
   from_ := jsonb_build_object('address', a.rcpt);
   if a.name is not null then from_ := from_ || jsonb_build_object('name', a.name); end if;
 
@@ -315,6 +316,10 @@ begin
     return pgmail.faulty('too_large', '', format('%s octets; at most 26,214,400', bytes), 413);
   end if;
   e.size_bytes := bytes;
+
+  -- 20: who may send as whom. A repetition is answered with the first id, whatever holds by now.
+  f := pgmail.sender_fault(p_tenant, sender_domain, from_->>'name');
+  if f is not null and not pgmail.was_sent(p_tenant, b) then return pgmail.faulty('unverified_domain', '/from', f, 403); end if;
 
   content := jsonb_build_object('from', from_);
   if e.headers is not null then content := content || jsonb_build_object('headers', e.headers); end if;

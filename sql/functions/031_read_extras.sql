@@ -18,8 +18,10 @@ begin
       if r.key !~ '^[!-9;-~]{1,76}$' then return pgmail.faulty('invalid_header', f, 'not a header name'); end if;
       if lower(r.key) in ('from', 'to', 'cc', 'bcc', 'subject', 'date', 'message-id', 'reply-to', 'sender',
                           'return-path', 'received', 'mime-version', 'dkim-signature', 'return-receipt-to',
-                          'disposition-notification-to', 'authentication-results')
-         or lower(r.key) ~ '^(content-|resent-|arc-)' then
+                          'disposition-notification-to', 'authentication-results', 'domainkey-signature', 'x-google-dkim-signature',
+                          'received-spf', 'x-received', 'delivered-to', 'x-original-to', 'envelope-to', 'envelope-from',
+                          'original-recipient', 'apparently-to', 'errors-to')
+         or lower(r.key) ~ '^(content-|resent-|arc-|dkim-|bimi-|x-envelope-)' then
         return pgmail.faulty('reserved_header', f, 'pgmail sets this header itself');
       end if;
       if jsonb_typeof(r.value) <> 'string' then return pgmail.faulty('invalid_header', f, 'must be a string'); end if;
@@ -51,6 +53,9 @@ begin
         end if;
         part := part || jsonb_build_object(name_, val);
       end loop;
+      if pgmail.has_bidi(item->>'filename') then
+        return pgmail.faulty('invalid_attachment', f || '/filename', 'has a mark that turns the direction of the text');
+      end if;
       val := item->>'content_id';
       if val ~ '[<> ]' then return pgmail.faulty('invalid_attachment', f || '/content_id', 'has a space, < or >'); end if;
       if val ~ '[^\x21-\x7e]' then return pgmail.faulty('invalid_attachment', f || '/content_id', 'must be ASCII'); end if;

@@ -23,7 +23,7 @@ begin
   if right(given, 1) = '>' then
     p.name := btrim(split_part(given, '<', 1), ' ');
     if octet_length(given) > 600 or split_part(given, '<', 3) <> ''
-       or p.name collate "C" !~ '^(?:"[^"\\<>\u0001-\u001f\u007f-\u009f\u2028\u2029]*"|[^"<>\u0001-\u001f\u007f-\u009f\u2028\u2029]*)$' then
+       or p.name collate "C" !~ '^(?:"[^"\\<>\u0001-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*"|[^"<>\u0001-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]*)$' then
       return null;
     end if;
     p.name := nullif(btrim(p.name, '"'), '');
@@ -153,13 +153,13 @@ create or replace function pgmail.read_plain(p_tenant integer, p_body jsonb) ret
 language plpgsql stable
 as $$
 declare
-  e pgmail.email; o pgmail.options; p pgmail.person; texts jsonb; subject text; head text; bytes bigint;
+  e pgmail.email; o pgmail.options; p pgmail.person; texts jsonb; subject text; head text; bytes bigint; from_name text; rule text;
 begin
   if jsonb_typeof(p_body) is distinct from 'object' then return null; end if;
 
   p := pgmail.plain_mailbox(p_body->>'from');
   if p.address is null then return null; end if;
-  e.sender := p.address;
+  e.sender := p.address; from_name := p.name;
   head := '{"from": ' || pgmail.shown(coalesce(p.rcpt, p.address), p.name);
 
   e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay';
@@ -200,9 +200,14 @@ begin
   if texts <> '{}' then head := head || ', '; end if;
   e.content := convert_to(head, 'UTF8') || substring(convert_to(texts::text, 'UTF8') from 2);
 
-  select coalesce(e.priority, s.priority), s.max_queued into e.priority, e.max_queued
+  select coalesce(e.priority, s.priority), s.max_queued, (select x.senders from pgmail.tenant x where x.id = p_tenant)
+    into e.priority, e.max_queued, rule
     from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream;
   if not found then return null; end if;
+  -- Who may send as whom: what sender_fault says, where that is plain. Apart, so that the rule 'any' pays for none of it.
+  if rule = 'verified' and (from_name ~ '[@\ufe6b\uff20]' or not pgmail.is_sender_domain(p_tenant, split_part(e.sender, '@', 2))) then
+    return null;
+  end if;
   return e;
 end
 $$;

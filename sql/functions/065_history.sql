@@ -173,6 +173,7 @@ begin
           and e.detail = words limit 1) is null)
   )
   select count(*), max(id::text)::uuid into n, last from doubtful;
+  if n > 0 then perform pgmail.record_act(p_tenant, 'email.resolve', format('%s in doubt after a restore', n), p_decision); end if;
 end
 $$;
 

@@ -87,8 +87,8 @@ begin
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 128 of A-Z a-z 0-9 _ . -, led by a letter or digit');
   end if;
   if octet_length(p_body) > 26214400 then perform pgmail.refuse('too_large', '/content', 'more than 26,214,400 octets', 413); end if;
-  if pgmail.has_control(p_filename) or pgmail.has_control(p_content_type) then
-    perform pgmail.refuse('invalid_attachment', '/filename', 'has a control character');
+  if pgmail.has_control(p_filename) or pgmail.has_control(p_content_type) or pgmail.has_bidi(p_filename) then
+    perform pgmail.refuse('invalid_attachment', '/filename', 'has a control character, or a mark that turns the direction of the text');
   end if;
   insert into pgmail.asset as a (tenant_id, name, filename, content_type, size_bytes, body, created_by)
   values (t, p_name, p_filename, p_content_type, octet_length(p_body), p_body, pgmail.actor())

@@ -112,8 +112,9 @@ begin
   audit := p_audit;
   if not p_store then return; end if;
   if audit is null then
-    insert into pgmail.audit (tenant_id, actor, action, object, reason)
-    values (t, who, 'suppression.import', '0', null) returning id into audit;
+    insert into pgmail.audit (tenant_id, actor, action, object, reason, source, application)
+    values (t, who, 'suppression.import', '0', null, pgmail.act_source(), nullif(current_setting('application_name', true), ''))
+    returning id into audit;
   end if;
   update pgmail.audit x set object = (x.object::bigint + added + changed)::text,
     reason = (select string_agg(k.reason, ', ' order by k.reason) from (

@@ -29,14 +29,14 @@ order by d.recipient_id;
 
 -- name: tenants :many
 -- All tenants that this role sees, and the database roles that speak for each.
-select t.id, t.name, t.weight, t.created_at, s.reason as suspended, s.paused_by as suspended_by, s.paused_at as suspended_at,
+select t.id, t.name, t.weight, t.senders, t.created_at, s.reason as suspended, s.paused_by as suspended_by, s.paused_at as suspended_at,
        coalesce((select array_agg(r.role_name::text order by r.role_name) from pgmail.database_role r where r.tenant_id = t.id),
                 '{}') as roles
 from pgmail.tenant t left join pgmail.pause s on s.tenant_id = t.id and s.scope = 'tenant' order by t.id;
 
 -- name: tenants_alone :many
 -- The same without the roles, for those who may not see which role speaks for whom.
-select t.id, t.name, t.weight, t.created_at from pgmail.tenant t order by t.id;
+select t.id, t.name, t.weight, t.senders, t.created_at from pgmail.tenant t order by t.id;
 
 -- name: create_tenant :one
 -- A new tenant with the two streams that everybody starts from; its id.

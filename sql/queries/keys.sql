@@ -1,10 +1,11 @@
 -- API keys, and for whom a transaction of the HTTP API acts.
 
 -- name: act_as :exec
--- First in each of the API's transactions: the tenant and the name of the key that was checked. Local to it, and
+-- First in each of the API's transactions: the tenant, the name of the key that was checked and the client's address. Local to it, and
 -- believed only from a role that carries tenants. An API process that freezes in one must not keep its locks, which
 -- settles would wait for.
 select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
+       set_config('pgmail.source', %(source)s, true),
        set_config('idle_in_transaction_session_timeout', '10s', true);
 
 -- name: check :one

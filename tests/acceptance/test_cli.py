@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import threading
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -19,6 +20,7 @@ from pgmail.cli.main import cli
 from pgmail.config import Settings
 from pgmail.errors import SettingsError
 from tests.corpus import cases
+from tests.nameserver import NameServer
 from tests.sql.kit import Hand
 
 GOOD = ["--from", "shop@example.com", "--to", "ada@example.org", "--subject", "Hi", "--text", "Hello"]
@@ -646,6 +648,7 @@ def test_doctor_names_what_is_wrong_worst_first_with_what_mends_it(shell, owner)
     owner.execute("insert into pgmail.worker (host, pid, program, concurrency) values ('h', 1, 'worker', 20)")
     owner.execute("update pgmail.leader set epoch = 1, until = now() + interval '1 hour'")
     owner.execute("select pgmail.make_partitions_v1(35)")
+    owner.execute("select pgmail.set_senders('default', 'verified')")
     assert {row["status"] for row in shell.json("doctor")} == {"ok"}
 
 
@@ -808,3 +811,74 @@ def test_doctor_tells_of_partitions_that_should_have_gone(shell, owner):
     state = {row["check"]: row for row in shell.json("doctor", code=1)}
     assert state["retention"]["status"] == "warning"
     assert state["retention"]["message"].startswith("1 partitions")
+
+
+# ------------------------------------------------------------------------------------------------- domains, audit
+
+
+def test_the_doctor_and_a_new_key_say_that_anybody_may_be_the_sender(shell, owner):
+    assert "from any domain" in shell.run("key", "create", "--name", "shop").stderr
+    (found,) = [row for row in shell.json("doctor", code=1) if row["check"] == "senders"]
+    assert (found["status"], found["mend"].rpartition(", then ")[2]) == (
+        "warning", "pgmail tenant set default --senders verified"
+    )  # fmt: skip
+    shell.run("tenant", "set", "default", "--senders", "verified", "--reason", "before the first key")
+    assert "from any domain" not in shell.run("key", "create", "--name", "shop").stderr
+    assert "[unverified_domain]" in shell.refused("send", *GOOD)
+    shell.run("domain", "trust", "example.com", "--reason", "ours")
+    shell.run("send", *GOOD)
+    (listed,) = shell.json("domain", "list")
+    assert (listed["domain"], listed["state"], listed["trust_reason"]) == ("example.com", "verified", "ours")
+    shell.run("domain", "remove", "example.com", "--reason", "sold")
+    assert "[not_found]" in shell.refused("domain", "verify", "example.com")
+    acts = shell.json("audit", "--action", "domain.*")
+    assert [(act["action"], act["reason"]) for act in acts] == [
+        ("domain.remove", "sold"),
+        ("domain.trust", "ours"),
+    ]
+    assert shell.json("audit", "--actor", "nobody") == []
+    assert len(shell.json("audit", "--limit", "1")) == 1
+    assert "before the first key" in shell.run("audit", "--object", "default").stdout
+
+
+def test_a_tenant_made_now_sends_from_verified_domains_unless_told_otherwise(shell, owner):
+    owner.execute(
+        "alter table pgmail.tenant alter column senders set default 'verified'"
+    )  # as the migration has it
+    shell.run("tenant", "create", "strict")
+    shell.run("tenant", "create", "open", "--senders", "any")
+    rules = {row["name"]: row["senders"] for row in shell.json("tenant", "list")}
+    assert rules == {"default": "any", "strict": "verified", "open": "any"}
+
+
+def test_a_domain_is_verified_by_its_record_and_what_is_wrong_is_one_line(shell):
+    loop = asyncio.new_event_loop()
+    dns = NameServer()
+    ready = threading.Event()
+
+    async def serve():
+        async with dns:
+            ready.set()
+            await stop.wait()
+
+    stop = asyncio.Event()
+    thread = threading.Thread(target=loop.run_until_complete, args=[serve()])
+    thread.start()
+    try:
+        ready.wait(10)
+        shell.set(dns_servers=dns.setting)
+        assert 'TXT "pgmail-verify=' in shell.run("domain", "add", "Bücher.example").stdout
+        assert "NXDOMAIN" in shell.refused("domain", "verify", "bücher.example")
+        (row,) = shell.json("domain", "list")
+        dns.publish(row["record"], row["value"])
+        assert (
+            shell.run("domain", "verify", "xn--bcher-kva.example").stdout
+            == "xn--bcher-kva.example is verified\n"
+        )
+        dns.records.clear()
+        said = shell.run("domain", "verify", "bücher.example")
+        assert "counts until" in said.stderr
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

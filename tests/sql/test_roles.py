@@ -18,6 +18,7 @@ MANAGE = {
     *("retry_all", "discard_all", "dead_letter_ids", "in_doubt", "resolve", "resolve_all"),
 }
 LOOK = {"stopped_by", "lane_name"}
+DOMAINS = {"add_domain", "remove_domain", "domain_checked"}
 LEAD = {
     *(
         "worker_start_v1",
@@ -38,6 +39,7 @@ LEAD = {
     ),
     "orphans_v1",
     "partition_state",
+    *("domain_checked_v1", "domains_due_v1"),
     *("make_partition_v2", "drop_partition_v1", "drop_strays_v1", "empty_content_v1", "retention_state"),
 }
 WITNESS = {"mark_v1", "recall_v1"}
@@ -45,8 +47,9 @@ FUNCTIONS = {
     "producer": PRODUCER,
     "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
     "analyst": PURE | {"status", "trace", "why"},
-    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | {"check_key_v1"},
+    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | {"check_key_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
+    | DOMAINS | {"trust_domain", "set_senders"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"}
     | {"suspend_tenant", "resume_tenant", "erase_tenant", "revoke_tenant"}
@@ -72,6 +75,7 @@ TENANTS = {
         "tally",
     ),
     *("tally_total", "tenant", "stream", "template", "asset", "suppression", "audit", "ledger"),
+    "sender_domain",
 }
 RULES = {"reply_reason", "reply_rule", "reply_pattern", "slowed_site", "refusal"}
 SHARED = {"limits", "pause"}  # the fleet's rows, and one's own

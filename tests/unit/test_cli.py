@@ -83,6 +83,7 @@ def test_what_prints_data_takes_json():
         "grant",
         "role",
         "suspend",
+        "trust",
         "classify",  # JSON lines, always
         "set",
     }

@@ -1,0 +1,55 @@
+-- Who may send as whom (ops/docs/senders.md): the rule of a tenant, asked at the door by read_plain and read_email.
+-- Under the rule 'any', which asks nothing, it costs one look at the tenant; no statement of its own, no lock.
+
+-- Marks that turn the direction of what follows (UAX 9, sections 2.1 to 2.4): they make a name or a file's name read as
+-- something else. Marks of one character (U+200E, U+200F, U+061C) are left: right-to-left text needs them.
+create or replace function pgmail.has_bidi(p_text text) returns boolean
+language sql immutable parallel safe
+as $$ select p_text ~ '[\u202a-\u202e\u2066-\u2069]' $$;
+
+-- A domain and all that it lies in: of a.example.com those are a.example.com, example.com and com.
+create or replace function pgmail.domain_and_above(p_domain text) returns text[]
+language plpgsql immutable strict parallel safe
+as $$
+declare rest text := p_domain; found_ text[] := array[p_domain]; dot integer;
+begin
+  loop
+    dot := strpos(rest, '.');
+    if dot = 0 then return found_; end if;
+    rest := substr(rest, dot + 1);
+    found_ := array_append(found_, rest);
+  end loop;
+end
+$$;
+
+-- Whether a domain, or one that it lies in, is the tenant's and verified.
+create or replace function pgmail.is_sender_domain(p_tenant integer, p_domain text) returns boolean
+language sql stable
+as $$
+  select exists (select from pgmail.sender_domain d where d.tenant_id = p_tenant and d.state = 'verified'
+                 and d.domain = any (pgmail.domain_and_above(p_domain)))
+$$;
+
+-- Why the tenant may not send from this domain under this name, with what to do; null if it may. A name that shows an
+-- address is judged by that, too: it is what people see.
+create or replace function pgmail.sender_fault(p_tenant integer, p_domain text, p_name text) returns text
+language plpgsql stable
+as $$
+declare shown text;
+begin
+  if not exists (select from pgmail.tenant x where x.id = p_tenant and x.senders = 'verified') then return null; end if;
+  if not pgmail.is_sender_domain(p_tenant, p_domain) then
+    return format('%s is no verified domain of this tenant; add it (pgmail domain add %s, or POST /domains), publish the '
+                  'TXT record that this shows, and verify it', p_domain, p_domain);
+  end if;
+  if p_name ~ '[@\ufe6b\uff20]' then
+    select pgmail.domain_ascii(rtrim(m[1], '.')) into shown
+      from regexp_matches(normalize(p_name, NFKC), '@\s*([^\s<>()\[\],;:"''@]+)', 'g') m
+     where not coalesce(pgmail.is_sender_domain(p_tenant, pgmail.domain_ascii(rtrim(m[1], '.'))), true) limit 1;
+    if shown is not null then
+      return format('the name shows an address at %s, which is no verified domain of this tenant', shown);
+    end if;
+  end if;
+  return null;
+end
+$$;
