@@ -118,6 +118,12 @@ grant select on pgmail.message, pgmail.attachment, pgmail.tag, pgmail.recipient,
   pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total, pgmail.tenant, pgmail.stream, pgmail.template,
   pgmail.asset, pgmail.suppression, pgmail.audit, pgmail.ledger to {prefix}api, {prefix}reader, {prefix}admin;
 
+-- quotas: what may come in
+grant execute on function pgmail.set_quota(text, text, jsonb, text), pgmail.remove_quota(text, text, text) to {prefix}admin;
+grant execute on function pgmail.quota_gate_v1(uuid), pgmail.take_quota_v1(uuid, integer[], text[], integer[]) to {prefix}api;
+grant execute on function pgmail.doors_v1() to {prefix}worker, {prefix}maintain;
+grant select on pgmail.quota, pgmail.door, pgmail.quota_meter, pgmail.quota_bucket to {prefix}api, {prefix}reader, {prefix}admin;
+
 -- Row-level security. Policies name the roles they are for; the owner (who runs the functions) needs none. Making one takes
 -- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should
 -- be are left alone, and an upgrade that changes none locks no table for them.
@@ -147,7 +153,7 @@ begin
     elsif t.by_tenant or t.relname = 'tenant' then
       wanted := wanted
         || jsonb_build_object('tab', t.name, 'named', 'tenant', 'roles', array['{prefix}api', '{prefix}reader'], 'condition',
-             case t.relname when 'pause' then 'tenant_id is null or tenant_id ' when 'tenant' then 'id ' else 'tenant_id ' end || mine)
+             case when t.relname in ('pause', 'quota') then 'tenant_id is null or tenant_id ' when t.relname = 'tenant' then 'id ' else 'tenant_id ' end || mine)
         || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}worker', '{prefix}maintain', '{prefix}admin'], 'condition', 'true');
     end if;
   end loop;

@@ -26,11 +26,13 @@ from pgmail.api import (
     people,
     problems,
     queue,
+    quotas,
     streams,
     suppressions,
     templates,
 )
 from pgmail.api.coalesce import Coalescer
+from pgmail.api.doorman import Doorman
 from pgmail.api.enqueue import Bare, Enqueue
 from pgmail.api.keyring import Keyring, guard
 from pgmail.clock import Clock
@@ -52,6 +54,7 @@ GUARDED = (
     *(doubts.list_in_doubt, doubts.resolve_in_doubt),
     *(lanes.list_lanes, lanes.pause_lanes, lanes.resume_lanes),
     *(limits.list_limits, queue.show_queue, people.erase_person),
+    quotas.list_quotas,
 )
 OPEN = (health.live, health.ready)
 
@@ -85,7 +88,8 @@ def create_app(
     """
     keyring = Keyring(database, clock)
     coalescer = Coalescer(sends or database, database)
-    enqueue = Enqueue(database, coalescer)
+    doorman = Doorman(database, clock)
+    enqueue = Enqueue(database, coalescer, doorman)
     guarded = Router(
         path="/",
         guards=[guard],
@@ -104,6 +108,7 @@ def create_app(
                 "database": database,
                 "keyring": keyring,
                 "enqueue": enqueue,
+                "doorman": doorman,
                 "witness": witness,
                 "bare": Bare(keyring, enqueue, settings.max_body_bytes),
             }
