@@ -981,6 +981,10 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.fits(p_variables jsonb, p_most integer) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$ select octet_length(p_variables::text) <= p_most and not p_variables @? '$.**{33}' $_$;
+
 CREATE FUNCTION pgmail.fold_reply(p_text text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1722,6 +1726,7 @@ begin
   if o.mode not in ('envelope', 'personal') then return null; end if;
   -- One recipient's own variables make templates of the texts for all of them.
   if shared is null and o.mode = 'personal' and p_body->'to' @? '$[*].variables ? (@ != null)' then shared := '{}'; end if;
+  if not pgmail.fits(shared, 1048576) then return null; end if;
   o.variables := shared;
   return o;
 end
@@ -1736,7 +1741,8 @@ begin
     select o, (p).address collate "C" as address, (p).rcpt, name, (p).domain, variables,
       (p).address is not null and plain and coalesce(octet_length(name) <= 600, true)
         and case when variables is null then p_missing = '{}'
-                 else p_personal and jsonb_typeof(variables) = 'object' and variables ?& p_missing end as plain
+                 else p_personal and jsonb_typeof(variables) = 'object' and variables ?& p_missing
+                      and pgmail.fits(variables, 262144) end as plain
     from (
       select o, pgmail.plain_mailbox(x->>'address') as p, nullif(btrim(x->>'name', ' '), '') as name,
         nullif(x->'variables', 'null') as variables,
@@ -2102,6 +2108,18 @@ begin
      order by ord limit 1;
     return pgmail.faulty('invalid_variables',
       case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, 'must be an object');
+  end if;
+  k := pgmail.variables_fault(b->'variables', 1048576);
+  if k is not null then return pgmail.faulty('invalid_variables', '/variables', k); end if;
+  k := pgmail.variables_fault(v->'variables', 1048576);
+  if k is not null then return pgmail.faulty('invalid_variables', '/template/variables', k); end if;
+  if exists (select from unnest(people) p where p.variables is not null) then
+    select ord - 1, pgmail.variables_fault(x->'variables', 262144) into n, k
+      from jsonb_array_elements(case when jsonb_typeof(b->'to') = 'array' then b->'to' else jsonb_build_array(b->'to') end) with ordinality u(x, ord)
+     where jsonb_typeof(x) = 'object' and not pgmail.fits(x->'variables', 262144) order by ord limit 1;
+    if found then
+      return pgmail.faulty('invalid_variables', case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, k);
+    end if;
   end if;
   if v is not null and v->'variables' <> 'null' then
     vars := (v->'variables') || coalesce(b->'variables', '{}');
@@ -3127,6 +3145,9 @@ begin
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 128 of A-Z a-z 0-9 _ . -, led by a letter or digit');
   end if;
   if p_text is null and p_html is null then perform pgmail.refuse('missing_field', '/text', 'text or html is required'); end if;
+  if octet_length(p_subject) > 16384 then perform pgmail.refuse('too_large', '/subject', 'more than 16,384 octets', 413); end if;
+  if octet_length(p_text) > 1048576 then perform pgmail.refuse('too_large', '/text', 'more than 1,048,576 octets', 413); end if;
+  if octet_length(p_html) > 1048576 then perform pgmail.refuse('too_large', '/html', 'more than 1,048,576 octets', 413); end if;
   -- Two people saving at once get two versions, not a fault.
   perform pg_advisory_xact_lock(hashtextextended('pgmail.template/' || t || '/' || p_name, 0));
   select coalesce(max(x.version), 0) + 1 into v from pgmail.template x where x.tenant_id = t and x.name = p_name;
@@ -4426,6 +4447,11 @@ CREATE FUNCTION pgmail.uuid_time(p_id uuid) RETURNS timestamp with time zone
     BEGIN ATOMIC
  SELECT to_timestamp((((((('x'::text || lpad("left"(replace((p_id)::text, '-'::text, ''::text), 12), 16, '0'::text)))::bit(64))::bigint)::numeric / 1000.0))::double precision) AS to_timestamp;
 END;
+
+CREATE FUNCTION pgmail.variables_fault(p_variables jsonb, p_most integer) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select case when octet_length(p_variables::text) > p_most then p_most || ' octets as JSON at most' else 'nested more than 32 deep' end
+      where not pgmail.fits(p_variables, p_most) $$;
 
 CREATE FUNCTION pgmail.wake() RETURNS void
     LANGUAGE plpgsql

@@ -83,10 +83,13 @@ begin
                                and d.key = x.idempotency_key and d.expires_at > now_)
     loop
       fresh[r.i] := false; ids[r.i] := null;
-      done := case kinds[r.i]
-        when 'full' then pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429)
-        when 'pressure' then pgmail.faulty('backpressure', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 503)
-        else pgmail.faulty('limit_reached', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 429) end;
+      if kinds[r.i] = 'full' then
+        done := pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429);
+      elsif kinds[r.i] = 'pressure' then
+        done := pgmail.faulty('backpressure', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 503);
+      else
+        done := pgmail.faulty('limit_reached', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 429);
+      end if;
       done.due_at := untils[r.i];
       faults[r.i] := done;
     end loop;
