@@ -3852,7 +3852,7 @@ begin
           select y.kind, y.until, y.spread, y.reason from pgmail.door y
           where y.tenant_id = p_tenant and y.stream in ('', k.stream) and y.until > now_ and y.priority <= k.priority
           union all
-          select 'full', now_ + interval '1 minute', 0, 'the stream holds as many queued emails as it may'
+          select 'full', now_ + interval '30 seconds', 30, 'the stream holds as many queued emails as it may'
           where (select coalesce(sum(case kind when 'enqueued' then t.n else -t.n end), 0) from pgmail.tally_total t
                  where t.tenant_id = p_tenant and t.stream = k.stream) >= k.max_queued) u
         order by u.kind = 'bound' desc, u.until desc limit 1) d
@@ -3868,10 +3868,13 @@ begin
                                and d.key = x.idempotency_key and d.expires_at > now_)
     loop
       fresh[r.i] := false; ids[r.i] := null;
-      done := case kinds[r.i]
-        when 'full' then pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429)
-        when 'pressure' then pgmail.faulty('backpressure', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 503)
-        else pgmail.faulty('limit_reached', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 429) end;
+      if kinds[r.i] = 'full' then
+        done := pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429);
+      elsif kinds[r.i] = 'pressure' then
+        done := pgmail.faulty('backpressure', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 503);
+      else
+        done := pgmail.faulty('limit_reached', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 429);
+      end if;
       done.due_at := untils[r.i];
       faults[r.i] := done;
     end loop;

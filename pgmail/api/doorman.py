@@ -6,7 +6,7 @@ processes there are. A place is used at once or lost, never kept, so no process 
 
 What can go wrong: a client that does not heed Retry-After and asks a thousand times a second. After a refusal
 this process refuses by itself until the rule's next moment, a second at most, and asks nobody. And a database
-that is away: then nothing is let in, as the email could not be stored either.
+that is away: nobody under a rule is let in, whose email could not be stored either.
 
 Answers carry `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers, revision 10: lists of RFC
 9651 strings with parameters): `q` emails in `w` seconds; `r` are left, and more in `t` seconds.
@@ -21,12 +21,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pgmail.clock import Clock, SystemClock
-from pgmail.errors import Refused
+from pgmail.errors import DatabaseAway, Refused
 from pgmail.store import quotas as store
 from pgmail.store.database import Database
 from pgmail.store.keys import Caller
 
 TTL_SECONDS = 1.0
+STALE_SECONDS = 10.0  # so long the last look counts when another cannot be had
 MAX_KEPT = 10_000
 MAX_GROUPS = 500  # in one statement
 LOW = 3  # the priority that backpressure stops
@@ -116,7 +117,14 @@ class Doorman:
 
     async def _ask_gate(self, caller: Caller) -> store.Gate:
         asked = self._clock.monotonic()
-        gate = await store.gate(self._database, caller)
+        try:
+            gate = await store.gate(self._database, caller)
+        except DatabaseAway:
+            # A connection that broke is no reason to refuse what the next one may store.
+            known = self._gates.get(caller)
+            if known is None or asked > known.until + STALE_SECONDS:
+                raise
+            return known.gate
         if len(self._gates) >= MAX_KEPT:
             self._gates.clear()
         self._gates[caller] = _Kept(asked + TTL_SECONDS, gate)

@@ -67,7 +67,7 @@ begin
           select y.kind, y.until, y.spread, y.reason from pgmail.door y
           where y.tenant_id = p_tenant and y.stream in ('', k.stream) and y.until > now_ and y.priority <= k.priority
           union all
-          select 'full', now_ + interval '1 minute', 0, 'the stream holds as many queued emails as it may'
+          select 'full', now_ + interval '30 seconds', 30, 'the stream holds as many queued emails as it may'
           where (select coalesce(sum(case kind when 'enqueued' then t.n else -t.n end), 0) from pgmail.tally_total t
                  where t.tenant_id = p_tenant and t.stream = k.stream) >= k.max_queued) u
         order by u.kind = 'bound' desc, u.until desc limit 1) d

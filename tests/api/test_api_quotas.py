@@ -10,6 +10,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from pgmail.api import doorman
+from pgmail.errors import DatabaseAway
 from pgmail.store import quotas as store
 from tests.api.conftest import EMAIL, client
 from tests.sql.kit import differences
@@ -228,6 +229,21 @@ async def test_who_hangs_up_while_asking_takes_nothing_from_the_others(api, db):
         await asyncio.wait({asked[0]})
         other.rollback()
     assert [(await task).status_code for task in asked[1:]] == [200, 200]
+
+
+async def test_a_look_that_fails_refuses_nobody_who_was_looked_at_lately(api, db, monkeypatch):
+    assert (await send(api)).status_code == 200
+    kept = api.app.state.doorman._gates
+    for caller, (until, gate) in list(kept.items()):
+        kept[caller] = kept[caller]._replace(until=until - 2.0, gate=gate)
+
+    async def away(*_):
+        raise DatabaseAway("gone")
+
+    monkeypatch.setattr(store, "gate", away)
+    assert (await send(api)).status_code == 200
+    kept.clear()
+    assert (await send(api)).status_code == 503
 
 
 async def test_quotas_are_listed_with_what_is_used_and_what_is_closed(api, db):
