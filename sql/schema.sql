@@ -1897,6 +1897,7 @@ begin
   if p_scope is null or p_scope not in ('tenant', 'stream', 'key') then
     perform pgmail.refuse('invalid_scope', '/scope', 'must be fleet, tenant, stream or key');
   end if;
+  if p_scope = 'tenant' then p_tenant := coalesce(p_tenant, nullif(p_name, '')); end if;
   if p_tenant is null then
     tenant := pgmail.need_tenant();
   else

@@ -1,7 +1,8 @@
 -- Quotas as operators set them: rows, obeyed within about a second (ops/docs/quotas.md). Not for API keys: who is limited
 -- does not move the limit.
 
--- Whose rule is meant: the tenant (null: the fleet), and the name in normal form. p_tenant null is the caller's own.
+-- Whose rule is meant: the tenant (null: the fleet), and the name in normal form. p_tenant null is the caller's own; a rule of
+-- a tenant may have the tenant's name in either.
 create or replace function pgmail.quota_target(p_scope text, p_name text, p_tenant text, out tenant integer, out named text)
 language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
@@ -11,6 +12,7 @@ begin
   if p_scope is null or p_scope not in ('tenant', 'stream', 'key') then
     perform pgmail.refuse('invalid_scope', '/scope', 'must be fleet, tenant, stream or key');
   end if;
+  if p_scope = 'tenant' then p_tenant := coalesce(p_tenant, nullif(p_name, '')); end if;
   if p_tenant is null then
     tenant := pgmail.need_tenant();
   else

@@ -308,6 +308,7 @@ def test_a_rule_that_is_changed_or_removed_holds_nothing_of_the_old_one_against_
         ("site", "", {"per_second": 1}, ("invalid_scope", "/scope")),
         ("stream", "none", {"per_second": 1}, ("unknown_stream", "/name")),
         ("key", "none", {"per_second": 1}, ("unknown_key", "/name")),
+        ("tenant", "nobody", {"per_second": 1}, ("unknown_tenant", "/tenant")),
         ("tenant", "", {}, ("invalid_body", "")),
         ("tenant", "", {"per_second": 0}, ("invalid_quota", "/per_second")),
         ("tenant", "", {"per_second": 1.5}, ("invalid_quota", "/per_second")),
