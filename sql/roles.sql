@@ -154,6 +154,12 @@ begin
 end
 $do$;
 
+-- quotas: what may come in
+grant execute on function pgmail.set_quota(text, text, jsonb, text), pgmail.remove_quota(text, text, text) to {prefix}admin;
+grant execute on function pgmail.quota_gate_v1(uuid), pgmail.take_quota_v1(uuid, integer[], text[], integer[]) to {prefix}api;
+grant execute on function pgmail.doors_v1() to {prefix}worker, {prefix}maintain;
+grant select on pgmail.quota, pgmail.door, pgmail.quota_meter, pgmail.quota_bucket to {prefix}api, {prefix}reader, {prefix}admin;
+
 -- Row-level security. Policies name the roles they are for; the owner's own are functions/012_secure.sql's. Making one takes
 -- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should
 -- be are left alone, and an upgrade that changes none locks no table for them.
@@ -184,7 +190,7 @@ begin
     elsif t.by_tenant or t.relname = 'tenant' then
       wanted := wanted
         || jsonb_build_object('tab', t.name, 'named', 'tenant', 'roles', array['{prefix}api', '{prefix}reader'], 'condition',
-             case t.relname when 'pause' then 'tenant_id is null or tenant_id ' when 'tenant' then 'id ' else 'tenant_id ' end || mine)
+             case when t.relname in ('pause', 'quota') then 'tenant_id is null or tenant_id ' when t.relname = 'tenant' then 'id ' else 'tenant_id ' end || mine)
         || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}worker', '{prefix}maintain', '{prefix}admin'], 'condition', 'true');
     end if;
   end loop;

@@ -28,11 +28,13 @@ from pgmail.api import (
     people,
     problems,
     queue,
+    quotas,
     streams,
     suppressions,
     templates,
 )
 from pgmail.api.coalesce import Coalescer
+from pgmail.api.doorman import Doorman
 from pgmail.api.enqueue import Bare, Enqueue
 from pgmail.api.keyring import Keyring, guard
 from pgmail.clock import Clock
@@ -62,6 +64,7 @@ GUARDED = (
         domains.remove_domain,
     ),
     audit.list_audit,
+    quotas.list_quotas,
 )
 OPEN = (health.live, health.ready)
 
@@ -95,7 +98,8 @@ def create_app(
     """
     keyring = Keyring(database, clock)
     coalescer = Coalescer(sends or database, database)
-    enqueue = Enqueue(database, coalescer)
+    doorman = Doorman(database, clock)
+    enqueue = Enqueue(database, coalescer, doorman)
     guarded = Router(
         path="/",
         guards=[guard],
@@ -114,6 +118,7 @@ def create_app(
                 "database": database,
                 "keyring": keyring,
                 "enqueue": enqueue,
+                "doorman": doorman,
                 "witness": witness,
                 "name_servers": settings.name_servers,
                 "bare": Bare(keyring, enqueue, settings.max_body_bytes),

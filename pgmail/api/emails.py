@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from litestar import Request, get, patch, post
+from litestar import Request, Response, get, patch, post
 
 from pgmail.api import params, shapes
 from pgmail.api.bodies import Body, aside, read_json, read_struct
@@ -46,15 +46,16 @@ class Why(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @post("/emails", status_code=200, operation_class=operation("Email", headers=_KEY))
-async def send_email(request: AnyRequest) -> dict[str, str]:
+async def send_email(request: AnyRequest) -> Response[dict[str, str]]:
     """Enqueue one email."""
     body = await read_json(request)
     key = request.headers.get("idempotency-key")
-    return {"id": await request.app.state.enqueue(caller_of(request), body, key)}
+    made = await request.app.state.enqueue(caller_of(request), body, key)
+    return Response({"id": made.id}, headers=made.headers)
 
 
 @post("/emails/batch", status_code=200, operation_class=operation("Batch", headers=_KEY | _MODE))
-async def send_batch(request: AnyRequest) -> dict[str, Any]:
+async def send_batch(request: AnyRequest) -> Response[dict[str, Any]]:
     """Enqueue up to 1,000 emails: all or nothing, or in permissive mode the good ones."""
     mode = request.headers.get("x-batch-validation", "strict").lower()
     if mode not in {"strict", "permissive"}:
@@ -63,6 +64,7 @@ async def send_batch(request: AnyRequest) -> dict[str, Any]:
     body = await read_json(request)
     key = request.headers.get("idempotency-key")
     ready = await aside(body.size, _ready, body, key, now, strict)
+    limits = await request.app.state.doorman.let_in(caller_of(request), body.value)
     try:
         rows = await store.send_many(
             database_of(request), caller_of(request), ready.json, strict=strict, key=key, keyed=ready.keyed
@@ -75,7 +77,7 @@ async def send_batch(request: AnyRequest) -> dict[str, Any]:
     if not strict:
         bad = [row for row in rows if row.id is None]
         answer["errors"] = await aside(body.size, _refusals, bad, ready.faults, body, key, now)
-    return answer
+    return Response(answer, headers=limits)
 
 
 @get("/emails", operation_class=operation(query=(*_FILTERS, *params.PAGING)))

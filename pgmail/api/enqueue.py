@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
@@ -21,6 +21,7 @@ from litestar.types import HTTPScope, Receive, Send
 
 from pgmail.api.bodies import Body, aside, check_type, read
 from pgmail.api.coalesce import Coalescer
+from pgmail.api.doorman import Doorman
 from pgmail.api.intake import explain, ready_email
 from pgmail.api.keyring import Keyring
 from pgmail.api.problems import media_type, problem_for
@@ -46,25 +47,34 @@ class _Gone(Exception):  # noqa: N818 - it is no error
     """The client hung up before its body was read."""
 
 
+class Enqueued(NamedTuple):
+    """An email's id, and the headers of quotas that go with the answer."""
+
+    id: str
+    headers: dict[str, str]
+
+
 class Enqueue:
     """Takes one email in: ready for SQL, then together with others, or alone if it is large."""
 
-    def __init__(self, database: Database, coalescer: Coalescer) -> None:
+    def __init__(self, database: Database, coalescer: Coalescer, doorman: Doorman) -> None:
         self._database = database
         self._coalescer = coalescer
+        self._doorman = doorman
 
-    async def __call__(self, caller: Caller, body: Body, key: str | None) -> str:
-        """Enqueue the email in a body and return its id; `key` is the header's idempotency key.
+    async def __call__(self, caller: Caller, body: Body, key: str | None) -> Enqueued:
+        """Enqueue the email in a body; `key` is the header's idempotency key.
 
         Raises Refused and DatabaseAway.
         """
         now = datetime.now(UTC)
         ready = await aside(body.size, _ready, body, key, now)
+        limits = await self._doorman.let_in(caller, body.value)
         try:
             if len(ready.json) <= LARGE:
-                return await self._coalescer.send(caller, ready.json, ready.key)
+                return Enqueued(await self._coalescer.send(caller, ready.json, ready.key), limits)
             found = await store.send(self._database, caller, ready.json, keyed=ready.key is not None)
-            return str(found)
+            return Enqueued(str(found), limits)
         except Refused as fault:
             raise (await aside(body.size, explain, fault, body.value, key, now)) from None
 
@@ -86,7 +96,8 @@ class Bare:
         given = _headers(scope["headers"])
         status, headers = 200, [_JSON]
         try:
-            body = await self._answer(given, receive)
+            body, limits = await self._answer(given, receive)
+            headers += [(name.lower().encode(), value.encode()) for name, value in limits.items()]
         except _Gone:
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
@@ -95,13 +106,13 @@ class Bare:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def _answer(self, headers: dict[bytes, str], receive: Receive) -> bytes:
+    async def _answer(self, headers: dict[bytes, str], receive: Receive) -> tuple[bytes, dict[str, str]]:
         caller = await self._keyring.caller(headers.get(b"authorization"))
         check_type(headers.get(b"content-type", ""), headers.get(b"content-encoding", "identity"))
         raw = await self._body(headers.get(b"content-length", ""), receive)
         body = await aside(len(raw), read, raw)
         found = await self._enqueue(caller, body, headers.get(b"idempotency-key"))
-        return b'{"id":"%s"}' % found.encode()
+        return b'{"id":"%s"}' % found.id.encode(), found.headers
 
     async def _body(self, announced: str, receive: Receive) -> bytes:
         if announced.isdigit() and int(announced) > self._limit:

@@ -55,6 +55,7 @@ _STATUSES = {
     "idempotency_conflict": 409,
     "limit_reached": 429,
     "too_large": 413,
+    "backpressure": 503,
 }
 # What the framework refuses by itself, in pgmail's words.
 _CODES = {
@@ -99,6 +100,7 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
     """Return what an error is to a client, and the headers that go with it."""
     if isinstance(error, Refused):
         headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+        headers |= getattr(error, "headers", {})  # of a quota, which knows when to try again
         return _problem(error.code, error.field, error.message, error.status), _wait(error.status) | headers
     if isinstance(error, DatabaseAway):
         return _problem("database_away", "", _DOUBT if isinstance(error, InDoubt) else _AWAY, 503), _wait(503)

@@ -247,6 +247,24 @@ async def _people(connection: Connection, _: Settings) -> Finding:
     return Finding("dead letters", "ok", "none")
 
 
+async def _quotas(connection: Connection, _: Settings) -> Finding:
+    rows = await _ask(connection, "quotas")
+    if closed := [row for row in rows if row["kind"] != "near"]:
+        worst = next((row for row in closed if row["kind"] == "bound"), closed[0])
+        message = f"tenant {worst['tenant']}: {worst['reason']}"
+        status: Status = "failed" if worst["kind"] == "bound" else "warning"
+        return Finding("quotas", status, message, "pgmail quota list")
+    if rows:
+        message = f"tenant {rows[0]['tenant']} has handed over {rows[0]['part']:.0%} of its bound of the day"
+        return Finding("quotas", "warning", message, "pgmail quota set --tenant NAME --bound-mails N")
+    (bound,) = await _ask(connection, "bound")
+    each = [f"{bound['bound_mails']:,} emails"] if bound["bound_mails"] else []
+    each += [f"{bound['bound_bytes'] / 2**30:,.0f} GiB"] if bound["bound_bytes"] else []
+    return Finding(
+        "quotas", "ok", f"no door is closed; a tenant's bound a day is {' and '.join(each) or 'none'}"
+    )
+
+
 def _clock(there: datetime, before: datetime, after: datetime) -> Finding:
     """Compare the server's clock with this host's, at the middle of the question's way."""
     skew = max((before - there).total_seconds(), (there - after).total_seconds(), 0.0)
@@ -275,5 +293,6 @@ _CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
     "relays": _relays,
     "ledger": _ledger,
     "waiting": _waiting,
+    "quotas": _quotas,
     "dead letters": _people,
 }

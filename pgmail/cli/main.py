@@ -28,6 +28,7 @@ COMMANDS = {
     "pause": "pgmail.cli.operate:pause",
     "resume": "pgmail.cli.operate:resume",
     "limit": "pgmail.cli.limit:limit",
+    "quota": "pgmail.cli.quota:quota",
     "doubt": "pgmail.cli.doubt:doubt",
     "dead": "pgmail.cli.dead:dead",
     "key": "pgmail.cli.key:key",

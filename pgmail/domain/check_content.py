@@ -18,6 +18,9 @@ MAX_HEADER_VALUE = 2_000  # characters
 MAX_TAGS = 20
 MAX_METADATA = 16_384  # octets as JSON
 MAX_VERSION = 999_999_999
+MAX_VARIABLES = 1_048_576  # octets as JSON, shared by all recipients
+MAX_OWN_VARIABLES = 262_144  # of one recipient
+MAX_LEVELS = 32  # of variables within variables
 
 _HEADER_NAME = re.compile("[!-9;-~]{1,76}")
 _RESERVED = frozenset(
@@ -105,14 +108,42 @@ def check_text(body: dict[str, Any]) -> None:
 
 
 def check_variables(body: dict[str, Any]) -> None:
-    """Row 8, but for whether a stored template has all it requires."""
-    _object(body.get("variables"), "variables")
+    """Row 8, but for whether a stored template has all it requires. Types first, then sizes."""
+    found: list[tuple[object, int, tuple[str | int, ...]]] = [
+        (body.get("variables"), MAX_VARIABLES, ("variables",))
+    ]
     template = body.get("template")
     if isinstance(template, dict):
-        _object(template.get("variables"), "template", "variables")
-    for rest, item in items(body.get("to")):
-        if isinstance(item, dict):
-            _object(item.get("variables"), "to", *rest, "variables")
+        found.append((template.get("variables"), MAX_VARIABLES, ("template", "variables")))
+    found += [
+        (item.get("variables"), MAX_OWN_VARIABLES, ("to", *rest, "variables"))
+        for rest, item in items(body.get("to"))
+        if isinstance(item, dict)
+    ]
+    for value, _, path in found:
+        if not isinstance(value, dict | None):
+            refuse("invalid_variables", *path, because=f"an object, not {kind(value)}")
+    for value, most, path in found:
+        if value:
+            _check_extent(value, most, path)
+
+
+def _check_extent(value: object, most: int, path: tuple[str | int, ...]) -> None:
+    """Refuse variables that are too large or too deep; measured as PostgreSQL writes jsonb."""
+    level: list[object] = [value]
+    for _ in range(MAX_LEVELS):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list | tuple):
+                inner.extend(item)
+        level = inner
+    if any(isinstance(item, dict | list | tuple) and item for item in level):
+        refuse("invalid_variables", *path, because=f"nested more than {MAX_LEVELS} deep")
+    size = len(json.dumps(value, ensure_ascii=False).encode())
+    if size > most:
+        refuse("invalid_variables", *path, because=f"{size:,} octets as JSON; at most {most:,}")
 
 
 def check_headers(body: dict[str, Any]) -> None:
@@ -171,11 +202,6 @@ def check_metadata(body: dict[str, Any]) -> None:
     if size > MAX_METADATA:
         because = f"{size:,} octets as JSON; at most {MAX_METADATA:,}"
         refuse("invalid_metadata", "metadata", because=because)
-
-
-def _object(value: object, *path: str | int) -> None:
-    if not isinstance(value, dict | None):
-        refuse("invalid_variables", *path, because=f"an object, not {kind(value)}")
 
 
 def _check_count(before: int, tags: int) -> None:

@@ -61,7 +61,8 @@ class Leader(Loop):
             ("wake_due", 0.5, self._wake_due),
             ("repair_lanes", 3.0, lambda: self._count("repair_lanes")),
             ("expire", 1.0, lambda: self._count("expire")),
-            ("fold_tallies", 2.0, lambda: self._count("fold_tallies")),
+            ("fold_tallies", 1.0, lambda: self._count("fold_tallies")),
+            ("doors", 1.0, lambda: self._count("doors")),  # of what was folded just now
             ("purge_idempotency", 60.0, lambda: self._count("purge_idempotency")),
             ("purge_suppressions", 60.0, lambda: self._count("purge_suppressions")),
             ("make_partitions", 3600.0, self._partitions),

@@ -232,6 +232,18 @@ begin
     return pgmail.faulty('invalid_variables',
       case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, 'must be an object');
   end if;
+  k := pgmail.variables_fault(b->'variables', 1048576);
+  if k is not null then return pgmail.faulty('invalid_variables', '/variables', k); end if;
+  k := pgmail.variables_fault(v->'variables', 1048576);
+  if k is not null then return pgmail.faulty('invalid_variables', '/template/variables', k); end if;
+  if exists (select from unnest(people) p where p.variables is not null) then
+    select ord - 1, pgmail.variables_fault(x->'variables', 262144) into n, k
+      from jsonb_array_elements(case when jsonb_typeof(b->'to') = 'array' then b->'to' else jsonb_build_array(b->'to') end) with ordinality u(x, ord)
+     where jsonb_typeof(x) = 'object' and not pgmail.fits(x->'variables', 262144) order by ord limit 1;
+    if found then
+      return pgmail.faulty('invalid_variables', case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, k);
+    end if;
+  end if;
   if v is not null and v->'variables' <> 'null' then
     vars := (v->'variables') || coalesce(b->'variables', '{}');
   else

@@ -64,7 +64,8 @@ begin
     select o, (p).address collate "C" as address, (p).rcpt, name, (p).domain, variables,
       (p).address is not null and plain and coalesce(octet_length(name) <= 600, true)
         and case when variables is null then p_missing = '{}'
-                 else p_personal and jsonb_typeof(variables) = 'object' and variables ?& p_missing end as plain
+                 else p_personal and jsonb_typeof(variables) = 'object' and variables ?& p_missing
+                      and pgmail.fits(variables, 262144) end as plain
     from (
       select o, pgmail.plain_mailbox(x->>'address') as p, nullif(btrim(x->>'name', ' '), '') as name,
         nullif(x->'variables', 'null') as variables,
@@ -143,6 +144,7 @@ begin
   if o.mode not in ('envelope', 'personal') then return null; end if;
   -- One recipient's own variables make templates of the texts for all of them.
   if shared is null and o.mode = 'personal' and p_body->'to' @? '$[*].variables ? (@ != null)' then shared := '{}'; end if;
+  if not pgmail.fits(shared, 1048576) then return null; end if;
   o.variables := shared;
   return o;
 end

@@ -46,13 +46,15 @@ language plpgsql volatile
 as $$
 declare
   now_ timestamptz := pgmail.now(); r record; held uuid; wake boolean;
-  suspended text; asking boolean; keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; full_streams text[]; fresh boolean[];
+  suspended text; asking boolean; keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; shut boolean; fresh boolean[];
+  kinds text[]; untils timestamptz[]; spreads real[]; reasons text[]; done pgmail.email;   -- of the door that is closed to each, if one is
 begin
   select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
       array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
       bool_or((e).attachments is not null), bool_or((e).tags is not null), bool_or((e).on_limit <> 'delay'),
-      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant))
-    into ids, faults, fresh, keyed, limited, attached, tagged, asking, suppressing, erased from (select unnest(p_emails) as e) x;
+      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant)),
+      (select exists (select from pgmail.door d where d.tenant_id = p_tenant and d.until > now_))
+    into ids, faults, fresh, keyed, limited, attached, tagged, asking, suppressing, erased, shut from (select unnest(p_emails) as e) x;
 
   -- A suspended tenant's mail waits by itself (011_tenants.sql): only those who asked for something else are told here.
   if asking then suspended := pgmail.suspension(p_tenant); end if;
@@ -66,23 +68,43 @@ begin
     end loop;
   end if;
 
-  if limited then
-    -- Depth comes from folded tallies: seconds old, never a count. A limit is a wall with a soft edge.
-    select array_agg(s.stream) into full_streams
-    from (select distinct (e).stream, (e).max_queued from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (e).max_queued is not null) s
-    where (select coalesce(sum(case kind when 'enqueued' then t.n else -t.n end), 0) from pgmail.tally_total t
-           where t.tenant_id = p_tenant and t.stream = s.stream) >= s.max_queued;
-    if full_streams is not null then
-      for r in select x.stream, x.ordinality as i from unnest(p_emails) with ordinality x
-               where x.stream = any (full_streams) and x.on_limit = 'error' and fresh[x.ordinality]
-                 -- A key that was used already answers with what it holds, however full the stream is by now.
-                 and not exists (select from pgmail.idempotency d where d.tenant_id = p_tenant
-                                 and d.key = x.idempotency_key and d.expires_at > now_)
-      loop
-        fresh[r.i] := false; ids[r.i] := null;
-        faults[r.i] := pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429);
-      end loop;
-    end if;
+  if limited or shut then
+    -- Each email's strictest door: a bound before all others, then what stays closed longest. A full stream's depth comes from
+    -- folded tallies, seconds old, never a count: a wall with a soft edge, as doors are.
+    with kinds as (
+      select distinct (e).stream, (e).priority, (e).max_queued from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept
+    ), closed as materialized (
+      select k.stream, k.priority, d.kind, d.until, d.spread, d.reason from kinds k cross join lateral (
+        select u.* from (
+          select y.kind, y.until, y.spread, y.reason from pgmail.door y
+          where y.tenant_id = p_tenant and y.stream in ('', k.stream) and y.until > now_ and y.priority <= k.priority
+          union all
+          select 'full', now_ + interval '30 seconds', 30, 'the stream holds as many queued emails as it may'
+          where (select coalesce(sum(case kind when 'enqueued' then t.n else -t.n end), 0) from pgmail.tally_total t
+                 where t.tenant_id = p_tenant and t.stream = k.stream) >= k.max_queued) u
+        order by u.kind = 'bound' desc, u.until desc limit 1) d
+    )
+    select array_agg(c.kind order by x.i), array_agg(c.until order by x.i), array_agg(c.spread order by x.i), array_agg(c.reason order by x.i)
+      into kinds, untils, spreads, reasons
+      from (select generate_subscripts(p_emails, 1) as i, unnest(p_emails) as e) x
+      left join closed c on c.stream = (x.e).stream and c.priority = (x.e).priority;
+    for r in select x.stream, x.ordinality as i from unnest(p_emails) with ordinality x
+             where kinds[x.ordinality] is not null and (x.on_limit = 'error' or kinds[x.ordinality] = 'bound') and fresh[x.ordinality]
+               -- A key that was used already answers with what it holds, however full the stream is by now.
+               and not exists (select from pgmail.idempotency d where d.tenant_id = p_tenant
+                               and d.key = x.idempotency_key and d.expires_at > now_)
+    loop
+      fresh[r.i] := false; ids[r.i] := null;
+      if kinds[r.i] = 'full' then
+        done := pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429);
+      elsif kinds[r.i] = 'pressure' then
+        done := pgmail.faulty('backpressure', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 503);
+      else
+        done := pgmail.faulty('limit_reached', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 429);
+      end if;
+      done.due_at := untils[r.i];
+      faults[r.i] := done;
+    end loop;
   end if;
 
   if keyed then
@@ -124,14 +146,17 @@ begin
   with people as (
     select id as message_id, (e).stream as stream, (e).priority as priority, (e).due_at as due_at, (e).expires_at as expires_at, (e).on_limit as on_limit,
       -- mail for later meets the limit then, unless its sender wants to be asked
-      coalesce((e).stream = any (full_streams), false)
-        and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < now_ + interval '1 minute') as is_full,
+      (kind is not null and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < until)) or (suspended is not null and (e).on_limit = 'hold') as is_full,
+      -- strewn, or all that waited would come at once
+      until + random() * spread * interval '1 second' as later_at,
+      case when (e).on_limit = 'hold' then coalesce(suspended, reason) else reason end as limit_said,
       unnest((e).people) as p, generate_subscripts((e).people, 1) as position
-    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept
+    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept, unnest(kinds) as kind, unnest(untils) as until,
+            unnest(spreads) as spread, unnest(reasons) as reason) x where kept
   ), judged as materialized (
     select pgmail.uuid7() as id, x.*, pgmail.lane_id(p_tenant, x.stream, x.priority, x.site) as lane, u.reason as suppressed, u.source
     from (
-      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.position, (m.p).role, (m.p).address,
+      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.later_at, m.limit_said, m.position, (m.p).role, (m.p).address,
         (m.p).rcpt, (m.p).name, (m.p).variables, coalesce(s.site, (m.p).domain) as site
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
@@ -145,22 +170,19 @@ begin
   ), queued as (
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, hold_reason, held_due_at, expires_at)
     select p_tenant, id, message_id, lane,
-      case when (is_full or suspended is not null) and on_limit = 'hold' then 'infinity'
-           when is_full then now_ + interval '1 minute'
+      case when is_full and on_limit = 'hold' then 'infinity'
+           when is_full then later_at
            else coalesce(due_at, now_) end,
       due_at is not null or is_full,
       case when is_full then 'delayed' when due_at is not null then 'scheduled' end,
-      case when on_limit <> 'hold' then null when suspended is not null then suspended
-           when is_full then 'the stream holds as many queued emails as it may' end,
-      case when (is_full or suspended is not null) and on_limit = 'hold' then coalesce(due_at, now_) end,
+      case when is_full and on_limit = 'hold' then limit_said end,
+      case when is_full and on_limit = 'hold' then coalesce(due_at, now_) end,
       expires_at
     from judged where suppressed is null
   ), limits_said as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, at, site, detail)
-    select p_tenant, id, message_id, case on_limit when 'hold' then 'email.held' else 'email.delayed' end, now_, site,
-      case when on_limit = 'hold' then coalesce(suspended, 'the stream holds as many queued emails as it may')
-           else 'the stream holds as many queued emails as it may' end
-    from judged where (is_full or (suspended is not null and on_limit = 'hold')) and suppressed is null
+    select p_tenant, id, message_id, case on_limit when 'hold' then 'email.held' else 'email.delayed' end, now_, site, limit_said
+    from judged where is_full and suppressed is null
   ), settled as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, reason)
     select p_tenant, id, message_id, 'suppressed', now_, stream, site, suppressed from judged where suppressed is not null
@@ -175,10 +197,13 @@ begin
           from judged where suppressed is null group by lane) j
     where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = j.lane and l.active)
   ), counted as (
-    insert into pgmail.tally (tenant_id, stream, kind, n, at)
-    select p_tenant, stream, 'enqueued', count(*), now_ from judged group by stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
+    select p_tenant, j.stream, 'enqueued', count(*), now_, coalesce(sum(octet_length(j.variables::text)), 0) + (
+        select sum(octet_length((x.e).content) + case when (x.e).attachments is not null then (x.e).size_bytes else 0 end)
+        from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (x.e).stream = j.stream)
+      from judged j group by j.stream
     union all
-    select p_tenant, stream, 'suppressed', count(*), now_ from judged where suppressed is not null group by stream
+    select p_tenant, stream, 'suppressed', count(*), now_, null from judged where suppressed is not null group by stream
   )
   select bool_or(suppressed is null and due_at is null) into wake from judged;
   if wake then perform pgmail.wake(); end if;

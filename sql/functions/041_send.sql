@@ -6,7 +6,7 @@ language plpgsql volatile security definer set search_path = pgmail, pg_temp set
 as $$
 declare
   t integer; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
-  gone boolean; message_ uuid; recipient_ uuid; held uuid; done record;
+  gone boolean; closed_ boolean; message_ uuid; recipient_ uuid; held uuid; done record;
 begin
   -- as current_tenant says, without its price
   select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end
@@ -27,11 +27,12 @@ begin
                 and y.address = any (case when exists (select from pgmail.erasure_salt x where x.tenant_id = t)
                                      then pgmail.suppressed_as(t, p.address) else array[p.address] end)
                 and (y.expires_at is null or y.expires_at > now_)),
-        e.due_at is null and exists (select from pgmail.worker w where w.asleep)
-      into site_, lane_, active_, gone, asleep_
+        e.due_at is null and exists (select from pgmail.worker w where w.asleep),
+        exists (select from pgmail.door d where d.tenant_id = t and d.stream in ('', e.stream) and d.until > now_ and d.priority <= e.priority)
+      into site_, lane_, active_, gone, asleep_, closed_
       from (select site, pgmail.lane_id(t, e.stream, e.priority, site) as lane
             from (select coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) as site offset 0) x offset 0) y;
-    if not gone then
+    if not (gone or closed_) then
       message_ := pgmail.uuid7(); recipient_ := pgmail.uuid7();
       if e.idempotency_key is not null then
         held := pgmail.take_key(t, e.idempotency_key, e.body_hash, message_);
@@ -54,7 +55,8 @@ begin
         values (t, recipient_, message_, lane_, coalesce(e.due_at, now_), e.due_at is not null,
           case when e.due_at is not null then 'scheduled' end, e.expires_at)
       ), counted as (
-        insert into pgmail.tally (tenant_id, stream, kind, n, at) values (t, e.stream, 'enqueued', 1, now_)
+        insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
+        values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0))
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
         expires_at, template, template_version, size_bytes, metadata, idempotency_key, content)
@@ -66,10 +68,7 @@ begin
   end if;
 
   done := pgmail.store_emails(t, array[e]);
-  if done.ids[1] is null then
-    e := done.faults[1];
-    perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
-  end if;
+  if done.ids[1] is null then perform pgmail.refuse_email(done.faults[1], ''); end if;
   return done.ids[1];
 end
 $$;
@@ -93,6 +92,22 @@ as $$
     'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata))
 $$;
 
+-- Refuses an email for its fault. Where a limit is the reason, the hint says when to try again.
+create or replace function pgmail.refuse_email(e pgmail.email, p_before text) returns void
+language plpgsql
+as $$
+begin
+  if e.due_at is null then perform pgmail.refuse(e.fault_code, p_before || e.fault_field, e.fault_message, e.fault_status); end if;
+  raise exception using errcode = 'PM' || e.fault_status, constraint = e.fault_code, detail = p_before || e.fault_field,
+    message = p_before || e.fault_field || ': ' || e.fault_message, hint = 'Try again after ' || pgmail.iso_time(e.due_at)
+      || ', or let it wait: "on_limit": "delay".';
+end
+$$;
+
+create or replace function pgmail.iso_time(p_at timestamptz) returns text
+language sql immutable parallel safe
+as $$ select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') $$;
+
 -- Refuses a batch for the first fault in it, if there is one.
 create or replace function pgmail.refuse_first(p_faults pgmail.email[]) returns void
 language plpgsql
@@ -102,7 +117,7 @@ begin
   select x.* into r from (select generate_subscripts(p_faults, 1) - 1 as i, unnest(p_faults) as e) x
    where (x.e).fault_code is not null order by x.i limit 1;
   if found then
-    perform pgmail.refuse((r.e).fault_code, '/' || r.i || (r.e).fault_field, (r.e).fault_message, (r.e).fault_status);
+    perform pgmail.refuse_email(r.e, '/' || r.i);
   end if;
 end
 $$;

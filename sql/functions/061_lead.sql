@@ -98,12 +98,13 @@ begin
   with gone as (
     delete from pgmail.tally
     where ctid = any (array(select ctid from pgmail.tally limit p_most for update skip locked))
-    returning tenant_id, stream, kind, tally.n
+    returning tenant_id, stream, kind, tally.n, tally.bytes
   ), summed as (
-    select tenant_id, stream, kind, sum(g.n) as n from gone g group by tenant_id, stream, kind order by tenant_id, stream, kind
+    select tenant_id, stream, kind, sum(g.n) as n, coalesce(sum(g.bytes), 0) as bytes
+    from gone g group by tenant_id, stream, kind order by tenant_id, stream, kind
   ), folded as (
-    insert into pgmail.tally_total as t (tenant_id, stream, kind, n) select * from summed
-    on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n returning 1
+    insert into pgmail.tally_total as t (tenant_id, stream, kind, n, bytes) select * from summed
+    on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n, bytes = t.bytes + excluded.bytes returning 1
   )
   select count(*) into n from folded;
   return n;

@@ -44,6 +44,87 @@ create table pgmail.sender_domain (
 -- end of domains of senders
 
 ------------------------------------------------------------------------------------------------ quotas
+-- What may come in. Rules are an operator's rows; doors are what the leader makes of them about once a second, and all
+-- that `send` reads. A rule of the fleet has no tenant.
+create table pgmail.quota (
+  tenant_id        integer,
+  scope            text not null check (scope in ('fleet', 'tenant', 'stream', 'key')),
+  name             text not null,         -- a stream's name, a key's id; '' of fleet and tenant
+  per_second       integer check (per_second between 1 and 1000000),
+  per_day          bigint check (per_day between 1 and 1000000000000),   -- a day of UTC
+  max_queued       bigint check (max_queued between 0 and 1000000000000),
+  pressure_depth   bigint check (pressure_depth between 1 and 1000000000000),  -- above it, mail of low priority waits
+  pressure_seconds integer check (pressure_seconds between 1 and 31536000),    -- the same, by the age of the oldest due
+  bound_mails      bigint check (bound_mails between 1 and 1000000000000),     -- a day, of one tenant: no more is taken
+  bound_bytes      bigint check (bound_bytes between 1 and 1000000000000000),
+  note             text,
+  changed_at       timestamptz not null default pgmail.now(),
+  changed_by       text not null default session_user,
+  unique nulls not distinct (tenant_id, scope, name),
+  check ((scope = 'fleet') = (tenant_id is null)),
+  check ((scope in ('fleet', 'tenant')) = (name = '')),
+  check (scope <> 'fleet' or (per_second is null and per_day is null and max_queued is null)),
+  check (scope in ('fleet', 'tenant') or (pressure_depth is null and pressure_seconds is null
+                                          and bound_mails is null and bound_bytes is null)),
+  check (scope <> 'key' or max_queued is null)
+);
+
+-- What is closed, until when. Mail of this priority and below goes from `until` on, strewn over so many seconds.
+create table pgmail.door (
+  tenant_id integer not null,
+  stream    text not null,                -- '' is every stream
+  kind      text not null check (kind in ('rate', 'day', 'queued', 'pressure', 'bound')),
+  priority  smallint not null default 1,
+  until     timestamptz not null,
+  spread    real not null default 0,
+  reason    text not null,
+  primary key (tenant_id, stream, kind)
+) with (fillfactor = 50);
+
+-- What was taken in, by every way in, as far as tallies are folded: the leader's memory.
+create table pgmail.quota_meter (
+  tenant_id  integer not null,
+  scope      text not null check (scope in ('tenant', 'stream')),
+  name       text not null,
+  seen       bigint not null,             -- of the running totals
+  seen_bytes bigint not null,
+  lately     bigint not null default 0,   -- mails between the last two looks
+  paid_until timestamptz not null,        -- the moment at which all that was taken in is within the rate
+  day        date not null,
+  owed       bigint not null default 0,   -- of the day's allowance, with what earlier days took in advance
+  mails      bigint not null default 0,   -- of this day
+  bytes      bigint not null default 0,
+  primary key (tenant_id, scope, name)
+) with (fillfactor = 50);
+
+-- What came in by HTTP under a rule, exactly: how many in each slot of 20 ms of the last second, and in the day.
+create table pgmail.quota_bucket (
+  tenant_id integer not null,
+  scope     text not null check (scope in ('tenant', 'stream', 'key')),
+  name      text not null,
+  slot      bigint not null default 0,
+  counts    integer[] not null default '{}',
+  day       date not null default '-infinity',
+  used      bigint not null default 0,
+  primary key (tenant_id, scope, name)
+) with (fillfactor = 50);
+
+alter table pgmail.quota        enable row level security;
+alter table pgmail.door         enable row level security;
+alter table pgmail.quota_meter  enable row level security;
+alter table pgmail.quota_bucket enable row level security;
+
+alter table pgmail.tally add column bytes bigint;
+alter table pgmail.tally_total add column bytes bigint not null default 0;
+alter table pgmail.leader add column doors_at timestamptz;
+
+insert into pgmail.quota (scope, name, bound_mails, bound_bytes, note, changed_by)
+values ('fleet', '', 50000000, 214748364800, 'what one tenant may hand over in a day at most', 'pgmail');
+
+-- What was taken in before counts for no day.
+insert into pgmail.quota_meter (tenant_id, scope, name, seen, seen_bytes, paid_until, day)
+select tenant_id, 'tenant', '', sum(n), 0, pgmail.now(), (pgmail.now() at time zone 'UTC')::date
+from pgmail.tally_total where kind = 'enqueued' group by tenant_id;
 
 -- end of quotas
 

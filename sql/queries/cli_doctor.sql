@@ -43,6 +43,24 @@ from (select q.due_at from pgmail.queue q
 -- Tenants whose books do not balance.
 select l.tenant, l.difference from pgmail.ledger l where l.difference <> 0;
 
+-- name: quotas :many
+-- What is closed now, and tenants that used four fifths of what they may hand over in a day.
+select t.name as tenant, d.kind, d.reason, d.until, 1.0::float8 as part from pgmail.door d
+join pgmail.tenant t on t.id = d.tenant_id where d.until > pgmail.now()
+union all
+select t.name, 'near', null, null, x.part::float8 from pgmail.quota_meter m
+join pgmail.tenant t on t.id = m.tenant_id
+left join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = 'tenant'
+left join pgmail.quota f on f.scope = 'fleet'
+cross join lateral (select greatest(m.mails / coalesce(q.bound_mails, f.bound_mails)::numeric,
+                                    m.bytes / coalesce(q.bound_bytes, f.bound_bytes)::numeric, 0) as part) x
+where m.scope = 'tenant' and m.day = (pgmail.now() at time zone 'UTC')::date and x.part between 0.8 and 1
+order by part desc, kind, tenant;
+
+-- name: bound :one
+-- What one tenant may hand over in a day where it has no bound of its own.
+select q.bound_mails, q.bound_bytes from pgmail.quota q where q.scope = 'fleet';
+
 -- name: dead :one
 -- How many dead letters wait for a person.
 select count(*) as n from pgmail.dead_letter d where d.tenant_id = (select pgmail.current_tenant());

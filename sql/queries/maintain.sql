@@ -28,6 +28,10 @@ select pgmail.expire_v1(1000) as expired;
 -- Fold what statements counted into totals.
 select pgmail.fold_tallies_v1(20000) as folded;
 
+-- name: doors :one
+-- Open and close the doors of quotas by what came in; how many are closed now.
+select pgmail.doors_v1() as closed;
+
 -- name: purge_idempotency :one
 -- Idempotency keys past their day.
 select pgmail.purge_idempotency_v1(5000) as purged;

@@ -38,6 +38,7 @@ LEAD = {
         "make_partitions_v1",
     ),
     "orphans_v1",
+    "doors_v1",
     "partition_state",
     *("domain_checked_v1", "domains_due_v1"),
     *("make_partition_v2", "drop_partition_v1", "drop_strays_v1", "empty_content_v1", "retention_state"),
@@ -47,13 +48,15 @@ FUNCTIONS = {
     "producer": PRODUCER,
     "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
     "analyst": PURE | {"status", "trace", "why"},
-    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | {"check_key_v1"},
+    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | {"check_key_v1"}
+    | {"quota_gate_v1", "take_quota_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
     | DOMAINS | {"trust_domain", "set_senders"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"}
     | {"suspend_tenant", "resume_tenant", "erase_tenant", "revoke_tenant"}
-    | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"},
+    | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"}
+    | {"set_quota", "remove_quota"},
     "worker": PURE | LEAD | WITNESS | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
     | {"suppress_bounced_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "has_erased", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
@@ -79,6 +82,7 @@ TENANTS = {
 }
 RULES = {"reply_reason", "reply_rule", "reply_pattern", "slowed_site", "refusal"}
 SHARED = {"limits", "pause"}  # the fleet's rows, and one's own
+QUOTAS = {"quota", "door", "quota_meter", "quota_bucket"}
 VIEWS = {
     *("my_message", "my_recipient", "my_queue", "my_event", "my_outcome", "my_dead_letter", "my_suppression"),
     *("my_stream", "my_total"),
@@ -100,9 +104,9 @@ READS_CONTENT = {
 SELECT = {
     "producer": set(),
     "analyst": VIEWS | {"schema_version", "reply_reason"},
-    "reader": FLEET | SHARED | TENANTS | RULES,
-    "api": (FLEET | SHARED | TENANTS | RULES) - {"attachment"},
-    "admin": FLEET | SHARED | TENANTS | RULES | {"bucket", "permit"},
+    "reader": FLEET | SHARED | TENANTS | RULES | QUOTAS,
+    "api": (FLEET | SHARED | TENANTS | RULES | QUOTAS) - {"attachment"},
+    "admin": FLEET | SHARED | TENANTS | RULES | QUOTAS | {"bucket", "permit"},
     "worker": FLEET
     | SHARED
     | {

@@ -1,0 +1,140 @@
+-- Doors: what the leader makes of quotas and of what came in, about once a second (ops/docs/quotas.md). A send reads doors
+-- and nothing else; what it takes in it has always tallied. So no application waits for another one, and a producer that
+-- runs away is stopped after about a second of its own speed.
+-- Each rule is paced by virtual scheduling, as limits are: paid_until is the moment at which all that was taken in is
+-- within the rate. Beyond the present by more than a second the door closes until then, and what comes meanwhile is
+-- strewn over the time that as many as came lately need: so delayed mail comes due at the rate, and in no herd.
+
+create or replace function pgmail.quota_words(p_scope text, p_name text) returns text
+language sql immutable parallel safe
+as $$ select case p_scope when 'stream' then 'stream ' || p_name when 'tenant' then 'the tenant' when 'key' then 'the key' else 'the fleet' end $$;
+
+-- The oldest mail of each tenant that is due, free, and not behind a pause. Found by skipping from lane to lane, as repairs do.
+create or replace function pgmail.oldest_due() returns table (tenant_id integer, due_at timestamptz)
+language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+  with recursive present as (
+    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  )
+  select p.tenant_id, min(x.due_at)
+  from present p
+  join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
+  cross join lateral (
+    select q.due_at from pgmail.queue q
+    where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
+    order by q.due_at, q.id limit 1) x
+  where not exists (
+    select from pgmail.pause s
+    where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
+      and s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end)
+  group by p.tenant_id
+$$;
+
+-- Opens and closes doors; how many are closed now. Null: another leader is at it.
+create or replace function pgmail.doors_v1() returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set jit = off
+as $$
+declare
+  now_ timestamptz := pgmail.now(); today date := (now_ at time zone 'UTC')::date; last_ timestamptz; n integer; aged boolean;
+  midnight timestamptz := today::timestamp at time zone 'UTC';
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('pgmail.doors', 0)) then return null; end if;
+  select least(l.doors_at, now_) into last_ from pgmail.leader l;
+  update pgmail.leader set doors_at = now_;
+
+  insert into pgmail.quota_meter as m (tenant_id, scope, name, seen, seen_bytes, lately, paid_until, day, owed, mails, bytes)
+  select s.tenant_id, s.scope, s.name, s.n, s.bytes, s.fresh,
+    least(greatest(o.paid_until, coalesce(last_, now_)), now_ + interval '366 days')
+      + least(s.fresh / coalesce(q.per_second, 1000000)::double precision, 31536000) * interval '1 second',
+    today,
+    -- What a day took beyond its allowance is of the days that follow. Without a rule a day is no more than a count.
+    case when o.day = today then o.owed
+         when q.per_day is null then 0
+         else greatest(0, coalesce(o.owed, 0) - (today - o.day) * q.per_day) end + s.fresh,
+    case when o.day = today then o.mails else 0 end + s.fresh,
+    case when o.day = today then o.bytes else 0 end + s.fresh_bytes
+  from (
+    select t.tenant_id, t.scope, t.name, t.n, t.bytes, greatest(t.n - coalesce(x.seen, 0), 0) as fresh,
+      greatest(t.bytes - coalesce(x.seen_bytes, 0), 0) as fresh_bytes
+    from (
+      select tenant_id, 'tenant' as scope, '' as name, sum(tally_total.n) as n, sum(tally_total.bytes) as bytes
+      from pgmail.tally_total where kind = 'enqueued' group by tenant_id
+      union all
+      select q.tenant_id, 'stream', q.name, coalesce(t.n, 0), coalesce(t.bytes, 0) from pgmail.quota q
+      left join pgmail.tally_total t on t.tenant_id = q.tenant_id and t.stream = q.name and t.kind = 'enqueued'
+      where q.scope = 'stream') t
+    left join pgmail.quota_meter x on x.tenant_id = t.tenant_id and x.scope = t.scope and x.name = t.name) s
+  left join pgmail.quota_meter o on o.tenant_id = s.tenant_id and o.scope = s.scope and o.name = s.name
+  left join pgmail.quota q on q.tenant_id = s.tenant_id and q.scope = s.scope and q.name = s.name
+  where o.tenant_id is null or s.fresh > 0 or s.fresh_bytes > 0 or o.lately > 0 or o.day <> today
+  order by s.tenant_id, s.scope, s.name
+  on conflict (tenant_id, scope, name) do update set seen = excluded.seen, seen_bytes = excluded.seen_bytes, lately = excluded.lately,
+    paid_until = excluded.paid_until, day = excluded.day, owed = excluded.owed, mails = excluded.mails, bytes = excluded.bytes;
+
+  select coalesce(bool_or(q.pressure_seconds is not null), false) into aged from pgmail.quota q;
+  with depths as materialized (
+    select tenant_id, stream, sum(case kind when 'enqueued' then t.n else -t.n end) as depth from pgmail.tally_total t group by tenant_id, stream
+  ), oldest as materialized (
+    select o.tenant_id, o.due_at from pgmail.oldest_due() o where aged
+  ), whole as materialized (   -- one row a tenant that has ever sent
+    select m.tenant_id, coalesce(d.depth, 0) as depth, o.due_at, q.pressure_depth, q.pressure_seconds, q.max_queued,
+      coalesce(q.bound_mails, f.bound_mails) as bound_mails, coalesce(q.bound_bytes, f.bound_bytes) as bound_bytes, m.mails, m.bytes,
+      f.pressure_depth as fleet_depth, f.pressure_seconds as fleet_seconds,
+      (select sum(x.depth) from depths x) as all_depth, (select min(x.due_at) from oldest x) as all_due_at
+    from pgmail.quota_meter m
+    left join (select tenant_id, sum(x.depth) as depth from depths x group by tenant_id) d on d.tenant_id = m.tenant_id
+    left join oldest o on o.tenant_id = m.tenant_id
+    left join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = 'tenant'
+    left join pgmail.quota f on f.scope = 'fleet'
+    where m.scope = 'tenant'
+  ), wanted as materialized (
+    select m.tenant_id, m.name as stream, 'rate' as kind, 1 as priority, m.paid_until as until, m.lately / q.per_second::real as spread,
+      format('%s takes in %s emails a second', pgmail.quota_words(m.scope, m.name), q.per_second) as reason
+    from pgmail.quota_meter m join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
+    where m.paid_until > now_ + interval '1 second' and q.per_second is not null
+    union all
+    select m.tenant_id, m.name, 'day', 1, midnight + least(m.owed / q.per_day::double precision, 366) * interval '24 hours',
+      least(m.lately / q.per_day::real, 366) * 86400, format('%s takes in %s emails a day', pgmail.quota_words(m.scope, m.name), q.per_day)
+    from pgmail.quota_meter m join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
+    where m.owed >= q.per_day
+    union all
+    select q.tenant_id, q.name, 'queued', 1, now_ + interval '1 minute', 60,
+      format('%s holds as many queued emails as it may (%s)', pgmail.quota_words(q.scope, q.name), q.max_queued)
+    from pgmail.quota q
+    where q.scope in ('tenant', 'stream')
+      and (select coalesce(sum(d.depth), 0) from depths d
+           where d.tenant_id = q.tenant_id and (q.scope = 'tenant' or d.stream = q.name)) >= q.max_queued
+    union all
+    -- Who stops sending has to know that it was stopped for a while; who asks again in a minute finds things as they are.
+    select w.tenant_id, '', 'pressure', 3, now_ + interval '1 minute', 60,
+      case when w.depth > w.pressure_depth then format('backpressure: more than %s emails of the tenant wait', w.pressure_depth)
+           when w.due_at < now_ - w.pressure_seconds * interval '1 second'
+             then format('backpressure: mail of the tenant has been due for more than %s seconds', w.pressure_seconds)
+           when w.all_depth > w.fleet_depth then format('backpressure: more than %s emails wait', w.fleet_depth)
+           else format('backpressure: mail has been due for more than %s seconds', w.fleet_seconds) end
+    from whole w
+    where w.depth > w.pressure_depth or w.all_depth > w.fleet_depth or w.due_at < now_ - w.pressure_seconds * interval '1 second'
+       or w.all_due_at < now_ - w.fleet_seconds * interval '1 second'
+    union all
+    select w.tenant_id, '', 'bound', 1, midnight + interval '24 hours', 0,
+      case when w.mails >= w.bound_mails then format('the tenant has handed over %s emails today, which is its bound', w.bound_mails)
+           else format('the tenant has handed over %s bytes today, which is its bound', w.bound_bytes) end
+    from whole w where w.mails >= w.bound_mails or w.bytes >= w.bound_bytes
+  ), opened as (
+    delete from pgmail.door d where not exists (
+      select from wanted w where w.tenant_id = d.tenant_id and w.stream = d.stream and w.kind = d.kind)
+  ), closed as (
+    insert into pgmail.door as d (tenant_id, stream, kind, priority, until, spread, reason)
+    select w.tenant_id, w.stream, w.kind, w.priority, w.until, w.spread, w.reason from wanted w order by 1, 2, 3
+    on conflict (tenant_id, stream, kind) do update set priority = excluded.priority, until = excluded.until, spread = excluded.spread,
+      reason = excluded.reason
+    where (d.priority, d.until, d.spread, d.reason) is distinct from (excluded.priority, excluded.until, excluded.spread, excluded.reason)
+  )
+  select count(*) into n from wanted;
+  return n;
+end
+$$;
