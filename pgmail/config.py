@@ -33,7 +33,15 @@ from pgmail.config_rows import (
     read_text,
     rows_of,
 )
-from pgmail.config_text import database_fault, mask_url, relay_fault, relay_pairs, relays_fault
+from pgmail.config_text import (
+    database_fault,
+    keys_fault,
+    mask_keys,
+    mask_url,
+    relay_fault,
+    relay_pairs,
+    relays_fault,
+)
 from pgmail.errors import SettingsError
 
 __all__ = ["Described", "Row", "Setting", "Settings", "allowed", "describe", "judge", "load", "rows"]
@@ -163,6 +171,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "Folder in which this host keeps what it saw committed, to notice a restored database.",
             empty="$XDG_STATE_HOME/pgmail, or ~/.local/state/pgmail",
         ),
+    ] = ""
+
+    seal_keys: Annotated[
+        str,
+        Row(
+            "Keys that wrap the keys of sealed mail: name=base64 pairs; the first wraps, all unwrap.",
+            secret=True,
+            fault=keys_fault,
+            empty="none",
+            mask=mask_keys,
+        ),
+    ] = ""
+    seal_key_file: Annotated[str, Row("File with more of them.", empty="none")] = ""
+    seal_key_command: Annotated[
+        str, Row("Command that prints more of them, run without a shell at start.", empty="none")
     ] = ""
 
     sources: dict[str, str] = {}
@@ -314,4 +337,4 @@ def _shown(setting: Setting, value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return mask_url(text) if setting.row.secret else text
+    return (setting.row.mask or mask_url)(text) if setting.row.secret else text

@@ -43,7 +43,9 @@ CREATE TYPE pgmail.email AS (
 	on_limit text,
 	idempotency_key text,
 	body_hash bytea,
-	size_bytes integer
+	size_bytes integer,
+	message_id uuid,
+	seal_key integer
 );
 
 CREATE TYPE pgmail.options AS (
@@ -90,6 +92,18 @@ CREATE FUNCTION pgmail.actor() RETURNS text
     (select nullif(current_setting('pgmail.actor', true), '') from pgmail.database_role r
       where r.role_name = session_user and r.carries_tenant),
     session_user::text)
+$$;
+
+CREATE FUNCTION pgmail.add_data_key(p_tenant text, p_wrapped bytea, p_kek text, p_reason text) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer;
+begin
+  select x.id into t from pgmail.tenant x where x.name = p_tenant;
+  if t is null then perform pgmail.refuse('unknown_tenant', '/tenant', format('no tenant is named %L', left(p_tenant, 63)), 404); end if;
+  return pgmail.store_data_key(t, p_wrapped, p_kek, p_reason, false);
+end
 $$;
 
 CREATE FUNCTION pgmail.begin_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_relays text[]) RETURNS TABLE(id uuid, result text)
@@ -542,8 +556,7 @@ $_$;
 CREATE FUNCTION pgmail.emptied(p_content bytea, p_key_id integer) RETURNS bytea
     LANGUAGE sql IMMUTABLE
     AS $$
-  select convert_to(case when p_key_id is null
-    then jsonb_build_object('from', convert_from(p_content, 'UTF8')::jsonb->'from') else '{}' end::text, 'UTF8')
+  select convert_to(jsonb_build_object('from', convert_from(p_content, 'UTF8')::jsonb->'from')::text, 'UTF8')
 $$;
 
 CREATE FUNCTION pgmail.empty_content_v1(p_most integer DEFAULT 500) RETURNS integer
@@ -701,7 +714,7 @@ begin
     from unnest(ids) u(id)
     cross join lateral (select z.message_id from pgmail.recipient z where z.tenant_id = p_tenant and z.id = u.id limit 1) y
     cross join lateral (
-      select m.key_id is null and pgmail.erased_content(m.content, m.key_id, a.address, 'x@erased.invalid') <> m.content
+      select pgmail.erased_content(m.content, m.key_id, a.address, 'x@erased.invalid') <> m.content
           or pgmail.erased_text(m.metadata::text, a.address, '') <> m.metadata::text
           or strpos(lower(m.idempotency_key), a.address) > 0 or m.sender = a.address as in_it
       from pgmail.message m where m.tenant_id = p_tenant and m.id = y.message_id limit 1) g
@@ -785,7 +798,6 @@ CREATE FUNCTION pgmail.erased_content(p_content bytea, p_key_id integer, p_addre
     AS $$
 declare was jsonb; c jsonb; k text;
 begin
-  if p_key_id is not null then return p_content; end if;
   was := convert_from(p_content, 'UTF8')::jsonb; c := was;
   foreach k in array array['to', 'cc', 'reply_to'] loop
     if jsonb_typeof(c->k) = 'array' then c := jsonb_set(c, array[k], pgmail.erased_boxes(c->k, p_address, p_token)); end if;
@@ -874,6 +886,15 @@ begin
   end if;
 end
 $$;
+
+CREATE FUNCTION pgmail.first_data_key_v1(p_wrapped bytea, p_kek text) RETURNS integer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$ select pgmail.store_data_key(pgmail.need_tenant(), p_wrapped, p_kek, null, true) $$;
+
+CREATE FUNCTION pgmail.fits_sealed(p_sealed bytea, p_plain bigint) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    AS $$ select coalesce(octet_length(p_sealed) between 28 and 2 * p_plain + 1024, false) $$;
 
 CREATE FUNCTION pgmail.fold_reply(p_text text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -1322,6 +1343,17 @@ CREATE FUNCTION pgmail.needed_recipients(p_low uuid, p_high uuid, p_most integer
   limit p_most
 $$;
 
+CREATE FUNCTION pgmail.octets_of(p_base64 jsonb) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+begin
+  if jsonb_typeof(p_base64) is distinct from 'string' then return null; end if;
+  return decode(p_base64 #>> '{}', 'base64');
+exception when others then
+  return null;
+end
+$$;
+
 CREATE FUNCTION pgmail.orphans_v1() RETURNS SETOF bigint
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1628,6 +1660,35 @@ CREATE FUNCTION pgmail.pointer(p_name text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select replace(replace(p_name, '~', '~0'), '/', '~1') $$;
 
+CREATE FUNCTION pgmail.postpone_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_seconds double precision, p_reason text) RETURNS SETOF uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare done uuid[]; messages uuid[]; now_ timestamptz := pgmail.now();
+begin
+  with locked as materialized (
+    select q.id from pgmail.queue q join unnest(p_ids, p_claims) r(id, claims) on r.id = q.id
+    where q.tenant_id = p_tenant and q.id = any (p_ids) and q.leased_by = p_epoch and q.claims = r.claims
+    order by q.id for update of q skip locked
+  ), freed as (
+    update pgmail.queue q set leased_by = null, leased_at = null, later = true, wait = 'delayed',
+      due_at = now_ + p_seconds * interval '1 second'
+    where q.tenant_id = p_tenant and q.id = any (array(select locked.id from locked))
+    returning q.id, q.message_id
+  )
+  select array_agg(id), array_agg(message_id) into done, messages from freed;
+  if done is null then return; end if;
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, worker, detail)
+  select p_tenant, u.id, u.message_id, 'email.delayed', p_epoch, p_reason
+  from unnest(done, messages) u(id, message_id)
+  where not exists (select 1 from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = u.id
+                    and e.type = 'email.delayed' and e.detail = p_reason and e.at > now_ - interval '1 hour');
+  return query select unnest(done);
+end
+$$;
+
 CREATE FUNCTION pgmail.publish_template(p_name text, p_version integer, p_required text[], p_depends jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1724,6 +1785,68 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.put_sealed(p_tenant integer, p_sealed jsonb, e pgmail.email) RETURNS pgmail.email
+    LANGUAGE plpgsql STABLE
+    AS $_$
+declare open_ jsonb; files jsonb; given uuid; octets bytea; fits boolean;
+begin
+  if jsonb_typeof(p_sealed) is distinct from 'object'
+     or p_sealed - array['id', 'key', 'content', 'attachments', 'variables', 'hash'] <> '{}'
+     or coalesce(p_sealed->>'id', '') !~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$'
+     or coalesce(p_sealed->>'key', '') !~ '^[1-9][0-9]{0,8}$' then
+    return pgmail.faulty('invalid_seal', '/sealed', 'is not as pgmail writes it; clients leave this key out');
+  end if;
+  given := (p_sealed->>'id')::uuid;
+  if pgmail.uuid_time(given) not between clock_timestamp() - interval '10 minutes' and clock_timestamp() + interval '10 minutes' then
+    return pgmail.faulty('invalid_seal', '/sealed/id', 'is of another time: the clock of the host that sealed it is wrong');
+  end if;
+  if not exists (select from pgmail.data_key d where d.tenant_id = p_tenant and d.id = (p_sealed->>'key')::integer) then
+    return pgmail.faulty('invalid_seal', '/sealed/key', 'there is no such data key');
+  end if;
+  octets := pgmail.octets_of(p_sealed->'content');
+  if not pgmail.fits_sealed(octets, octet_length(e.content)) then
+    return pgmail.faulty('invalid_seal', '/sealed/content', 'is not the sealed form of this email');
+  end if;
+
+  if e.attachments is not null then
+    select jsonb_agg(case when a ? 'content' then a || jsonb_build_object('content', s, 'filename', 'sealed') else a end order by i),
+        coalesce(bool_and(pgmail.fits_sealed(pgmail.octets_of(s), (a->>'size')::bigint)) filter (where a ? 'content'), true)
+      into files, fits
+      from (select x as a, p_sealed->'attachments'->(o - 1)::integer as s, o as i
+            from jsonb_array_elements(e.attachments) with ordinality u(x, o)) y;
+    if not fits then return pgmail.faulty('invalid_seal', '/sealed/attachments', 'are not the sealed form of these attachments'); end if;
+    e.attachments := files;
+  end if;
+  if exists (select from unnest(e.people) p where p.variables is not null) then
+    if exists (select from unnest(e.people) p where p.variables is not null
+               and not pgmail.fits_sealed(pgmail.octets_of(p_sealed->'variables'->p.address), octet_length(p.variables::text))) then
+      return pgmail.faulty('invalid_seal', '/sealed/variables', 'are not the sealed form of these variables');
+    end if;
+    e.people := array(
+      select (p.role, p.address, p.rcpt, p.name, p.domain,
+              case when p.variables is not null then p_sealed->'variables'->p.address end)::pgmail.person
+      from unnest(e.people) with ordinality p order by p.ordinality);
+  end if;
+
+  -- Who it is from and to stands open, beside what is sealed; that there are variables makes templates of the texts.
+  open_ := convert_from(e.content, 'UTF8')::jsonb;
+  open_ := open_ - array['subject', 'text', 'html', 'headers'] || jsonb_build_object('sealed', p_sealed->'content')
+           || case when open_ ? 'variables' then '{"variables": {}}'::jsonb else '{}' end;
+  e.content := convert_to(open_::text, 'UTF8');
+  e.message_id := given;
+  e.seal_key := (p_sealed->>'key')::integer;
+  if e.idempotency_key is not null then
+    -- Keyed: the plain hash of a short text, such as a code of six digits, would tell the text.
+    octets := pgmail.octets_of(p_sealed->'hash');
+    if octets is null or octet_length(octets) <> 32 then
+      return pgmail.faulty('invalid_seal', '/sealed/hash', 'is needed beside an idempotency key');
+    end if;
+    e.body_hash := octets;
+  end if;
+  return e;
+end
+$_$;
+
 CREATE FUNCTION pgmail.rate_words(p_messages integer, p_per_seconds real) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -1736,7 +1859,7 @@ CREATE FUNCTION pgmail.read_any(p_tenant integer, p_body jsonb) RETURNS pgmail.e
     AS $$
 declare e pgmail.email := pgmail.read_plain(p_tenant, p_body);
 begin
-  if e.sender is null then return pgmail.read_email(p_tenant, p_body); end if;
+  if e.sender is null then return pgmail.read_sealed(p_tenant, p_body); end if;
   return e;
 end
 $$;
@@ -2200,7 +2323,7 @@ begin
   e.content := convert_to(head, 'UTF8') || substring(convert_to(texts::text, 'UTF8') from 2);
 
   select coalesce(e.priority, s.priority), s.max_queued into e.priority, e.max_queued
-    from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream;
+    from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream and s.seal = 'off';
   if not found then return null; end if;
   return e;
 end
@@ -2240,6 +2363,31 @@ begin
     end if;
   end loop;
   if cardinality(weights) = 0 then weights := null; end if;
+end
+$$;
+
+CREATE FUNCTION pgmail.read_sealed(p_tenant integer, p_body jsonb) RETURNS pgmail.email
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare e pgmail.email; b jsonb; sealed jsonb;
+begin
+  if jsonb_typeof(p_body) is distinct from 'object' or not p_body ? 'sealed' then
+    e := pgmail.read_email(p_tenant, p_body);
+    if e.fault_code is null and exists (select from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream and s.seal = 'required') then
+      return pgmail.faulty('sealing_required', '/stream', format(
+        'stream %L takes sealed mail only: by HTTP or Python, from a program that has PGMAIL_SEAL_KEYS', e.stream));
+    end if;
+    return e;
+  end if;
+  b := p_body - 'sealed'; sealed := p_body->'sealed';
+  e := pgmail.read_email(p_tenant, b);
+  if e.fault_code = 'time_in_past' and exists (
+       select from pgmail.idempotency d where d.tenant_id = p_tenant and d.key = b->>'idempotency_key'
+         and d.body_hash = pgmail.octets_of(sealed->'hash') and d.expires_at > pgmail.now()) then
+    e := pgmail.read_email(p_tenant, b - array['scheduled_at', 'expires_at']);   -- a repetition of what was right then
+  end if;
+  if e.fault_code is not null then return e; end if;
+  return pgmail.put_sealed(p_tenant, sealed, e);
 end
 $$;
 
@@ -2799,6 +2947,22 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.rewrap_data_key(p_tenant integer, p_id integer, p_was bytea, p_wrapped bytea, p_kek text, p_reason text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+begin
+  if octet_length(p_wrapped) is distinct from 60 or p_kek is null or p_kek !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+    perform pgmail.refuse('invalid_data_key', '', 'a data key is 32 octets, wrapped, and names the key that it is wrapped by');
+  end if;
+  update pgmail.data_key d set wrapped = p_wrapped, kek = p_kek, wrapped_at = pgmail.now()
+   where d.tenant_id = p_tenant and d.id = p_id and d.wrapped = p_was;
+  if not found then return false; end if;
+  perform pgmail.record_act(p_tenant, 'data_key.rewrap', format('%s by %s', p_id, p_kek), p_reason);
+  return true;
+end
+$_$;
+
 CREATE FUNCTION pgmail.rows_to_keep(p_base text, p_part text, p_low uuid, p_high uuid) RETURNS tid[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2866,7 +3030,7 @@ begin
   end if;
   select min(x collate "C") into k from jsonb_object_keys(p_settings) x
    where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
-     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued', 'keep_content_days', 'suppress_bounced']);
+     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued', 'keep_content_days', 'suppress_bounced', 'seal']);
   if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
   if p_settings ? 'relay' then
     select x.names, x.weights into named, weighed from pgmail.read_relays(p_settings->'relay') x;
@@ -2883,7 +3047,7 @@ begin
     update pgmail.stream x set priority = s.priority, relay = s.relay, relays = s.relays, relay_weights = s.relay_weights, on_doubt = s.on_doubt, trace = s.trace,
       retry_base_seconds = s.retry_base_seconds, retry_factor = s.retry_factor, retry_cap_seconds = s.retry_cap_seconds,
       retry_jitter = s.retry_jitter, max_attempts = s.max_attempts, max_age_seconds = s.max_age_seconds, max_queued = s.max_queued,
-      keep_content_days = s.keep_content_days, suppress_bounced = s.suppress_bounced
+      keep_content_days = s.keep_content_days, suppress_bounced = s.suppress_bounced, seal = s.seal
     where x.tenant_id = t and x.name = p_name;
   exception
     when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then
@@ -2914,6 +3078,19 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.seal_state_v1(OUT tenant integer, OUT now timestamp with time zone, OUT streams jsonb, OUT keys jsonb) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  tenant := pgmail.need_tenant(); now := clock_timestamp();
+  select coalesce(jsonb_object_agg(s.name, s.seal), '{}') into streams from pgmail.stream s where s.tenant_id = tenant and s.seal <> 'off';
+  -- Those of a tenant that seals nothing are not needed.
+  select coalesce(jsonb_agg(jsonb_build_object('id', d.id, 'kek', d.kek, 'wrapped', encode(d.wrapped, 'base64')) order by d.id), '[]')
+    into keys from pgmail.data_key d where d.tenant_id = tenant;
+end
+$$;
+
 CREATE FUNCTION pgmail.send(email jsonb) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2932,12 +3109,12 @@ begin
 
   e := pgmail.read_plain(t, email);
   if e.sender is null then
-    e := pgmail.read_email(t, email);
+    e := pgmail.read_sealed(t, email);
     if e.fault_code is not null then perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status); end if;
   end if;
 
   -- One recipient and nothing beside the texts, as most mail is: what store_emails does, in as few statements as it takes.
-  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null then
+  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null and e.seal_key is null then
     p := e.people[1];
     select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
         exists (select from pgmail.suppression y where y.tenant_id = t and y.stream in ('', e.stream)
@@ -3025,8 +3202,9 @@ begin
     if idempotency_key !~ '^[\x21-\x7e]([\x20-\x7e]{0,254}[\x21-\x7e])?$' then
       perform pgmail.refuse('invalid_idempotency_key', '/idempotency_key', 'must be 1 to 256 printable ASCII characters');
     end if;
-    select sha256(convert_to(coalesce(jsonb_agg(case jsonb_typeof(x) when 'object'
-             then x - array['scheduled_at', 'expires_at'] else x end order by o)::text, '') || (strict is true), 'UTF8'))
+    select sha256(convert_to(coalesce(jsonb_agg(case when jsonb_typeof(x) <> 'object' then x
+             when x ? 'sealed' then jsonb_build_object('sealed', x->'sealed'->'hash')   -- no two sealings are alike
+             else x - array['scheduled_at', 'expires_at'] end order by o)::text, '') || (strict is true), 'UTF8'))
       into hash_ from jsonb_array_elements(items) with ordinality u(x, o);
     insert into pgmail.idempotency as d (tenant_id, key, body_hash, ids, created_at, expires_at)
     values (t, key_, hash_, '{}', pgmail.now(), pgmail.now() + interval '24 hours')
@@ -3531,6 +3709,26 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.store_data_key(p_tenant integer, p_wrapped bytea, p_kek text, p_reason text, p_first boolean) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+declare n integer;
+begin
+  if octet_length(p_wrapped) is distinct from 60 or p_kek is null or p_kek !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+    perform pgmail.refuse('invalid_data_key', '', 'a data key is 32 octets, wrapped, and names the key that it is wrapped by');
+  end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  perform pg_advisory_xact_lock(hashtextextended('pgmail.data_key/' || p_tenant, 0));
+  select max(d.id) into n from pgmail.data_key d where d.tenant_id = p_tenant;
+  if n is not null and p_first then return n; end if;
+  n := coalesce(n, 0) + 1;
+  insert into pgmail.data_key (tenant_id, id, wrapped, kek, created_by) values (p_tenant, n, p_wrapped, p_kek, pgmail.actor());
+  perform pgmail.record_act(p_tenant, 'data_key.create', n::text, coalesce(p_reason, case when p_first then 'the first of its tenant' end));
+  return n;
+end
+$_$;
+
 CREATE FUNCTION pgmail.store_emails(p_tenant integer, p_emails pgmail.email[], OUT ids uuid[], OUT faults pgmail.email[]) RETURNS record
     LANGUAGE plpgsql
     AS $$
@@ -3538,7 +3736,7 @@ declare
   now_ timestamptz := pgmail.now(); r record; held uuid; wake boolean;
   keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; full_streams text[]; fresh boolean[];
 begin
-  select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
+  select array_agg(case when (e).fault_code is null then coalesce((e).message_id, pgmail.uuid7()) end), array_agg(case when (e).fault_code is not null then e end),
       array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
       bool_or((e).attachments is not null), bool_or((e).tags is not null),
       (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant))
@@ -3578,16 +3776,16 @@ begin
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
-    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content)
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id)
   select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, (e).content
+    (e).idempotency_key, (e).content, (e).seal_key
   from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
   if attached then
-    insert into pgmail.attachment (tenant_id, message_id, position, filename, content_type, content_id, asset, size_bytes, body)
+    insert into pgmail.attachment (tenant_id, message_id, position, filename, content_type, content_id, asset, size_bytes, body, key_id)
     select p_tenant, id, ord, a->>'filename', a->>'content_type', a->>'content_id', a->>'asset', (a->>'size')::integer,
-      decode(a->>'content', 'base64')
+      decode(a->>'content', 'base64'), case when a ? 'content' then (e).seal_key end
     from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x,
       jsonb_array_elements((e).attachments) with ordinality u(a, ord)
     where kept and (e).attachments is not null;
@@ -3604,12 +3802,12 @@ begin
       -- mail for later meets the limit then, unless its sender wants to be asked
       coalesce((e).stream = any (full_streams), false)
         and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < now_ + interval '1 minute') as is_full,
-      unnest((e).people) as p, generate_subscripts((e).people, 1) as position
+      (e).seal_key as key_id, unnest((e).people) as p, generate_subscripts((e).people, 1) as position
     from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept
   ), judged as materialized (
     select pgmail.uuid7() as id, x.*, pgmail.lane_id(p_tenant, x.stream, x.priority, x.site) as lane, u.reason as suppressed, u.source
     from (
-      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.position, (m.p).role, (m.p).address,
+      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.key_id, m.position, (m.p).role, (m.p).address,
         (m.p).rcpt, (m.p).name, (m.p).variables, coalesce(s.site, (m.p).domain) as site
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
@@ -3618,8 +3816,10 @@ begin
         and (y.expires_at is null or y.expires_at > now_)
       limit 1) u on true
   ), recipients as (
-    insert into pgmail.recipient (tenant_id, id, message_id, position, role, address, rcpt, name, site, variables)
-    select p_tenant, id, message_id, position, role, address, rcpt, name, site, convert_to(variables::text, 'UTF8') from judged
+    insert into pgmail.recipient (tenant_id, id, message_id, position, role, address, rcpt, name, site, variables, key_id)
+    select p_tenant, id, message_id, position, role, address, rcpt, name, site,
+      case when key_id is null then convert_to(variables::text, 'UTF8') else decode(variables #>> '{}', 'base64') end,
+      case when variables is not null then key_id end from judged
   ), queued as (
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, hold_reason, held_due_at, expires_at)
     select p_tenant, id, message_id, lane,
@@ -4301,6 +4501,16 @@ CREATE TABLE pgmail.content_mark (
     done_to uuid NOT NULL
 );
 
+CREATE TABLE pgmail.data_key (
+    tenant_id integer NOT NULL,
+    id integer NOT NULL,
+    wrapped bytea NOT NULL,
+    kek text NOT NULL,
+    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    created_by text NOT NULL,
+    wrapped_at timestamp with time zone DEFAULT pgmail.now() NOT NULL
+);
+
 CREATE TABLE pgmail.database_role (
     role_name name NOT NULL,
     tenant_id integer,
@@ -4844,6 +5054,7 @@ CREATE TABLE pgmail.stream (
     relay_weights real[],
     suppress_bounced boolean DEFAULT true NOT NULL,
     keep_content_days integer,
+    seal text DEFAULT 'off'::text NOT NULL,
     CONSTRAINT stream_check CHECK (((relays IS NULL) OR (((cardinality(relays) >= 2) AND (cardinality(relays) <= 16)) AND (relays[1] = relay)))),
     CONSTRAINT stream_check1 CHECK (((relay_weights IS NULL) OR ((relays IS NOT NULL) AND (cardinality(relay_weights) = cardinality(relays)) AND ((0)::double precision < ALL (relay_weights))))),
     CONSTRAINT stream_keep_content_days_check CHECK (((keep_content_days >= 1) AND (keep_content_days <= 36500))),
@@ -4861,6 +5072,7 @@ CREATE TABLE pgmail.stream (
     CONSTRAINT stream_retry_factor_check CHECK ((retry_factor >= (1)::double precision)),
     CONSTRAINT stream_retry_factor_most CHECK ((retry_factor <= (1000)::double precision)),
     CONSTRAINT stream_retry_jitter_check CHECK (((retry_jitter >= (0)::double precision) AND (retry_jitter <= (1)::double precision))),
+    CONSTRAINT stream_seal_check CHECK ((seal = ANY (ARRAY['off'::text, 'where_possible'::text, 'required'::text]))),
     CONSTRAINT stream_trace_check CHECK ((trace = ANY (ARRAY['full'::text, 'lean'::text])))
 );
 
@@ -4994,6 +5206,9 @@ ALTER TABLE ONLY pgmail.content_left
 
 ALTER TABLE ONLY pgmail.content_mark
     ADD CONSTRAINT content_mark_pkey PRIMARY KEY (tenant_id, stream);
+
+ALTER TABLE ONLY pgmail.data_key
+    ADD CONSTRAINT data_key_pkey PRIMARY KEY (tenant_id, id);
 
 ALTER TABLE ONLY pgmail.database_role
     ADD CONSTRAINT database_role_pkey PRIMARY KEY (role_name);

@@ -35,6 +35,8 @@ from pgmail.api.enqueue import Bare, Enqueue
 from pgmail.api.keyring import Keyring, guard
 from pgmail.clock import Clock
 from pgmail.config import Settings
+from pgmail.sealing.keks import Keks
+from pgmail.seals import Sealer
 from pgmail.store.database import Database
 from pgmail.store.history import Witness
 
@@ -76,16 +78,18 @@ def create_app(
     sends: Database | None = None,
     clock: Clock | None = None,
     witness: Witness | None = None,
+    keks: Keks | None = None,
 ) -> Application:
     """Return the application. `database` is a pool of the API's role, opened and closed by the caller.
 
     `sends` is a second one, for single emails that are sent together; its connections need no trial before
     use (`check`), and there it would cost. `clock` paces how long a key's check is believed. `witness` hears of
-    each answer that may have changed something.
+    each answer that may have changed something. `keks` seal mail; without them none is sealed here.
     """
     keyring = Keyring(database, clock)
     coalescer = Coalescer(sends or database, database)
-    enqueue = Enqueue(database, coalescer)
+    sealer = Sealer(database, keks or Keks({}))
+    enqueue = Enqueue(database, coalescer, sealer)
     guarded = Router(
         path="/",
         guards=[guard],
@@ -105,6 +109,7 @@ def create_app(
                 "keyring": keyring,
                 "enqueue": enqueue,
                 "witness": witness,
+                "sealer": sealer,
                 "bare": Bare(keyring, enqueue, settings.max_body_bytes),
             }
         ),

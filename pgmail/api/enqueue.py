@@ -25,6 +25,7 @@ from pgmail.api.intake import explain, ready_email
 from pgmail.api.keyring import Keyring
 from pgmail.api.problems import media_type, problem_for
 from pgmail.errors import Refused
+from pgmail.seals import Sealer, TenantSeal
 from pgmail.store import emails as store
 from pgmail.store.database import Database
 from pgmail.store.keys import Caller
@@ -49,8 +50,9 @@ class _Gone(Exception):  # noqa: N818 - it is no error
 class Enqueue:
     """Takes one email in: ready for SQL, then together with others, or alone if it is large."""
 
-    def __init__(self, database: Database, coalescer: Coalescer) -> None:
+    def __init__(self, database: Database, coalescer: Coalescer, sealer: Sealer | None = None) -> None:
         self._database = database
+        self._sealer = sealer
         self._coalescer = coalescer
 
     async def __call__(self, caller: Caller, body: Body, key: str | None) -> str:
@@ -59,18 +61,24 @@ class Enqueue:
         Raises Refused and DatabaseAway.
         """
         now = datetime.now(UTC)
-        ready = await aside(body.size, _ready, body, key, now)
+        seal = None if self._sealer is None else await self._sealer.of(caller)
+        ready = await aside(body.size, _ready, body, key, now, seal)
         try:
             if len(ready.json) <= LARGE:
                 return await self._coalescer.send(caller, ready.json, ready.key)
             found = await store.send(self._database, caller, ready.json, keyed=ready.key is not None)
             return str(found)
         except Refused as fault:
+            if fault.code == "sealing_required" and self._sealer is not None and self._sealer.forget(caller):
+                # Since a moment that is not known here yet.
+                known, seal = seal, await self._sealer.of(caller)
+                if seal is not None and seal.wants(body.value) and not (known and known.wants(body.value)):
+                    return await self(caller, body, key)
             raise (await aside(body.size, explain, fault, body.value, key, now)) from None
 
 
-def _ready(body: Body, key: str | None, now: datetime) -> Any:
-    return ready_email(body.value, key, now, plain=body.plain)
+def _ready(body: Body, key: str | None, now: datetime, seal: TenantSeal | None) -> Any:
+    return ready_email(body.value, key, now, plain=body.plain, seal=seal)
 
 
 class Bare:

@@ -23,6 +23,7 @@ from pgmail.api.app import create_app
 from pgmail.collector import calm_collector
 from pgmail.config import Settings
 from pgmail.errors import SettingsError
+from pgmail.sealing import keks
 from pgmail.store.database import Database
 from pgmail.store.history import Witness
 
@@ -52,7 +53,7 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
     database, sends = pools(settings, witness)
     witness.watch(database)
     config = uvicorn.Config(
-        create_app(settings, database, sends=sends, witness=witness),
+        create_app(settings, database, sends=sends, witness=witness, keks=keks.read(settings)),
         http="httptools",
         ws="none",
         lifespan="on",

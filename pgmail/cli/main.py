@@ -36,6 +36,7 @@ COMMANDS = {
     "stream": "pgmail.cli.stream:stream",
     "suppression": "pgmail.cli.suppression:suppression",
     "tenant": "pgmail.cli.tenant:tenant",
+    "seal": "pgmail.cli.seal:seal",
     "retention": "pgmail.cli.retention:retention",
     "erase": "pgmail.cli.erase:erase",
     "classify": "pgmail.cli.classify:classify",

@@ -18,16 +18,16 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from pgmail.domain.reply import Envelope, Phase, Result
-from pgmail.errors import DatabaseAway, PgmailError, TemplateFault
+from pgmail.errors import DatabaseAway, KeyMissing, PgmailError, SealBroken, TemplateFault
 from pgmail.render.mime import Wire
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
-from pgmail.store.work import Lease, Settlement
+from pgmail.store.work import Barred, Lease, Settlement
 from pgmail.transport.base import TooLate, Transport, Withheld
 from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
 from pgmail.worker.intents import SILENT, Uncommitted
-from pgmail.worker.job import Job
+from pgmail.worker.job import Delay, Job
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
 from pgmail.worker.slowing import Slowing
@@ -35,7 +35,7 @@ from pgmail.worker.ward import Crashed, Ward, WardAway
 
 _log = structlog.get_logger()
 
-GiveBack = Callable[[Lease, str | None], Awaitable[None]]
+GiveBack = Callable[[Lease, str | Delay | None], Awaitable[None]]
 Begin = Callable[[Lease, str], Awaitable[None]]
 
 NOT_EIGHTBIT = "5.6.3"  # RFC 3463, section 3.7: conversion required and not supported
@@ -46,6 +46,7 @@ LOOKED_UP_SECONDS = 1.0  # after which a suppression may have come that this wor
 KEPT_BYTES = 64 * 1024 * 1024  # of mail that was made and missed its moment; one is kept whatever its size
 UNCOMMITTED_SECONDS = 0.1, 5.0  # a mail waits whose intent the database did not take
 UNCOMMITTED_TOLD = 1.0  # seconds that this has lasted, when the mail tells of it
+KEY_SECONDS = 60.0  # a sealed mail waits whose key is not in this worker
 WARD_SECONDS = 5.0  # a mail waits when no process apart can be started
 
 
@@ -100,6 +101,9 @@ class Sender:
             return
         if lease.expires_at is not None and lease.expires_at <= self._present():
             self._settle(job, "expired", reason="expires_at passed before it was sent")
+            return
+        if job.person.barred is not None:
+            await self._bar(job, job.person.barred)
             return
         if self._late(job):
             return
@@ -169,6 +173,28 @@ class Sender:
             phase = Phase.DOT if intent is None or intent.committed else Phase.BODY
             return Result(phase=phase, error=f"{type(fault).__name__}: {fault}")
         return None
+
+    async def _bar(self, job: Job, barred: Barred) -> None:
+        """End a sealed mail that nobody can open; let one wait whose key another process, or a later one, has."""
+        lease = job.lease
+        if barred.broken:
+            _log.error(
+                "mail.seal_broken",
+                id=str(lease.id),
+                message=str(lease.message_id),
+                tenant=lease.tenant,
+                error=barred.why,
+            )
+            self._settle(job, "dead", reason="seal_broken", error=barred.why)
+            return
+        _log.warning(
+            "mail.key_missing",
+            id=str(lease.id),
+            message=str(lease.message_id),
+            tenant=lease.tenant,
+            error=barred.why,
+        )
+        await self._give_back(lease, Delay(barred.why, KEY_SECONDS))
 
     async def _withhold(self, job: Job, why: Withheld) -> None:
         """Give a mail back whose end of data was not sent, at our own wish."""
@@ -247,6 +273,12 @@ class Sender:
         except (TemplateFault, Impossible) as fault:
             _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), error=str(fault))
             self._settle(job, "dead", reason="template", error=str(fault))
+            return None
+        except SealBroken as fault:
+            await self._bar(job, Barred(str(fault), broken=True))
+            return None
+        except KeyMissing as fault:
+            await self._bar(job, Barred(str(fault), broken=False))
             return None
         except DatabaseAway:
             await self._give_back(lease, None)

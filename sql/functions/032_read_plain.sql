@@ -201,7 +201,7 @@ begin
   e.content := convert_to(head, 'UTF8') || substring(convert_to(texts::text, 'UTF8') from 2);
 
   select coalesce(e.priority, s.priority), s.max_queued into e.priority, e.max_queued
-    from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream;
+    from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream and s.seal = 'off';
   if not found then return null; end if;
   return e;
 end
@@ -213,7 +213,7 @@ language plpgsql stable
 as $$
 declare e pgmail.email := pgmail.read_plain(p_tenant, p_body);
 begin
-  if e.sender is null then return pgmail.read_email(p_tenant, p_body); end if;
+  if e.sender is null then return pgmail.read_sealed(p_tenant, p_body); end if;
   return e;
 end
 $$;
