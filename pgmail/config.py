@@ -173,6 +173,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
 
+    api_tls_cert: Annotated[
+        str, Row("PEM file of the API's certificate and its chain.", empty="none: plain HTTP")
+    ] = ""
+    api_tls_key: Annotated[
+        str, Row("PEM file of its key, without a password.", empty="in the certificate's file")
+    ] = ""
+    api_plain_http: Annotated[
+        bool, Row("Whether the API may speak plain HTTP on an address other than this machine's own.")
+    ] = False
+
     seal_keys: Annotated[
         str,
         Row(
