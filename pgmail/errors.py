@@ -68,6 +68,7 @@ class TemplateFault(PgmailError, ValueError):  # noqa: N818 - the word operators
         where = f"{part}, line {line}" if line else part
         super().__init__(f"{where}: {message}")
         self.kind = kind
+        self.place = f"{where}: {kind}"  # without words that may quote a variable
         self.part = part
         self.message = message
         self.line = line

@@ -1791,10 +1791,13 @@ CREATE FUNCTION pgmail.put_sealed(p_tenant integer, p_sealed jsonb, e pgmail.ema
 declare open_ jsonb; files jsonb; given uuid; octets bytea; fits boolean;
 begin
   if jsonb_typeof(p_sealed) is distinct from 'object'
-     or p_sealed - array['id', 'key', 'content', 'attachments', 'variables', 'hash'] <> '{}'
+     or p_sealed - array['tenant', 'id', 'key', 'content', 'attachments', 'variables', 'hash'] <> '{}'
      or coalesce(p_sealed->>'id', '') !~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$'
      or coalesce(p_sealed->>'key', '') !~ '^[1-9][0-9]{0,8}$' then
     return pgmail.faulty('invalid_seal', '/sealed', 'is not as pgmail writes it; clients leave this key out');
+  end if;
+  if p_sealed->>'tenant' is distinct from p_tenant::text then
+    return pgmail.faulty('invalid_seal', '/sealed/tenant', 'was sealed for another tenant: one Sealer is for one tenant''s connections');
   end if;
   given := (p_sealed->>'id')::uuid;
   if pgmail.uuid_time(given) not between clock_timestamp() - interval '10 minutes' and clock_timestamp() + interval '10 minutes' then
@@ -1828,9 +1831,10 @@ begin
       from unnest(e.people) with ordinality p order by p.ordinality);
   end if;
 
-  -- Who it is from and to stands open, beside what is sealed; that there are variables makes templates of the texts.
+  -- Who it is from and to stands open, beside what is sealed; that there are variables makes templates of the texts. Headers
+  -- that are null nobody can read who knows nothing of sealing: an older worker makes a dead letter of it, not an empty mail.
   open_ := convert_from(e.content, 'UTF8')::jsonb;
-  open_ := open_ - array['subject', 'text', 'html', 'headers'] || jsonb_build_object('sealed', p_sealed->'content')
+  open_ := open_ - array['subject', 'text', 'html', 'headers'] || jsonb_build_object('sealed', p_sealed->'content', 'headers', null)
            || case when open_ ? 'variables' then '{"variables": {}}'::jsonb else '{}' end;
   e.content := convert_to(open_::text, 'UTF8');
   e.message_id := given;

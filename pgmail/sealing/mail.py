@@ -52,7 +52,7 @@ def sealed(body: Mapping[str, Any], data_key: DataKey, now: datetime) -> dict[st
     if (variables := _variables(body)) is not None:
         secret["variables"] = variables
     files = body.get("attachments")
-    form: dict[str, Any] = {"id": str(message), "key": data_key.id}
+    form: dict[str, Any] = {"tenant": tenant, "id": str(message), "key": data_key.id}
     if isinstance(files, list) and files:
         secret["filenames"] = [_filename(file) for file in files]
         form["attachments"] = [

@@ -6,45 +6,22 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from psycopg import AsyncConnection
 
+from pgmail.domain.seal import State, Wrapped, wrapped_of
 from pgmail.sqlfiles import queries
 from pgmail.store.database import Database, fetch_many, fetch_one
 
 Connection = AsyncConnection[Any]
 
 
-class Wrapped(NamedTuple):
-    """A data key as it is stored: `wrapped` by the key-encryption key named `kek`."""
-
-    id: int
-    kek: str
-    wrapped: bytes
-
-
-class State(NamedTuple):
-    """What who seals must know: streams by their `seal` (`where_possible`, `required`), keys by number, the time."""
-
-    tenant: int
-    now: datetime
-    streams: dict[str, str]
-    keys: list[Wrapped]
-
-
 async def state(connection: Connection) -> State:
     """Return what the connection's tenant seals, and with what."""
     row: Any = await fetch_one(connection, queries("sealing")["state"])
-    return State(row.tenant, row.now, row.streams, [wrapped_of(key) for key in row.keys])
-
-
-def wrapped_of(key: dict[str, Any]) -> Wrapped:
-    """Return a key of `pgmail.seal_state_v1`."""
-    return Wrapped(key["id"], key["kek"], base64.b64decode(key["wrapped"]))
+    return State(row.tenant, row.now, row.streams, wrapped_of(row.keys))
 
 
 async def first(connection: Connection, kek: str, wrapped: bytes) -> int:
@@ -90,3 +67,6 @@ async def rewrap(
     }
     row: Any = await fetch_one(connection, queries("sealing")["rewrap"], values)
     return bool(row.done)
+
+
+__all__ = ["State", "Wrapped", "add", "first", "keys", "listing", "rewrap", "state", "streams"]

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
@@ -169,7 +170,11 @@ class Sender:
         except Exception as fault:  # noqa: BLE001
             # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt,
             # unless the end of data was not allowed yet.
-            _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
+            at = "".join(traceback.format_tb(fault.__traceback__))
+            _log.error(
+                "mail.transport_failed", id=str(lease.id), message=str(lease.message_id),
+                fault=type(fault).__name__, at=at,
+            )  # fmt: skip
             phase = Phase.DOT if intent is None or intent.committed else Phase.BODY
             return Result(phase=phase, error=f"{type(fault).__name__}: {fault}")
         return None
@@ -271,8 +276,12 @@ class Sender:
             if wire is None:
                 wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
         except (TemplateFault, Impossible) as fault:
-            _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), error=str(fault))
-            self._settle(job, "dead", reason="template", error=str(fault))
+            # The words of a template's fault may hold a variable's value, which belongs to the mail, not to a log; and
+            # where the mail is sealed, not to the record either.
+            closed = fault.place if isinstance(fault, TemplateFault) else str(fault)
+            _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), error=closed)
+            sealed = job.message.row.key_id is not None
+            self._settle(job, "dead", reason="template", error=closed if sealed else str(fault))
             return None
         except SealBroken as fault:
             await self._bar(job, Barred(str(fault), broken=True))
@@ -293,8 +302,11 @@ class Sender:
             raise
         except Exception as fault:  # noqa: BLE001
             # A fault of ours that this mail brings out. It must not end the worker, which holds others too.
-            _log.exception("mail.poison", id=str(lease.id), message=str(lease.message_id))
-            self._settle(job, "dead", reason="poison", error=f"{type(fault).__name__}: {fault}")
+            # What it says may quote the mail; where it happened does not.
+            name, at = type(fault).__name__, "".join(traceback.format_tb(fault.__traceback__))
+            _log.error("mail.poison", id=str(lease.id), message=str(lease.message_id), fault=name, at=at)
+            sealed = job.message.row.key_id is not None
+            self._settle(job, "dead", reason="poison", error=name if sealed else f"{name}: {fault}")
             return None
         return wire
 

@@ -1,6 +1,6 @@
 -- Sealed mail: an email whose texts, variables and files were sealed before they came here (ops/docs/sealing.md). Its plain body
 -- comes along and is judged as any other, by the same law and in the same statement; what is stored of it is the sealed form,
--- which came under the key "sealed": {"id", "key", "content", "attachments", "variables", "hash"}. No way in that people write
+-- which came under the key "sealed": {"tenant", "id", "key", "content", "attachments", "variables", "hash"}. No way in that people write
 -- by hand takes that key: pgmail's own programs add it.
 
 create or replace function pgmail.octets_of(p_base64 jsonb) returns bytea
@@ -28,10 +28,13 @@ as $$
 declare open_ jsonb; files jsonb; given uuid; octets bytea; fits boolean;
 begin
   if jsonb_typeof(p_sealed) is distinct from 'object'
-     or p_sealed - array['id', 'key', 'content', 'attachments', 'variables', 'hash'] <> '{}'
+     or p_sealed - array['tenant', 'id', 'key', 'content', 'attachments', 'variables', 'hash'] <> '{}'
      or coalesce(p_sealed->>'id', '') !~ '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$'
      or coalesce(p_sealed->>'key', '') !~ '^[1-9][0-9]{0,8}$' then
     return pgmail.faulty('invalid_seal', '/sealed', 'is not as pgmail writes it; clients leave this key out');
+  end if;
+  if p_sealed->>'tenant' is distinct from p_tenant::text then
+    return pgmail.faulty('invalid_seal', '/sealed/tenant', 'was sealed for another tenant: one Sealer is for one tenant''s connections');
   end if;
   given := (p_sealed->>'id')::uuid;
   if pgmail.uuid_time(given) not between clock_timestamp() - interval '10 minutes' and clock_timestamp() + interval '10 minutes' then

@@ -16,7 +16,7 @@ from pgmail.store import migrate
 from pgmail.store.database import Database
 from pgmail.store.listen import Listener
 from pgmail.store.single import lend
-from tests.fix_db import other_servers
+from tests.fix_db import PREFIX, other_servers
 from tests.waiting import eventually
 
 SAFE = Query("safe", "one", "select ssl, version from pg_stat_ssl where pid = pg_backend_pid()", "Is it TLS.")
@@ -76,7 +76,7 @@ def secured() -> Iterator[Secured]:
 
 
 async def test_everything_that_connects_does_so_by_verified_tls_when_the_address_says_so(secured):
-    migrate.upgrade(secured.dsn())
+    migrate.upgrade(secured.dsn(), prefix=PREFIX)
     async with lend(secured.dsn()) as connection:
         assert (await (await connection.execute(SAFE.text.encode())).fetchone())[0]
     database = Database(secured.dsn(), name="tls", low=1, high=2)
@@ -114,7 +114,7 @@ async def test_another_name_and_another_authority_are_refused_in_one_clear_line(
     assert secured.server.address.password not in str(refused.value)
     assert "\n" not in str(refused.value)
     with pytest.raises(DatabaseAway, match=words):
-        migrate.upgrade(secured.dsn(**given))
+        migrate.upgrade(secured.dsn(**given), prefix=PREFIX)
 
 
 async def test_a_server_without_tls_is_refused_where_tls_is_asked_for(db):

@@ -8,11 +8,14 @@ from uuid import UUID
 import pytest
 from psycopg.types.json import Jsonb
 
+import pgmail
 from pgmail.config_text import key_pairs
+from pgmail.errors import Refused
 from pgmail.sealing.keks import Keks, new_pair
 from pgmail.store import sealing
 from pgmail.worker import sender
 from tests.api.conftest import client, new_key
+from tests.fix_db import PREFIX
 from tests.sql.kit import body, one, rows, state
 from tests.waiting import eventually
 from tests.worker.kit import Scripted
@@ -334,8 +337,47 @@ async def test_a_producer_can_neither_store_a_key_nor_read_one_nor_seal_with_one
     ):
         with pytest.raises(Exception, match="permission denied"):
             app.execute(text)
-    form = {"id": "019a0000-0000-7000-8000-000000000000", "key": 1, "content": "A" * 44}
-    for change, field in (({}, "/sealed/id"), ({"key": "x"}, "/sealed"), ({"id": 5}, "/sealed")):
+    form = {"tenant": 1, "id": "019a0000-0000-7000-8000-000000000000", "key": 1, "content": "A" * 44}
+    for change, field in (
+        ({}, "/sealed/id"),
+        ({"key": "x"}, "/sealed"),
+        ({"id": 5}, "/sealed"),
+        ({"tenant": 2}, "/sealed/tenant"),
+    ):
         with pytest.raises(Exception) as refused:
             app.execute("select pgmail.send(%s)", [Jsonb(mail() | {"sealed": form | change})])
         assert refused.value.diag.message_detail == field
+
+
+async def test_the_python_client_seals_on_sync_and_async_connections(db, owner, sealed_stream, crew):
+    sealer = pgmail.Sealer(KEY)
+    app = db.connect("producer")
+    with pytest.raises(Refused, match="pgmail seal rotate") as unready:
+        pgmail.send(app, mail(), seal=sealer)
+    assert unready.value.status == 503
+    kek, wrapped = keks(KEY).wrap(1, b"z" * 32)
+    owner.execute("select pgmail.add_data_key('default', %s, %s, 'first')", [wrapped, kek])
+    sealer = pgmail.Sealer(KEY)
+    first = pgmail.send(app, mail(idempotency_key="once"), seal=sealer)
+    assert pgmail.send(app, mail(idempotency_key="once"), seal=sealer) == first
+    pgmail.send_many(app, [mail(), mail()], seal=sealer)
+    other = await db.aconnect("producer")
+    await pgmail.send(other, mail(), seal=pgmail.Sealer(KEY))
+    await pgmail.send_many(other, [mail()], seal=sealer)
+    assert not found_in(owner, SECRET)
+    assert [key for (key,) in rows(owner, "select key_id from pgmail.message")] == [1] * 5
+    delivered = await sent(crew, mails=5)
+    assert all(SECRET in envelope.body.decode() for envelope in delivered)
+    with pytest.raises(Refused, match="takes sealed mail only"):
+        pgmail.send(app, mail())
+    assert KEY.partition("=")[2] not in repr(sealer)
+
+
+async def test_one_sealer_is_for_one_tenant(db, owner, sealed_stream):
+    await hand_over(db, mail())
+    sealer = pgmail.Sealer(KEY)
+    pgmail.send(db.connect("producer"), mail(), seal=sealer)
+    owner.execute("select pgmail.create_tenant('other')")
+    owner.execute("select pgmail.grant_tenant(%s, 'other')", [f"{PREFIX}producer"])
+    with pytest.raises(Refused, match="another tenant"):
+        pgmail.send(db.connect("producer"), mail(), seal=sealer)
