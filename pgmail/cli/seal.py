@@ -38,7 +38,8 @@ def seal() -> None:
 
 @seal.command()
 @click.argument("name")
-def key(name: str) -> None:
+@common.as_json
+def key(name: str, as_json: bool) -> None:
     """Print a new key-encryption key as NAME=BASE64, for PGMAIL_SEAL_KEYS. It is stored nowhere: keep it safe.
 
     Mail that it seals cannot be read without it, by anybody.
@@ -46,9 +47,13 @@ def key(name: str) -> None:
     from pgmail.sealing.keks import new_pair  # noqa: PLC0415
 
     try:
-        click.echo(new_pair(name))
+        pair = new_pair(name)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="NAME") from None
+    if as_json:
+        output.print_json({"name": name, "key": pair.partition("=")[2]})
+    else:
+        click.echo(pair)
 
 
 @seal.command()

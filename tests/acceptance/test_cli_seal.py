@@ -71,4 +71,6 @@ def test_what_cannot_be_done_is_one_line_and_changes_nothing(shell, db):
 def test_a_downgrade_that_would_take_keys_away_from_sealed_mail_is_refused(shell):
     shell.set(seal_keys=new_pair("k1"))
     shell.run("seal", "rotate")
-    assert "sealed mail can never be read again" in shell.run("db", "downgrade", "0003", "--yes", code=1).stderr
+    assert (
+        "sealed mail can never be read again" in shell.run("db", "downgrade", "0003", "--yes", code=1).stderr
+    )
