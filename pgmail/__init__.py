@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pgmail.client import Change, Sent, Standing, cancel, reschedule, send, send_many, status
+    from pgmail.client_seal import Sealer
     from pgmail.domain.email import Attachment, Email, Recipient
     from pgmail.errors import PgmailError, Refused
 
@@ -21,6 +22,7 @@ __all__ = [
     "PgmailError",
     "Recipient",
     "Refused",
+    "Sealer",
     "Sent",
     "Standing",
     "__version__",
@@ -42,6 +44,7 @@ _HOMES = {
         "send_many",
         "status",
     ),
+    "pgmail.client_seal": ("Sealer",),
     "pgmail.domain.email": ("Attachment", "Email", "Recipient"),
     "pgmail.errors": ("PgmailError", "Refused"),
 }

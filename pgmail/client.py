@@ -23,6 +23,7 @@ import msgspec
 from pgmail import sqlfiles
 from pgmail.client_bodies import checked, from_keywords, moment
 from pgmail.client_drivers import ask
+from pgmail.client_seal import Seal, Sealer, sealing
 from pgmail.domain.check import check_idempotency_key
 from pgmail.domain.email import Email
 from pgmail.errors import Refused
@@ -69,16 +70,25 @@ class Standing(msgspec.Struct, frozen=True):
     reason: str | None
 
 
-def send(connection: Any, email: Email | Mapping[str, Any] | None = None, /, **fields: Any) -> Any:
+def send(
+    connection: Any,
+    email: Email | Mapping[str, Any] | None = None,
+    /,
+    *,
+    seal: Sealer | None = None,
+    **fields: Any,
+) -> Any:
     """Enqueue one email and return its id, a UUID.
 
     It comes as an `Email`, as a mapping with the keys of `POST /emails`, or as keyword arguments named as
-    the fields of `Email`. Raises `Refused`.
+    the fields of `Email`. `seal` seals it where its stream asks for that. Raises `Refused`.
     """
     if email is not None and fields:
         raise TypeError("give an email or keyword arguments, not both")
     body = checked(from_keywords(fields) if email is None else email, _now())
-    return ask(connection, _query("send"), [_json(body)], UUID)
+    return sealing(
+        connection, seal, lambda sealed: ask(connection, _query("send"), [_json(sealed(body))], UUID)
+    )
 
 
 def send_many(
@@ -86,12 +96,15 @@ def send_many(
     emails: Iterable[Email | Mapping[str, Any]],
     strict: bool = True,
     idempotency_key: str | None = None,
+    *,
+    seal: Sealer | None = None,
 ) -> Any:
     """Enqueue up to 10,000 emails in one statement and return a list of `Sent`, one for each, in their order.
 
     `strict`: the first fault refuses them all, its field led by the position (`/2/to/0`). Otherwise the good
     ones are enqueued and each bad one has its fault. `idempotency_key` holds for the whole batch: sent again
-    with the same emails it answers the same ids. Raises `Refused`.
+    with the same emails it answers the same ids. `seal` as for `send`. Raises
+    `Refused`.
     """
     check_idempotency_key(idempotency_key)
     if isinstance(emails, str | bytes | Mapping | Email) or not isinstance(emails, Iterable):
@@ -120,9 +133,12 @@ def send_many(
             answers[position] = msgspec.structs.replace(sent, position=position)
         return [sent for sent in answers if sent is not None]
 
-    # A fault of SQL's names the position among those that came through here.
-    params = [_json(bodies), "true" if strict else "false", idempotency_key]
-    return ask(connection, _query("send_many"), params, read)
+    def act(sealed: Seal) -> Any:
+        # A fault of SQL's names the position among those that came through here.
+        params = [_json([sealed(body) for body in bodies]), "true" if strict else "false", idempotency_key]
+        return ask(connection, _query("send_many"), params, read)
+
+    return sealing(connection, seal, act)
 
 
 def cancel(connection: Any, id: UUID | str, reason: str | None = None) -> Any:

@@ -37,6 +37,8 @@ from pgmail.config_text import (
     database_fault,
     dns_servers_fault,
     dns_servers_of,
+    keys_fault,
+    mask_keys,
     mask_url,
     relay_fault,
     relay_pairs,
@@ -180,6 +182,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "Folder in which this host keeps what it saw committed, to notice a restored database.",
             empty="$XDG_STATE_HOME/pgmail, or ~/.local/state/pgmail",
         ),
+    ] = ""
+
+    api_tls_cert: Annotated[
+        str, Row("PEM file of the API's certificate and its chain.", empty="none: plain HTTP")
+    ] = ""
+    api_tls_key: Annotated[
+        str, Row("PEM file of its key, without a password.", empty="in the certificate's file")
+    ] = ""
+    api_plain_http: Annotated[
+        bool, Row("Whether the API may speak plain HTTP on an address other than this machine's own.")
+    ] = False
+
+    seal_keys: Annotated[
+        str,
+        Row(
+            "Keys that wrap the keys of sealed mail: name=base64 pairs; the first wraps, all unwrap.",
+            secret=True,
+            fault=keys_fault,
+            empty="none",
+            mask=mask_keys,
+        ),
+    ] = ""
+    seal_key_file: Annotated[str, Row("File with more of them.", empty="none")] = ""
+    seal_key_command: Annotated[
+        str, Row("Command that prints more of them, run without a shell at start.", empty="none")
     ] = ""
 
     sources: dict[str, str] = {}
@@ -336,4 +363,4 @@ def _shown(setting: Setting, value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return mask_url(text) if setting.row.secret else text
+    return (setting.row.mask or mask_url)(text) if setting.row.secret else text

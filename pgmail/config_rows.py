@@ -35,7 +35,7 @@ class Row(msgspec.Struct, frozen=True):
     """What is known of a setting besides its name, type and default.
 
     `low` and `high` bound a number, both included. `fault` judges a text and returns what is wrong with it.
-    `empty` says in words what an empty default comes to.
+    `empty` says in words what an empty default comes to. `mask` shows a secret that is no connection string.
     """
 
     text: str
@@ -46,6 +46,7 @@ class Row(msgspec.Struct, frozen=True):
     secret: bool = False
     fault: Callable[[str], str | None] | None = None
     empty: str = ""
+    mask: Callable[[str], str] | None = None
 
 
 class Setting(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ hides too much; no fault names the string itself.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from urllib.parse import urlsplit
 
@@ -18,6 +20,7 @@ _SECRET_WORD = re.compile(r"(?i)\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'?|[
 # libpq's own grammar: words separated by space, a value with spaces in single quotes, backslash escapes.
 _WORD = re.compile(r"\s*([a-z_]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)(?=\s|$)\s*")
 _RELAY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_KEY_BYTES = 32  # AES-256
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:\[\]@\s]*)(?::(\d*))?")
 
 
@@ -124,6 +127,49 @@ def dns_servers_fault(text: str) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def key_pairs(text: str) -> dict[str, bytes]:
+    """Return the keys of `name=base64 name=base64`. ValueError says what is wrong and shows no key."""
+    found: dict[str, bytes] = {}
+    for number, part in enumerate(text.split(), start=1):
+        name, separator, encoded = part.partition("=")
+        if not separator or not is_key_name(name):
+            raise ValueError(
+                f"entry {number} is not name=base64; `pgmail seal key` makes one, and a name is 1 to 63 of "
+                "A-Z a-z 0-9 _ . -, led by a letter or digit"
+            )
+        try:
+            key = base64.b64decode(encoded, validate=True)
+        except binascii.Error:
+            raise ValueError(f"{name} is not base64") from None
+        if len(key) != _KEY_BYTES:
+            raise ValueError(f"{name} has {len(key)} octets; a key has {_KEY_BYTES}")
+        if found.setdefault(name, key) != key:
+            raise ValueError(f"{name} comes twice")
+    return found
+
+
+def keys_fault(text: str) -> str | None:
+    """Return why `text` cannot hold keys, or None if it can."""
+    try:
+        key_pairs(text)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def is_key_name(text: str) -> bool:
+    """Tell whether `text` can name a key."""
+    return _RELAY_NAME.fullmatch(text) is not None
+
+
+def mask_keys(text: str) -> str:
+    """Return keys with their names only. What is malformed is not shown at all."""
+    try:
+        return " ".join(f"{name}=***" for name in key_pairs(text))
+    except ValueError:
+        return "***" if text else ""
 
 
 def _words_fault(text: str) -> str | None:

@@ -5,6 +5,8 @@ PgmailError
 ├── SettingsError       settings are wrong; names all of them at once
 ├── SchemaMismatch      program and schema do not fit together
 ├── DatabaseAway        PostgreSQL cannot be reached (also an OSError)
+├── KeyMissing          what is sealed cannot be sealed or opened: a key is not here
+├── SealBroken          sealed octets were changed, cut or moved
 ├── TemplateFault       a template cannot be compiled or rendered
 └── SandboxError        the embedded PostgreSQL or the sink could not be started
 """
@@ -47,6 +49,14 @@ class DatabaseAway(PgmailError, ConnectionError):  # noqa: N818 - it is a state 
     """PostgreSQL cannot be reached or dropped the connection."""
 
 
+class KeyMissing(PgmailError):  # noqa: N818 - it is a state of affairs
+    """A key that seals or opens mail is not in this process. With it all is well again: nothing is lost."""
+
+
+class SealBroken(PgmailError, ValueError):  # noqa: N818 - it is a state of affairs
+    """Sealed octets were changed, cut, moved to another mail, or sealed with another key."""
+
+
 class TemplateFault(PgmailError, ValueError):  # noqa: N818 - the word operators see
     """A template cannot be compiled or rendered.
 
@@ -58,6 +68,7 @@ class TemplateFault(PgmailError, ValueError):  # noqa: N818 - the word operators
         where = f"{part}, line {line}" if line else part
         super().__init__(f"{where}: {message}")
         self.kind = kind
+        self.place = f"{where}: {kind}"  # without words that may quote a variable
         self.part = part
         self.message = message
         self.line = line

@@ -125,6 +125,15 @@ grant select on pgmail.history, pgmail.fence, pgmail.witness to {prefix}api, {pr
 grant select on pgmail.relay, pgmail.worker, pgmail.leader, pgmail.schema_version, pgmail.site_domain
   to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
 
+-- sealing: wrapped data keys are of no use without the key that wraps them
+grant execute on function pgmail.seal_state_v1() to {prefix}api, {prefix}producer, {prefix}admin;
+grant execute on function pgmail.first_data_key_v1(bytea, text) to {prefix}api, {prefix}admin;
+grant execute on function pgmail.add_data_key(text, bytea, text, text),
+  pgmail.rewrap_data_key(integer, integer, bytea, bytea, text, text) to {prefix}admin;
+grant execute on function pgmail.postpone_v1(integer, bigint, uuid[], integer[], double precision, text) to {prefix}worker;
+grant select on pgmail.data_key to {prefix}worker, {prefix}admin;
+-- end of sealing
+
 grant select on pgmail.reply_reason, pgmail.reply_rule, pgmail.reply_pattern, pgmail.slowed_site, pgmail.refusal
   to {prefix}api, {prefix}reader, {prefix}admin;
 grant select on pgmail.limits, pgmail.pause to {prefix}api, {prefix}worker, {prefix}reader, {prefix}admin;

@@ -39,6 +39,8 @@ from pgmail.api.enqueue import Bare, Enqueue
 from pgmail.api.keyring import Keyring, guard
 from pgmail.clock import Clock
 from pgmail.config import Settings
+from pgmail.sealing.keks import Keks
+from pgmail.seals import Sealer
 from pgmail.store.database import Database
 from pgmail.store.history import Witness
 
@@ -89,17 +91,19 @@ def create_app(
     sends: Database | None = None,
     clock: Clock | None = None,
     witness: Witness | None = None,
+    keks: Keks | None = None,
 ) -> Application:
     """Return the application. `database` is a pool of the API's role, opened and closed by the caller.
 
     `sends` is a second one, for single emails that are sent together; its connections need no trial before
     use (`check`), and there it would cost. `clock` paces how long a key's check is believed. `witness` hears of
-    each answer that may have changed something.
+    each answer that may have changed something. `keks` seal mail; without them none is sealed here.
     """
     keyring = Keyring(database, clock)
     coalescer = Coalescer(sends or database, database)
     doorman = Doorman(database, clock)
-    enqueue = Enqueue(database, coalescer, doorman)
+    sealer = Sealer(database, keks or Keks({}))
+    enqueue = Enqueue(database, coalescer, doorman, sealer)
     guarded = Router(
         path="/",
         guards=[guard],
@@ -121,6 +125,7 @@ def create_app(
                 "doorman": doorman,
                 "witness": witness,
                 "name_servers": settings.name_servers,
+                "sealer": sealer,
                 "bare": Bare(keyring, enqueue, settings.max_body_bytes),
             }
         ),

@@ -14,6 +14,7 @@ it is, or as a placeholder, that SQL refuses, and keeps its place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from pgmail.client_bodies import check_inline
 from pgmail.domain.check import check_email, check_idempotency_key
 from pgmail.domain.email import prepare
 from pgmail.errors import Refused
+
+Seal = Callable[[dict[str, Any]], dict[str, Any]]
 
 MAX_BATCH = 1_000
 MAX_DEPTH = 20  # of what is left to SQL
@@ -48,10 +51,13 @@ class ReadyBatch(NamedTuple):
     faults: dict[int, Refused]
 
 
-def ready_email(body: Any, key: str | None, now: datetime, *, plain: bool = False) -> Ready:
+def ready_email(
+    body: Any, key: str | None, now: datetime, *, plain: bool = False, seal: Seal | None = None
+) -> Ready:
     """Make one email ready; `key` is that of the header, `plain` as in `bodies.Body`.
 
-    Raises Refused with the first fault of the law, unless the body is left to SQL.
+    `seal` adds the sealed form where the email's stream wants it. Raises Refused with the first fault of the law,
+    unless the body is left to SQL.
     """
     if key is not None and isinstance(body, dict):
         own = body.get("idempotency_key")
@@ -61,13 +67,14 @@ def ready_email(body: Any, key: str | None, now: datetime, *, plain: bool = Fals
             raise Refused("invalid_idempotency_key", "/idempotency_key", because)
         body = {**body, "idempotency_key": key}
     checked = body if plain and left_to_sql(body) else _checked(body, now, keyed=key is not None)
-    return Ready(_encode(checked).decode(), checked.get("idempotency_key"))
+    ready = checked if seal is None else seal(checked)
+    return Ready(_encode(ready).decode(), checked.get("idempotency_key"))
 
 
 def ready_batch(
-    body: Any, key: str | None, now: datetime, *, strict: bool, plain: bool = False
+    body: Any, key: str | None, now: datetime, *, strict: bool, plain: bool = False, seal: Seal | None = None
 ) -> ReadyBatch:
-    """Make a batch ready; `key` is the whole batch's, `plain` as in `bodies.Body`.
+    """Make a batch ready; `key` is the whole batch's, `plain` as in `bodies.Body`, `seal` as for one email.
 
     Raises Refused, in strict mode for the first bad item among those that are not left to SQL.
     """
@@ -81,11 +88,12 @@ def ready_batch(
     keyed = key is not None
     for position, item in enumerate(body):
         if plain and left_to_sql(item):
-            items.append(item)
+            items.append(item if seal is None else seal(item))
             keyed = keyed or "idempotency_key" in item
             continue
         try:
-            items.append(_checked(item, now, keyed=key is not None))
+            checked = _checked(item, now, keyed=key is not None)
+            items.append(checked if seal is None else seal(checked))
             keyed = keyed or item.get("idempotency_key") is not None
         except Refused as fault:
             if strict:

@@ -138,6 +138,7 @@ _SCHEMAS = {
         suppress_bounced=_BOOLEAN,
         max_queued=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
         keep_content_days=Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL]),
+        seal=_words("off", "where_possible", "required"),
     ),
     "Suppressions": Schema(one_of=[_SUPPRESSION, _list(_SUPPRESSION)], description="one, or up to 1,000"),
     "Erasure": _object(["address", "reason"], address=_TEXT, reason=_TEXT, after=_TEXT, dry_run=_BOOLEAN),

@@ -15,6 +15,7 @@ from litestar import Request
 
 from pgmail.domain import ids, when
 from pgmail.errors import Refused
+from pgmail.seals import Sealer
 from pgmail.store.database import Database
 from pgmail.store.emails import Page
 from pgmail.store.keys import Caller
@@ -37,6 +38,12 @@ def caller_of(request: AnyRequest) -> Caller:
     """Return whose request it is; the guard put it there."""
     caller: Caller = request.auth
     return caller
+
+
+def sealer_of(request: AnyRequest) -> Sealer:
+    """Return what seals and opens mail here."""
+    sealer: Sealer = request.app.state.sealer
+    return sealer
 
 
 def path_id(request: AnyRequest) -> UUID:

@@ -20,9 +20,11 @@ import uvicorn
 import uvloop
 
 from pgmail.api.app import create_app
+from pgmail.api.tls import server_options
 from pgmail.collector import calm_collector
 from pgmail.config import Settings
 from pgmail.errors import SettingsError
+from pgmail.sealing import keks
 from pgmail.store.database import Database
 from pgmail.store.history import Witness
 
@@ -48,17 +50,24 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
     stop = stop or asyncio.Event()
     listener = listen(settings)
     host, port = listener.getsockname()[:2]
+    try:
+        tls = server_options(settings, host)
+    except SettingsError:
+        listener.close()
+        raise
+    sealing = keks.read(settings)
     witness = Witness("api", settings.state_dir)
     database, sends = pools(settings, witness)
     witness.watch(database)
     config = uvicorn.Config(
-        create_app(settings, database, sends=sends, witness=witness),
+        create_app(settings, database, sends=sends, witness=witness, keks=sealing),
         http="httptools",
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
+        **tls,
         proxy_headers=False,  # nothing here asks where a client is
         timeout_graceful_shutdown=max(1, math.ceil(settings.drain_seconds)),
     )

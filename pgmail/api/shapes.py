@@ -57,16 +57,19 @@ def last_event(state: str) -> str:
     return _EVENTS[State(state)]
 
 
-def email(message: Any, recipients: list[Any]) -> Shape:
-    """Return one email in full: a row of `message` and its rows of `recipients`."""
-    content: Shape = message.content
+def email(message: Any, content: Shape, recipients: list[Any], *, closed: bool) -> Shape:
+    """Return one email in full: a row of `message`, its content, and its rows of `recipients`.
+
+    `closed`: its texts are sealed, and are not in `content`.
+    """
     people = [{"role": row.role, "address": row.rcpt, "name": row.name} for row in recipients]
     newest = max(recipients, key=lambda row: (row.changed_at, -row.recipient_id.int))
     return {
-        **_head(message, people),
+        **_head(message, content, people),
+        "sealed": closed,
         "html": content.get("html"),
         "text": content.get("text"),
-        "headers": content.get("headers", {}),
+        "headers": content.get("headers") or {},
         "last_event": last_event(newest.state),
         "variables": content.get("variables"),
         "metadata": message.metadata,
@@ -78,7 +81,8 @@ def email(message: Any, recipients: list[Any]) -> Shape:
 def email_item(row: Any) -> Shape:
     """Return one email of a list; `to`, `cc` and `bcc` hold 50 addresses at most, `states` counts all."""
     return {
-        **_head(row, row.people or []),
+        **_head(row, row.content, row.people or []),
+        "sealed": row.key_id is not None,
         "last_event": last_event(row.last_state),
         "states": dict(Counter(row.states)),
     }
@@ -145,9 +149,8 @@ def doubt(row: Any) -> Shape:
     }
 
 
-def _head(row: Any, people: Iterable[Mapping[str, str | None]]) -> Shape:
+def _head(row: Any, content: Shape, people: Iterable[Mapping[str, str | None]]) -> Shape:
     """Return what a list and a single email tell alike."""
-    content: Shape = row.content
     shown: dict[str, list[str]] = {"to": [], "cc": [], "bcc": []}
     for person in people:
         shown[str(person["role"])].append(mailbox(str(person["address"]), person["name"]))

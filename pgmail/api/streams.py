@@ -52,6 +52,7 @@ class StreamSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     suppress_bounced: bool | UnsetType = UNSET
     max_queued: Annotated[int, Meta(ge=0, le=1_000_000_000_000)] | UnsetType | None = UNSET
     keep_content_days: Annotated[int, Meta(ge=1, le=36_500)] | UnsetType | None = UNSET
+    seal: Literal["off", "where_possible", "required"] | UnsetType = UNSET
 
 
 @get("/streams", operation_class=operation())

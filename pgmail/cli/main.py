@@ -38,6 +38,7 @@ COMMANDS = {
     "suppression": "pgmail.cli.suppression:suppression",
     "domain": "pgmail.cli.domain:domain",
     "tenant": "pgmail.cli.tenant:tenant",
+    "seal": "pgmail.cli.seal:seal",
     "retention": "pgmail.cli.retention:retention",
     "erase": "pgmail.cli.erase:erase",
     "audit": "pgmail.cli.audit:audit",

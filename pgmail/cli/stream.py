@@ -26,6 +26,7 @@ _LIST = {
     "max_queued": "limit",
     "keep_content_days": "content days",
     "suppress_bounced": "suppress bounced",
+    "seal": "seal",
 }
 
 
@@ -73,6 +74,9 @@ def list_(as_json: bool) -> None:
     "--suppress-bounced/--keep-bounced",
     default=None,
     help="Whether an address that is gone for good gets no more mail. Defaults to suppress.",
+)
+@click.option(
+    "--seal", metavar="WORD", help="Seal mail at rest: off, where_possible or required. Defaults to off."
 )
 @click.option("--max-queued", metavar="N", help="Most recipients that wait, or none. Defaults to none.")
 @click.option(

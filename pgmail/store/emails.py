@@ -195,7 +195,7 @@ async def recipients(connection: Connection, id: UUID) -> list[Any]:
 
 
 async def message(connection: Connection, id: UUID) -> Any | None:
-    """Return an email as it was handed over; None if it is not the tenant's."""
+    """Return an email as it was handed over, `content` as stored (JSON); None if it is not the tenant's."""
     return await fetch_one(connection, queries("emails")["message"], {"id": id})
 
 

@@ -20,7 +20,7 @@ async def listing(connection: Connection) -> list[Any]:
     """Return all streams by name.
 
     `name priority relay on_doubt trace retry_base_seconds retry_factor retry_cap_seconds retry_jitter
-    max_attempts max_age_seconds max_queued keep_content_days suppress_bounced created_at`; `priority` is a word,
+    max_attempts max_age_seconds max_queued keep_content_days suppress_bounced seal created_at`; `priority` is a word,
     `max_queued` None is no limit, `keep_content_days` None is what the fleet's retention says.
     `relay` is a name, several in their order, or several as objects of `name` and `weight`.
     """

@@ -118,6 +118,13 @@ class Claim(msgspec.Struct, frozen=True):
     holds: bool = False  # its mail is not sent before the intent is committed
 
 
+class Barred(msgspec.Struct, frozen=True):
+    """Why a sealed mail cannot be made: a key is missing, and it waits; or, `broken`, nobody can open it."""
+
+    why: str
+    broken: bool
+
+
 class RecipientRow(msgspec.Struct, frozen=True):
     """A recipient as sent to. `variables` is JSON or None; `suppressed` a reason or None."""
 
@@ -127,6 +134,8 @@ class RecipientRow(msgspec.Struct, frozen=True):
     name: str | None
     variables: bytes | None
     suppressed: str | None
+    key_id: int | None = None  # of what sealed its variables
+    barred: Barred | None = None  # why it cannot be made
 
 
 class MessageRow(msgspec.Struct, frozen=True):
@@ -140,6 +149,7 @@ class MessageRow(msgspec.Struct, frozen=True):
     template_version: int | None
     content: bytes
     scheduled_at: datetime | None = None
+    key_id: int | None = None  # of what sealed it
 
 
 async def claim_each(
@@ -290,6 +300,24 @@ async def release(
     return {row.id for row in rows}
 
 
+async def postpone(
+    database: Database, tenant: int, epoch: int, leases: Sequence[Lease], *, seconds: float, reason: str
+) -> set[UUID]:
+    """Give leases back to wait for so many seconds, told as delayed. Returns the ids that went back."""
+    rows = await database.many(
+        _Q["postpone"],
+        {
+            "tenant": tenant,
+            "epoch": epoch,
+            "ids": [lease.id for lease in leases],
+            "claims": [lease.claims for lease in leases],
+            "seconds": seconds,
+            "reason": reason,
+        },
+    )
+    return {row.id for row in rows}
+
+
 async def still_leased(database: Database, tenant: int, epoch: int, leases: Sequence[Lease]) -> set[UUID]:
     """Which of these leases this worker still holds."""
     rows = await database.many(
@@ -327,7 +355,7 @@ def _span(ids: Sequence[UUID]) -> dict[str, object]:
 
 
 async def attachments(database: Database, tenant: int, message_id: UUID) -> list[Any]:
-    """The attachments of one message: filename, content_type, content_id, asset, body."""
+    """The attachments of one message: filename, content_type, content_id, asset, body, key_id, position."""
     return await database.many(_Q["attachments"], {"tenant": tenant, "id": message_id})
 
 

@@ -31,7 +31,7 @@ from pgmail.store.listen import Listener
 from pgmail.store.presence import Presence
 from pgmail.store.work import Claim, Lease
 from pgmail.worker.content import Library
-from pgmail.worker.job import Job
+from pgmail.worker.job import Delay, Job
 from pgmail.worker.lanes import Lane, LaneBook
 from pgmail.worker.limiter import FREE, Limiter, Token
 from pgmail.worker.outbox import Outbox
@@ -71,7 +71,7 @@ class Claimer(Loop):
         self._ended, self._paced_at = 0, time.monotonic()  # leases over since then: the pace of sending
         self._wake = asyncio.Event()
         self._told = True  # something may have come; look before sleeping
-        self._returned: deque[tuple[Lease, str | None]] = deque()
+        self._returned: deque[tuple[Lease, str | Delay | None]] = deque()
         self._unsure: list[
             tuple[float, int, list[int]]
         ] = []  # when to look, tenant, lanes: claims without an answer
@@ -98,8 +98,8 @@ class Claimer(Loop):
         self._ended += len(ids)
         self._wake.set()
 
-    async def give_back(self, lease: Lease, reason: str | None) -> None:
-        """Return a lease untried; with a reason the mail is told as delayed."""
+    async def give_back(self, lease: Lease, reason: str | Delay | None) -> None:
+        """Return a lease untried; with a reason the mail is told as delayed, with a Delay it waits as well."""
         self._returned.append((lease, reason))
         self._wake.set()
 
@@ -420,13 +420,19 @@ class Claimer(Loop):
 
     async def _return_leases(self) -> None:
         """Give back what slots returned, by tenant and reason."""
-        groups: dict[tuple[int, str | None], list[Lease]] = {}
+        groups: dict[tuple[int, str | Delay | None], list[Lease]] = {}
         taken = len(self._returned)
         for lease, reason in list(self._returned)[:taken]:
             groups.setdefault((lease.tenant, reason), []).append(lease)
-        kept: list[tuple[Lease, str | None]] = []
+        kept: list[tuple[Lease, str | Delay | None]] = []
         for (tenant, reason), leases in groups.items():
-            back = await work.release(self._database, tenant, self._presence.epoch, leases, reason)
+            if isinstance(reason, Delay):
+                back = await work.postpone(
+                    self._database, tenant, self._presence.epoch, leases,
+                    seconds=reason.seconds, reason=reason.why,
+                )  # fmt: skip
+            else:
+                back = await work.release(self._database, tenant, self._presence.epoch, leases, reason)
             if len(back) < len(leases):
                 # A row that another transaction has locked (a cancel that came too late) is still ours: once more.
                 ours = await work.still_leased(self._database, tenant, self._presence.epoch, leases)

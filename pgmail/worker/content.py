@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import mimetypes
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -18,13 +18,15 @@ import msgspec
 import structlog
 
 from pgmail.domain.mail import Mail, Mailbox, Part
-from pgmail.errors import PgmailError, TemplateFault
+from pgmail.errors import KeyMissing, PgmailError, SealBroken, TemplateFault
 from pgmail.render.cache import TemplateCache
 from pgmail.render.mime import Wire, assemble
 from pgmail.render.templates import Bundle, Compiled, Rendered, Source, compile_bundle, complete
+from pgmail.sealing.mail import open_attachment, open_content, open_variables
+from pgmail.seals import Opener
 from pgmail.store import work
 from pgmail.store.database import Database
-from pgmail.store.work import Lease, MessageRow, RecipientRow
+from pgmail.store.work import Barred, Lease, MessageRow, RecipientRow
 
 _log = structlog.get_logger()
 
@@ -50,6 +52,7 @@ class Content(msgspec.Struct, rename={"sender": "from"}):
     headers: dict[str, str] = {}
     variables: dict[str, Any] | None = None
     attachments: int = 0
+    filenames: tuple[str | None, ...] = ()  # of sealed files, in their order
 
 
 _decode = msgspec.json.Decoder(Content).decode
@@ -95,9 +98,15 @@ class Library:
     """Messages and templates of all tenants that this process works on."""
 
     def __init__(
-        self, database: Database, message_id_domain: str, templates: TemplateCache | None = None
+        self,
+        database: Database,
+        message_id_domain: str,
+        templates: TemplateCache | None = None,
+        opener: Opener | None = None,
     ) -> None:
+        """`opener` has the keys of sealed mail; without one it waits for a worker that has them."""
         self._database = database
+        self._opener = opener
         self._domain = message_id_domain
         self._messages: OrderedDict[tuple[int, UUID], Message] = OrderedDict()
         self._bytes = 0
@@ -131,13 +140,22 @@ class Library:
         )
         found = []
         for (tenant, _, leases), (people, rows) in zip(loads, answers, strict=True):
+            barred: dict[UUID, Barred] = {}  # by message, and by recipient
+            if any(row.key_id is not None for row in rows) or any(row.key_id is not None for row in people):
+                rows, people = await self._opened(tenant, leases, rows, people, barred)  # noqa: PLW2901
             for row in rows:
                 try:
-                    held[tenant, row.id] = self._keep(tenant, Message(row, self._domain))
+                    made = Message(row, self._domain)
+                    held[tenant, row.id] = made if row.id in barred else self._keep(tenant, made)
                 except msgspec.DecodeError as error:
                     # One broken row must not end a worker that holds others: it is left out, and so a dead letter.
                     _log.error("message.unreadable", message=str(row.id), error=str(error))
             by_id = {person.id: person for person in people}
+            if barred:
+                for lease in leases:
+                    why = barred.get(lease.message_id) or barred.get(lease.id)
+                    if why is not None and lease.id in by_id:
+                        by_id[lease.id] = msgspec.structs.replace(by_id[lease.id], barred=why)
             for lease in leases:
                 message = held.get((tenant, lease.message_id))
                 if lease.rescues and message is not None:
@@ -151,6 +169,54 @@ class Library:
             )
         self._shrink()
         return found
+
+    async def _opened(
+        self,
+        tenant: int,
+        leases: Sequence[Lease],
+        rows: list[MessageRow],
+        people: list[RecipientRow],
+        barred: dict[UUID, Barred],
+    ) -> tuple[list[MessageRow], list[RecipientRow]]:
+        """Open what is sealed. What cannot be opened stays as it is, and `barred` says why."""
+        message_of = {lease.id: lease.message_id for lease in leases}
+        wanted = {row.key_id for row in rows} | {person.key_id for person in people}
+        keys = await self._keys(tenant, {number for number in wanted if number is not None})
+
+        def opened_message(row: MessageRow) -> MessageRow:
+            if row.key_id is None:
+                return row
+            content = open_content(row.content, _key_of(keys, row.key_id), tenant, row.id)
+            return msgspec.structs.replace(row, content=msgspec.json.encode(content))
+
+        def opened_person(row: RecipientRow) -> RecipientRow:
+            if row.key_id is None or row.variables is None:
+                return row
+            key = _key_of(keys, row.key_id)
+            variables = open_variables(row.variables, key, tenant, message_of[row.id], row.address)
+            return msgspec.structs.replace(row, variables=variables, key_id=None)
+
+        opened_rows, opened_people = [], []
+        for row in rows:
+            try:
+                opened_rows.append(opened_message(row))
+            except (KeyMissing, SealBroken) as why:
+                barred[row.id] = Barred(str(why), broken=isinstance(why, SealBroken))
+                opened_rows.append(msgspec.structs.replace(row, content=_CLOSED))
+        for person in people:
+            try:
+                opened_people.append(opened_person(person))
+            except (KeyMissing, SealBroken) as why:
+                barred[person.id] = Barred(str(why), broken=isinstance(why, SealBroken))
+                opened_people.append(msgspec.structs.replace(person, variables=None))
+        return opened_rows, opened_people
+
+    async def _keys(self, tenant: int, ids: set[int]) -> dict[int, bytes | KeyMissing]:
+        """The data keys of a tenant by number; for one that cannot be had, why."""
+        if self._opener is None:
+            why = KeyMissing("it is sealed, and this worker has no PGMAIL_SEAL_KEYS")
+            return dict.fromkeys(ids, why)
+        return await self._opener.keys(tenant, ids)
 
     def wire_now(self, tenant: int, message: Message, person: RecipientRow, *, eightbit: bool) -> Wire | None:
         """Render and assemble from what is here already; None if something must be fetched: see `wire`.
@@ -283,15 +349,21 @@ class Library:
         for row in await work.attachments(self._database, tenant, message.row.id):
             if row.body is None:
                 raise Impossible(f"asset {row.asset} is gone")
-            guess = mimetypes.guess_type(row.filename)[0]
+            filename, body = row.filename, bytes(row.body)
+            if row.key_id is not None:
+                keys = await self._keys(tenant, {row.key_id})
+                key, names = _key_of(keys, row.key_id), message.content.filenames
+                body = open_attachment(body, key, tenant, message.row.id, row.position)
+                filename = (names[row.position - 1] if row.position <= len(names) else None) or filename
+            guess = mimetypes.guess_type(filename)[0]
             if guess is None or guess.startswith(("multipart/", "message/")):
                 guess = "application/octet-stream"
             parts.append(
                 Part(
-                    filename=row.filename,
+                    filename=filename,
                     content_type=row.content_type or guess,
                     content_id=row.content_id,
-                    body=bytes(row.body),
+                    body=body,
                 )
             )
         return tuple(parts)
@@ -314,5 +386,15 @@ class Library:
             _, gone = self._messages.popitem(last=False)
             self._bytes -= gone.weight
 
+
+def _key_of(keys: Mapping[int, bytes | KeyMissing], id: int) -> bytes:
+    key = keys[id]
+    if isinstance(key, KeyMissing):
+        raise KeyMissing(str(key))
+    return key
+
+
+# What could not be opened goes on as this, so that what goes on with it can be read.
+_CLOSED = b'{"from": {"address": "sealed@invalid"}}'
 
 __all__ = ["Content", "Impossible", "Library", "Message", "TemplateFault"]

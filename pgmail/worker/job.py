@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgmail.store.work import Lease, RecipientRow, Settlement, StreamRow
 
@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from pgmail.worker.content import Message
     from pgmail.worker.lanes import Lane
     from pgmail.worker.outbox import Gate
+
+
+class Delay(NamedTuple):
+    """Why a lease is given back, and how long its mail waits then."""
+
+    why: str
+    seconds: float
 
 
 class Job:

@@ -21,6 +21,8 @@ from uuid import UUID
 import structlog
 
 from pgmail.config import Settings
+from pgmail.sealing import keks
+from pgmail.seals import Opener
 from pgmail.service import Service, run_all
 from pgmail.store.database import Database
 from pgmail.store.history import Witness
@@ -93,7 +95,7 @@ async def run_worker(
             transport.set_guard(may_begin)
     relays = Relays(database, transports, outbox)
     rules = Rules(database, relays, limiter, lambda: witness.clear)
-    library = Library(database, settings.message_id_domain)
+    library = Library(database, settings.message_id_domain, opener=Opener(database, keks.read(settings)))
     leader, leading = make_leader(database, presence)
     # By a lambda: the claimer, which it wakes, is made with it in hand.
     listener = Listener(dsn, lambda: claimer.wake()) if settings.notify else None  # noqa: PLW0108

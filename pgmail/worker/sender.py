@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
@@ -18,16 +19,16 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from pgmail.domain.reply import Envelope, Phase, Result
-from pgmail.errors import DatabaseAway, PgmailError, TemplateFault
+from pgmail.errors import DatabaseAway, KeyMissing, PgmailError, SealBroken, TemplateFault
 from pgmail.render.mime import Wire
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
-from pgmail.store.work import Lease, Settlement
+from pgmail.store.work import Barred, Lease, Settlement
 from pgmail.transport.base import TooLate, Transport, Withheld
 from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
 from pgmail.worker.intents import SILENT, Uncommitted
-from pgmail.worker.job import Job
+from pgmail.worker.job import Delay, Job
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
 from pgmail.worker.slowing import Slowing
@@ -35,7 +36,7 @@ from pgmail.worker.ward import Crashed, Ward, WardAway
 
 _log = structlog.get_logger()
 
-GiveBack = Callable[[Lease, str | None], Awaitable[None]]
+GiveBack = Callable[[Lease, str | Delay | None], Awaitable[None]]
 Begin = Callable[[Lease, str], Awaitable[None]]
 
 NOT_EIGHTBIT = "5.6.3"  # RFC 3463, section 3.7: conversion required and not supported
@@ -46,6 +47,7 @@ LOOKED_UP_SECONDS = 1.0  # after which a suppression may have come that this wor
 KEPT_BYTES = 64 * 1024 * 1024  # of mail that was made and missed its moment; one is kept whatever its size
 UNCOMMITTED_SECONDS = 0.1, 5.0  # a mail waits whose intent the database did not take
 UNCOMMITTED_TOLD = 1.0  # seconds that this has lasted, when the mail tells of it
+KEY_SECONDS = 60.0  # a sealed mail waits whose key is not in this worker
 WARD_SECONDS = 5.0  # a mail waits when no process apart can be started
 
 
@@ -100,6 +102,9 @@ class Sender:
             return
         if lease.expires_at is not None and lease.expires_at <= self._present():
             self._settle(job, "expired", reason="expires_at passed before it was sent")
+            return
+        if job.person.barred is not None:
+            await self._bar(job, job.person.barred)
             return
         if self._late(job):
             return
@@ -165,10 +170,36 @@ class Sender:
         except Exception as fault:  # noqa: BLE001
             # Transports return what remotes do; this is a fault of ours, at a moment that nobody knows: in doubt,
             # unless the end of data was not allowed yet.
-            _log.exception("mail.transport_failed", id=str(lease.id), message=str(lease.message_id))
+            at = "".join(traceback.format_tb(fault.__traceback__))
+            _log.error(
+                "mail.transport_failed", id=str(lease.id), message=str(lease.message_id),
+                fault=type(fault).__name__, at=at,
+            )  # fmt: skip
             phase = Phase.DOT if intent is None or intent.committed else Phase.BODY
             return Result(phase=phase, error=f"{type(fault).__name__}: {fault}")
         return None
+
+    async def _bar(self, job: Job, barred: Barred) -> None:
+        """End a sealed mail that nobody can open; let one wait whose key another process, or a later one, has."""
+        lease = job.lease
+        if barred.broken:
+            _log.error(
+                "mail.seal_broken",
+                id=str(lease.id),
+                message=str(lease.message_id),
+                tenant=lease.tenant,
+                error=barred.why,
+            )
+            self._settle(job, "dead", reason="seal_broken", error=barred.why)
+            return
+        _log.warning(
+            "mail.key_missing",
+            id=str(lease.id),
+            message=str(lease.message_id),
+            tenant=lease.tenant,
+            error=barred.why,
+        )
+        await self._give_back(lease, Delay(barred.why, KEY_SECONDS))
 
     async def _withhold(self, job: Job, why: Withheld) -> None:
         """Give a mail back whose end of data was not sent, at our own wish."""
@@ -245,8 +276,18 @@ class Sender:
             if wire is None:
                 wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
         except (TemplateFault, Impossible) as fault:
-            _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), error=str(fault))
-            self._settle(job, "dead", reason="template", error=str(fault))
+            # The words of a template's fault may hold a variable's value, which belongs to the mail, not to a log; and
+            # where the mail is sealed, not to the record either.
+            closed = fault.place if isinstance(fault, TemplateFault) else str(fault)
+            _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), error=closed)
+            sealed = job.message.row.key_id is not None
+            self._settle(job, "dead", reason="template", error=closed if sealed else str(fault))
+            return None
+        except SealBroken as fault:
+            await self._bar(job, Barred(str(fault), broken=True))
+            return None
+        except KeyMissing as fault:
+            await self._bar(job, Barred(str(fault), broken=False))
             return None
         except DatabaseAway:
             await self._give_back(lease, None)
@@ -261,8 +302,11 @@ class Sender:
             raise
         except Exception as fault:  # noqa: BLE001
             # A fault of ours that this mail brings out. It must not end the worker, which holds others too.
-            _log.exception("mail.poison", id=str(lease.id), message=str(lease.message_id))
-            self._settle(job, "dead", reason="poison", error=f"{type(fault).__name__}: {fault}")
+            # What it says may quote the mail; where it happened does not.
+            name, at = type(fault).__name__, "".join(traceback.format_tb(fault.__traceback__))
+            _log.error("mail.poison", id=str(lease.id), message=str(lease.message_id), fault=name, at=at)
+            sealed = job.message.row.key_id is not None
+            self._settle(job, "dead", reason="poison", error=name if sealed else f"{name}: {fault}")
             return None
         return wire
 

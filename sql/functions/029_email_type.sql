@@ -35,4 +35,8 @@ do $do$ begin
       idempotency_key text, body_hash bytea, size_bytes integer
     );
   end if;
+  -- sealed mail: the id that its sealing is bound to, and the number of its data key
+  if not exists (select 1 from pg_attribute where attrelid = 'pgmail.email'::regclass and attname = 'seal_key' and not attisdropped) then
+    alter type pgmail.email add attribute message_id uuid, add attribute seal_key integer;
+  end if;
 end $do$;

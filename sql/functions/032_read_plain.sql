@@ -204,7 +204,7 @@ begin
 
   select coalesce(e.priority, s.priority), s.max_queued, (select x.senders from pgmail.tenant x where x.id = p_tenant)
     into e.priority, e.max_queued, rule
-    from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream;
+    from pgmail.stream s where s.tenant_id = p_tenant and s.name = e.stream and s.seal = 'off';
   if not found then return null; end if;
   -- Who may send as whom: what sender_fault says, where that is plain. Apart, so that the rule 'any' pays for none of it.
   if rule = 'verified' and (from_name ~ '[@\ufe6b\uff20]' or not pgmail.is_sender_domain(p_tenant, split_part(e.sender, '@', 2))) then
@@ -220,7 +220,7 @@ language plpgsql stable
 as $$
 declare e pgmail.email := pgmail.read_plain(p_tenant, p_body);
 begin
-  if e.sender is null then return pgmail.read_email(p_tenant, p_body); end if;
+  if e.sender is null then return pgmail.read_sealed(p_tenant, p_body); end if;
   return e;
 end
 $$;

@@ -49,7 +49,7 @@ declare
   suspended text; asking boolean; keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; shut boolean; fresh boolean[];
   kinds text[]; untils timestamptz[]; spreads real[]; reasons text[]; done pgmail.email;   -- of the door that is closed to each, if one is
 begin
-  select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
+  select array_agg(case when (e).fault_code is null then coalesce((e).message_id, pgmail.uuid7()) end), array_agg(case when (e).fault_code is not null then e end),
       array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
       bool_or((e).attachments is not null), bool_or((e).tags is not null), bool_or((e).on_limit <> 'delay'),
       (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant)),
@@ -122,16 +122,16 @@ begin
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
-    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content)
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id)
   select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, (e).content
+    (e).idempotency_key, (e).content, (e).seal_key
   from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
   if attached then
-    insert into pgmail.attachment (tenant_id, message_id, position, filename, content_type, content_id, asset, size_bytes, body)
+    insert into pgmail.attachment (tenant_id, message_id, position, filename, content_type, content_id, asset, size_bytes, body, key_id)
     select p_tenant, id, ord, a->>'filename', a->>'content_type', a->>'content_id', a->>'asset', (a->>'size')::integer,
-      decode(a->>'content', 'base64')
+      decode(a->>'content', 'base64'), case when a ? 'content' then (e).seal_key end
     from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x,
       jsonb_array_elements((e).attachments) with ordinality u(a, ord)
     where kept and (e).attachments is not null;
@@ -150,13 +150,13 @@ begin
       -- strewn, or all that waited would come at once
       until + random() * spread * interval '1 second' as later_at,
       case when (e).on_limit = 'hold' then coalesce(suspended, reason) else reason end as limit_said,
-      unnest((e).people) as p, generate_subscripts((e).people, 1) as position
+      (e).seal_key as key_id, unnest((e).people) as p, generate_subscripts((e).people, 1) as position
     from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept, unnest(kinds) as kind, unnest(untils) as until,
             unnest(spreads) as spread, unnest(reasons) as reason) x where kept
   ), judged as materialized (
     select pgmail.uuid7() as id, x.*, pgmail.lane_id(p_tenant, x.stream, x.priority, x.site) as lane, u.reason as suppressed, u.source
     from (
-      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.later_at, m.limit_said, m.position, (m.p).role, (m.p).address,
+      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.later_at, m.limit_said, m.key_id, m.position, (m.p).role, (m.p).address,
         (m.p).rcpt, (m.p).name, (m.p).variables, coalesce(s.site, (m.p).domain) as site
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
@@ -165,8 +165,10 @@ begin
         and (y.expires_at is null or y.expires_at > now_)
       limit 1) u on true
   ), recipients as (
-    insert into pgmail.recipient (tenant_id, id, message_id, position, role, address, rcpt, name, site, variables)
-    select p_tenant, id, message_id, position, role, address, rcpt, name, site, convert_to(variables::text, 'UTF8') from judged
+    insert into pgmail.recipient (tenant_id, id, message_id, position, role, address, rcpt, name, site, variables, key_id)
+    select p_tenant, id, message_id, position, role, address, rcpt, name, site,
+      case when key_id is null then convert_to(variables::text, 'UTF8') else decode(variables #>> '{}', 'base64') end,
+      case when variables is not null then key_id end from judged
   ), queued as (
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, hold_reason, held_due_at, expires_at)
     select p_tenant, id, message_id, lane,

@@ -15,12 +15,13 @@ begin
 
   e := pgmail.read_plain(t, email);
   if e.sender is null then
-    e := pgmail.read_email(t, email);
+    e := pgmail.read_sealed(t, email);
     if e.fault_code is not null then perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status); end if;
   end if;
 
   -- One recipient and nothing beside the texts, as most mail is: what store_emails does, in as few statements as it takes.
-  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null and e.on_limit = 'delay' then
+  if cardinality(e.people) = 1 and e.max_queued is null and e.attachments is null and e.tags is null and e.on_limit = 'delay'
+    and e.seal_key is null then
     p := e.people[1];
     select site, lane, exists (select from pgmail.lane l where l.tenant_id = t and l.id = lane and l.active),
         exists (select from pgmail.suppression y where y.tenant_id = t and y.stream in ('', e.stream)
@@ -145,8 +146,9 @@ begin
     if idempotency_key !~ '^[\x21-\x7e]([\x20-\x7e]{0,254}[\x21-\x7e])?$' then
       perform pgmail.refuse('invalid_idempotency_key', '/idempotency_key', 'must be 1 to 256 printable ASCII characters');
     end if;
-    select sha256(convert_to(coalesce(jsonb_agg(case jsonb_typeof(x) when 'object'
-             then x - array['scheduled_at', 'expires_at'] else x end order by o)::text, '') || (strict is true), 'UTF8'))
+    select sha256(convert_to(coalesce(jsonb_agg(case when jsonb_typeof(x) <> 'object' then x
+             when x ? 'sealed' then jsonb_build_object('sealed', x->'sealed'->'hash')   -- no two sealings are alike
+             else x - array['scheduled_at', 'expires_at'] end order by o)::text, '') || (strict is true), 'UTF8'))
       into hash_ from jsonb_array_elements(items) with ordinality u(x, o);
     insert into pgmail.idempotency as d (tenant_id, key, body_hash, ids, created_at, expires_at)
     values (t, key_, hash_, '{}', pgmail.now(), pgmail.now() + interval '24 hours')

@@ -120,8 +120,7 @@ $$;
 create or replace function pgmail.emptied(p_content bytea, p_key_id integer) returns bytea
 language sql immutable
 as $$
-  select convert_to(case when p_key_id is null
-    then jsonb_build_object('from', convert_from(p_content, 'UTF8')::jsonb->'from') else '{}' end::text, 'UTF8')
+  select convert_to(jsonb_build_object('from', convert_from(p_content, 'UTF8')::jsonb->'from')::text, 'UTF8')
 $$;
 
 -- Empties these emails of one tenant: texts, files, variables. Those that still wait are left out; answers the rest.

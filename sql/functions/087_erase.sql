@@ -31,13 +31,13 @@ as $$
   from jsonb_array_elements(p_boxes) with ordinality u(x, i)
 $$;
 
--- A content with the person taken out, lists and texts; as it was where the person is not in it, or it is sealed.
+-- A content with the person taken out, lists and texts; as it was where the person is not in it. Of what is sealed only the
+-- lists stand open.
 create or replace function pgmail.erased_content(p_content bytea, p_key_id integer, p_address text, p_token text) returns bytea
 language plpgsql immutable
 as $$
 declare was jsonb; c jsonb; k text;
 begin
-  if p_key_id is not null then return p_content; end if;
   was := convert_from(p_content, 'UTF8')::jsonb; c := was;
   foreach k in array array['to', 'cc', 'reply_to'] loop
     if jsonb_typeof(c->k) = 'array' then c := jsonb_set(c, array[k], pgmail.erased_boxes(c->k, p_address, p_token)); end if;
@@ -131,7 +131,7 @@ begin
     from unnest(ids) u(id)
     cross join lateral (select z.message_id from pgmail.recipient z where z.tenant_id = p_tenant and z.id = u.id limit 1) y
     cross join lateral (
-      select m.key_id is null and pgmail.erased_content(m.content, m.key_id, a.address, 'x@erased.invalid') <> m.content
+      select pgmail.erased_content(m.content, m.key_id, a.address, 'x@erased.invalid') <> m.content
           or pgmail.erased_text(m.metadata::text, a.address, '') <> m.metadata::text
           or strpos(lower(m.idempotency_key), a.address) > 0 or m.sender = a.address as in_it
       from pgmail.message m where m.tenant_id = p_tenant and m.id = y.message_id limit 1) g

@@ -152,7 +152,7 @@ begin
   end if;
   select min(x collate "C") into k from jsonb_object_keys(p_settings) x
    where x <> all (array['priority', 'relay', 'on_doubt', 'trace', 'retry_base_seconds', 'retry_factor', 'retry_cap_seconds',
-     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued', 'keep_content_days', 'suppress_bounced']);
+     'retry_jitter', 'max_attempts', 'max_age_seconds', 'max_queued', 'keep_content_days', 'suppress_bounced', 'seal']);
   if k is not null then perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(k), 'no such key'); end if;
   if p_settings ? 'relay' then
     select x.names, x.weights into named, weighed from pgmail.read_relays(p_settings->'relay') x;
@@ -169,7 +169,7 @@ begin
     update pgmail.stream x set priority = s.priority, relay = s.relay, relays = s.relays, relay_weights = s.relay_weights, on_doubt = s.on_doubt, trace = s.trace,
       retry_base_seconds = s.retry_base_seconds, retry_factor = s.retry_factor, retry_cap_seconds = s.retry_cap_seconds,
       retry_jitter = s.retry_jitter, max_attempts = s.max_attempts, max_age_seconds = s.max_age_seconds, max_queued = s.max_queued,
-      keep_content_days = s.keep_content_days, suppress_bounced = s.suppress_bounced
+      keep_content_days = s.keep_content_days, suppress_bounced = s.suppress_bounced, seal = s.seal
     where x.tenant_id = t and x.name = p_name;
   exception
     when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then

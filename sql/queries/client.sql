@@ -24,3 +24,8 @@ select pgmail.reschedule($1::text::uuid, $2::text::timestamptz)::text as answer;
 -- name: status :one
 -- Where each recipient stands.
 select coalesce(json_agg(to_json(s)), '[]')::text as answer from pgmail.status($1::text::uuid) s;
+
+-- name: seal_state :one
+-- What who seals must know.
+select json_build_object('tenant', s.tenant, 'now', s.now, 'streams', s.streams, 'keys', s.keys)::text as answer
+from pgmail.seal_state_v1() s;

@@ -39,10 +39,10 @@ join pgmail.recipient r on r.tenant_id = (select pgmail.current_tenant()) and r.
 order by r.position;
 
 -- name: message :one
--- An email as it was handed over. Content that is sealed cannot be shown.
+-- An email as it was handed over. Of content that is sealed (`key_id`) only the lists of people stand open.
 select m.id, m.created_at, m.stream, m.priority, m.mode, m.sender, m.recipients, m.scheduled_at, m.expires_at, m.template,
        m.template_version, m.size_bytes, m.tags, m.metadata, m.replay_of,
-       case when m.key_id is null then convert_from(m.content, 'UTF8')::jsonb else '{}' end as content
+       m.content, m.key_id
 from pgmail.message m
 where m.tenant_id = (select pgmail.current_tenant()) and m.id = %(id)s;
 
@@ -119,8 +119,7 @@ with candidate as (
 )
 select p.id, p.created_at, p.stream, p.priority, p.mode, p.sender, p.recipients, p.scheduled_at, p.expires_at, p.template,
        p.template_version, p.size_bytes, p.tags,
-       case when p.key_id is null then convert_from(p.content, 'UTF8')::jsonb - array['html', 'text', 'variables', 'headers']
-            else '{}' end as content,
+       convert_from(p.content, 'UTF8')::jsonb - array['html', 'text', 'variables', 'headers', 'sealed'] as content, p.key_id,
        s.people, s.states, s.last_state
 from page p
 left join lateral (

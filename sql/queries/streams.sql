@@ -8,7 +8,7 @@ select s.name, case s.priority when 1 then 'high' when 2 then 'normal' else 'low
                   from unnest(s.relays, s.relay_weights) with ordinality r(name, weight, i)) end as relay,
        s.on_doubt,
        s.trace, s.retry_base_seconds, s.retry_factor, s.retry_cap_seconds, s.retry_jitter, s.max_attempts,
-       s.max_age_seconds, s.max_queued, s.keep_content_days, s.suppress_bounced, s.created_at
+       s.max_age_seconds, s.max_queued, s.keep_content_days, s.suppress_bounced, s.seal, s.created_at
 from pgmail.stream s
 where s.tenant_id = (select pgmail.current_tenant()) and (%(name)s::text is null or s.name = %(name)s)
 order by s.name;

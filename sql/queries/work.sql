@@ -27,6 +27,10 @@ select s.looked, s.busy from pgmail.suppress_bounced_v1(%(most)s) s;
 -- Give leases back untried.
 select * from pgmail.release_v1(%(tenant)s, %(epoch)s, %(ids)s, %(claims)s, %(reason)s) as id;
 
+-- name: postpone :many
+-- Give leases back untried, to wait for so many seconds.
+select * from pgmail.postpone_v1(%(tenant)s, %(epoch)s, %(ids)s, %(claims)s, %(seconds)s, %(reason)s) as id;
+
 -- name: still_leased :many
 -- Which leases could not be given back, because another transaction has locked their rows.
 select q.id
@@ -36,10 +40,10 @@ where q.tenant_id = %(tenant)s and q.id = any(%(ids)s) and q.leased_by = %(epoch
 -- name: recipients :many
 -- The recipients of claimed rows, and whether their address was suppressed since they were enqueued. The bounds prune
 -- partitions; one by one, or a plan made before the first ANALYZE may read all that lies between the bounds.
-select r.id, coalesce(r.rcpt, r.address) as rcpt, r.address, r.name, r.variables, s.reason as suppressed
+select r.id, coalesce(r.rcpt, r.address) as rcpt, r.address, r.name, r.variables, s.reason as suppressed, r.key_id
 from unnest(%(ids)b::uuid[]) u(id)
 cross join lateral (
-  select y.id, y.rcpt, y.address, y.name, y.variables from pgmail.recipient y
+  select y.id, y.rcpt, y.address, y.name, y.variables, y.key_id from pgmail.recipient y
   where y.tenant_id = %(tenant)s and y.id = u.id and y.id >= %(low)s and y.id <= %(high)s limit 1) r
 left join lateral (
   select x.reason from pgmail.suppression x
@@ -56,17 +60,17 @@ where x.tenant_id = %(tenant)s and x.address = any (pgmail.suppressed_as(%(tenan
 
 -- name: messages :many
 -- The content of messages, each fetched once a process while it is cached.
-select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content, m.scheduled_at
+select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content, m.scheduled_at, m.key_id
 from unnest(%(ids)b::uuid[]) u(id)
 cross join lateral (
-  select y.id, y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at
+  select y.id, y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at, y.key_id
   from pgmail.message y
   where y.tenant_id = %(tenant)s and y.id = u.id and y.id >= %(low)s and y.id <= %(high)s limit 1) m;
 
 -- name: attachments :many
 -- The attachments of one message, with the bodies of named assets filled in.
 select a.filename, coalesce(a.content_type, x.content_type) as content_type, a.content_id, a.asset,
-  coalesce(a.body, x.body) as body
+  coalesce(a.body, x.body) as body, a.key_id, a.position
 from pgmail.attachment a
 left join pgmail.asset x on a.asset is not null and x.tenant_id = %(tenant)s and x.name = a.asset
 where a.tenant_id = %(tenant)s and a.message_id = %(id)s

@@ -36,12 +36,18 @@ def key(db: Any) -> str:
 
 @contextlib.asynccontextmanager
 async def client(
-    dsn: str, key: str | None, *, settings: Settings | None = None, clock: Any = None, **pool: Any
+    dsn: str,
+    key: str | None,
+    *,
+    settings: Settings | None = None,
+    clock: Any = None,
+    keks: Any = None,
+    **pool: Any,
 ):
     """A client of an app on this database, without a socket in between."""
     database = Database(dsn, name="api-test", low=0, high=pool.pop("high", 4), **pool)
     await database.open()
-    app = create_app(settings or Settings(), database, clock=clock)
+    app = create_app(settings or Settings(), database, clock=clock, keks=keks)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     try:

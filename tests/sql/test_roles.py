@@ -9,7 +9,7 @@ from tests.fix_db import PREFIX
 from tests.sql import kit
 from tests.sql.kit import Hand, Refusal
 
-PRODUCER = {"send", "send_many", "status", "trace", "why", "cancel", "reschedule"}
+PRODUCER = {"send", "send_many", "status", "trace", "why", "cancel", "reschedule", "seal_state_v1"}
 PURE = {"fold_reply", "classify", "now", "uuid_floor", "uuid_time", "current_tenant", "state_of", "phase_of"}
 MANAGE = {
     *("retry", "discard", "revoke_key", "list_keys", "save_template", "publish_template", "save_asset"),
@@ -49,16 +49,16 @@ FUNCTIONS = {
     "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
     "analyst": PURE | {"status", "trace", "why"},
     "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | {"check_key_v1"}
-    | {"quota_gate_v1", "take_quota_v1"},
+    | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
     | DOMAINS | {"trust_domain", "set_senders"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"}
     | {"suspend_tenant", "resume_tenant", "erase_tenant", "revoke_tenant"}
     | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"}
-    | {"set_quota", "remove_quota"},
+    | {"set_quota", "remove_quota", "first_data_key_v1", "add_data_key", "rewrap_data_key"},
     "worker": PURE | LEAD | WITNESS | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
-    | {"suppress_bounced_v1"}
+    | {"suppress_bounced_v1", "postpone_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "has_erased", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
     | {"share_permits_v1", "register_relays_v1", "slow_site_v1", "idle_lanes_v1"},
     "maintain": PURE | LEAD | WITNESS,
@@ -106,7 +106,7 @@ SELECT = {
     "analyst": VIEWS | {"schema_version", "reply_reason"},
     "reader": FLEET | SHARED | TENANTS | RULES | QUOTAS,
     "api": (FLEET | SHARED | TENANTS | RULES | QUOTAS) - {"attachment"},
-    "admin": FLEET | SHARED | TENANTS | RULES | QUOTAS | {"bucket", "permit"},
+    "admin": FLEET | SHARED | TENANTS | RULES | QUOTAS | {"bucket", "permit", "data_key"},
     "worker": FLEET
     | SHARED
     | {
@@ -120,6 +120,7 @@ SELECT = {
         "lane",
         "tenant",
         "queue",
+        "data_key",
     },
     "maintain": FLEET,
 }
