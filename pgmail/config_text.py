@@ -11,6 +11,7 @@ hides too much; no fault names the string itself.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from urllib.parse import urlsplit
 
 _USERINFO = re.compile(r"(://[^:/@?\s]*):\S*@")
@@ -87,6 +88,16 @@ def relays_fault(text: str) -> str | None:
         relay_pairs(text)
     except ValueError as error:
         return str(error)
+    return None
+
+
+def networks_fault(text: str) -> str | None:
+    """Return why `text` cannot be networks separated by blanks, or None if it can."""
+    for word in text.split():
+        try:
+            ip_network(word)
+        except ValueError:
+            return "must be networks such as 10.0.0.0/8, separated by blanks"
     return None
 
 

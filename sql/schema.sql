@@ -82,6 +82,53 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.now() RETURNS timestamp with time zone
+    LANGUAGE sql STABLE PARALLEL SAFE
+    BEGIN ATOMIC
+ SELECT statement_timestamp() AS statement_timestamp;
+END;
+
+CREATE FUNCTION pgmail.uuid7() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$select uuidv7()$$;
+
+CREATE TABLE pgmail.api_key (
+    tenant_id integer NOT NULL,
+    id uuid DEFAULT pgmail.uuid7() NOT NULL,
+    name text NOT NULL,
+    hint text NOT NULL,
+    hash bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    created_by text DEFAULT SESSION_USER NOT NULL,
+    revoked_at timestamp with time zone,
+    scopes text[] DEFAULT '{send,read,manage}'::text[] NOT NULL,
+    test boolean DEFAULT false NOT NULL,
+    streams text[],
+    from_domains text[],
+    networks cidr[],
+    expires_at timestamp with time zone,
+    family uuid,
+    replaced_by uuid,
+    last_used_at timestamp with time zone,
+    last_used_from inet,
+    CONSTRAINT api_key_scopes CHECK (((cardinality(scopes) > 0) AND (scopes <@ '{send,read,manage,admin}'::text[])))
+);
+
+CREATE FUNCTION pgmail.acting_admin() RETURNS pgmail.api_key
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare k pgmail.api_key;
+begin
+  if not exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then return k; end if;
+  select * into k from pgmail.api_key x
+   where x.tenant_id = pgmail.need_tenant() and x.id = pgmail.current_key() and x.revoked_at is null
+     and (x.expires_at is null or x.expires_at > pgmail.now()) and 'admin' = any (x.scopes);
+  if k.id is null then perform pgmail.refuse('missing_scope', '', 'this takes a key with the scope admin', 403); end if;
+  return k;
+end
+$$;
+
 CREATE FUNCTION pgmail.actor() RETURNS text
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -195,6 +242,8 @@ begin
       if jsonb_typeof(v) <> 'number' or v::text !~ '^[0-9]{1,18}$' then
         perform pgmail.refuse('invalid_field', '/filter/worker', 'must be the number of a worker');
       end if;
+    elsif k = 'streams' then
+      if jsonb_typeof(v) <> 'array' then perform pgmail.refuse('invalid_field', '/filter/streams', 'must be an array of names'); end if;
     elsif jsonb_typeof(v) <> 'string' then
       perform pgmail.refuse('invalid_field', '/filter/' || k, 'must be a string');
     elsif k = 'recipient' then
@@ -215,7 +264,19 @@ CREATE FUNCTION pgmail.check_key_v1(p_hash bytea) RETURNS TABLE(tenant_id intege
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  select k.tenant_id, k.id, k.name from pgmail.api_key k where k.hash = p_hash and k.revoked_at is null
+  select k.tenant_id, k.id, k.name from pgmail.api_key k
+  where k.hash = p_hash and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
+    and not k.test and k.scopes @> '{send,read,manage}' and num_nonnulls(k.streams, k.from_domains, k.networks) = 0
+$$;
+
+CREATE FUNCTION pgmail.check_key_v2(p_hash bytea) RETURNS TABLE(tenant_id integer, key_id uuid, name text, hash bytea, scopes text[], test boolean, streams text[], from_domains text[], networks text[], seconds_left double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select k.tenant_id, k.id, k.name, k.hash, k.scopes, k.test, k.streams, k.from_domains, k.networks::text[],
+    extract(epoch from k.expires_at - pgmail.now())::double precision
+  from pgmail.api_key k
+  where k.hash = p_hash and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
 $$;
 
 CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone)
@@ -304,6 +365,13 @@ CREATE FUNCTION pgmail.classify(p_code integer, p_enhanced text, p_phase text, p
   order by r.position limit 1
 $_$;
 
+CREATE FUNCTION pgmail.covers_domain(p_domains text[], p_domain text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select exists (select from unnest(p_domains) d
+                 where d = p_domain or left(d, 2) = '*.' and right(p_domain, length(d) - 1) = substr(d, 2))
+$$;
+
 CREATE FUNCTION pgmail.create_key(p_name text, p_hint text, p_hash bytea) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -330,6 +398,14 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.current_key() RETURNS uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select nullif(current_setting('pgmail.key', true), '')::uuid
+  from pgmail.database_role r where r.role_name = session_user and r.carries_tenant
+$$;
+
 CREATE FUNCTION pgmail.current_tenant() RETURNS integer
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -345,12 +421,13 @@ CREATE FUNCTION pgmail.dead_letter_ids(filter jsonb DEFAULT '{}'::jsonb, most in
     AS $$
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,site,reason,recipient,text,died_after,died_before}');
+  perform pgmail.check_filter(f, '{stream,streams,site,reason,recipient,text,died_after,died_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select d.recipient_id from pgmail.dead_letter d
   where d.tenant_id = t
     and (f->>'stream' is null or d.stream = f->>'stream')
+    and (f->>'streams' is null or f->'streams' ? d.stream)
     and (f->>'site' is null or d.site = f->>'site')
     and (f->>'reason' is null or d.reason = f->>'reason')
     and (f->>'recipient' is null or exists (
@@ -1039,7 +1116,7 @@ CREATE FUNCTION pgmail.in_doubt(filter jsonb DEFAULT '{}'::jsonb, most integer D
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,site,relay,worker,recipient,doubted_after,doubted_before}');
+  perform pgmail.check_filter(f, '{stream,streams,site,relay,worker,recipient,doubted_after,doubted_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select q.id, q.message_id, r.address, m.stream, r.site, coalesce(e.at, q.held_due_at), coalesce(e.attempt, q.attempts),
@@ -1055,6 +1132,7 @@ begin
   where q.tenant_id = t and q.in_doubt
     and (below is null or q.id < below) and (above is null or q.id > above)
     and (f->>'stream' is null or m.stream = f->>'stream')
+    and (f->>'streams' is null or f->'streams' ? m.stream)
     and (f->>'site' is null or r.site = f->>'site')
     and (f->>'recipient' is null or r.address = who)
     and (f->>'relay' is null or coalesce(e.relay, q.begun_relay) = f->>'relay')
@@ -1082,6 +1160,65 @@ CREATE FUNCTION pgmail.key_conflict() RETURNS pgmail.email
     LANGUAGE sql IMMUTABLE
     AS $$ select pgmail.faulty('idempotency_conflict', '/idempotency_key', 'this key was used with another email in the last 24 hours', 409) $$;
 
+CREATE FUNCTION pgmail.key_limits(k pgmail.api_key, p jsonb) RETURNS pgmail.api_key
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+declare f text; v jsonb; i integer; x text; xs text[]; n cidr;
+begin
+  if jsonb_typeof(p) is distinct from 'object' then perform pgmail.refuse('invalid_body', '', 'the limits of a key are a JSON object'); end if;
+  k.scopes := '{send,read,manage}'; k.test := false;
+  for f, v in select key, value from jsonb_each(p) order by key collate "C" loop
+    if f not in ('scopes', 'test', 'streams', 'from_domains', 'networks', 'expires_at') then
+      perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(f), 'no such key');
+    end if;
+    if jsonb_typeof(v) = 'null' then continue; end if;
+    if f = 'test' then
+      if jsonb_typeof(v) <> 'boolean' then perform pgmail.refuse('invalid_field', '/test', 'must be true or false'); end if;
+      k.test := v::boolean;
+      continue;
+    elsif f = 'expires_at' then
+      begin
+        k.expires_at := (v #>> '{}')::timestamptz;
+      exception when others then
+        perform pgmail.refuse('invalid_time', '/expires_at', 'must be a moment');
+      end;
+      if not isfinite(k.expires_at) then perform pgmail.refuse('invalid_time', '/expires_at', 'must be a moment'); end if;
+      if k.expires_at <= pgmail.now() then perform pgmail.refuse('time_in_past', '/expires_at', 'it has passed'); end if;
+      continue;
+    end if;
+    if jsonb_typeof(v) <> 'array' or jsonb_array_length(v) not between 1 and 100
+       or exists (select from jsonb_array_elements(v) e where jsonb_typeof(e) <> 'string') then
+      perform pgmail.refuse('invalid_field', '/' || f, 'must be an array of 1 to 100 strings, or left out');
+    end if;
+    xs := array(select distinct lower(e) from jsonb_array_elements_text(v) e order by 1);
+    for x, i in select e, o - 1 from jsonb_array_elements_text(v) with ordinality u(e, o) loop
+      if f = 'scopes' and x not in ('send', 'read', 'manage', 'admin') then
+        perform pgmail.refuse('unknown_scope', '/scopes/' || i, 'must be send, read, manage or admin');
+      elsif f = 'streams' and not exists (select from pgmail.stream s where s.tenant_id = k.tenant_id and s.name = x) then
+        perform pgmail.refuse('unknown_stream', '/streams/' || i, format('no stream is named %L', left(x, 63)));
+      elsif f = 'from_domains' and (octet_length(x) > 255 or lower(x) !~
+          '^(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$') then
+        perform pgmail.refuse('invalid_domain', '/from_domains/' || i, 'must be a domain in ASCII (A-labels), or *. and one');
+      elsif f = 'networks' then
+        begin
+          n := x::cidr;
+        exception when others then
+          perform pgmail.refuse('invalid_network', '/networks/' || i, 'must be a network such as 192.0.2.0/24, without bits beyond its length');
+        end;
+      end if;
+    end loop;
+    case f
+      when 'scopes' then k.scopes := xs;
+      when 'streams' then k.streams := array(select distinct e from jsonb_array_elements_text(v) e order by 1);
+      when 'from_domains' then k.from_domains := xs;
+      when 'networks' then k.networks := array(select distinct e::cidr from unnest(xs) e order by 1);
+    end case;
+  end loop;
+  return k;
+end
+$_$;
+
 CREATE FUNCTION pgmail.lane_id(p_tenant integer, p_stream text, p_priority integer, p_site text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select hashtextextended(p_tenant || '/' || p_stream || '/' || p_priority || '/' || p_site, 0) $$;
@@ -1100,12 +1237,6 @@ begin
   return found;
 end
 $$;
-
-CREATE FUNCTION pgmail.now() RETURNS timestamp with time zone
-    LANGUAGE sql STABLE PARALLEL SAFE
-    BEGIN ATOMIC
- SELECT statement_timestamp() AS statement_timestamp;
-END;
 
 CREATE TABLE pgmail.limits (
     scope text NOT NULL,
@@ -1162,12 +1293,27 @@ begin
 end
 $_$;
 
-CREATE FUNCTION pgmail.list_keys() RETURNS TABLE(id uuid, name text, hint text, created_at timestamp with time zone, created_by text, revoked_at timestamp with time zone)
-    LANGUAGE sql STABLE SECURITY DEFINER
+CREATE FUNCTION pgmail.list_keys() RETURNS TABLE(id uuid, name text, hint text, created_at timestamp with time zone, created_by text, revoked_at timestamp with time zone, scopes text[], test boolean, streams text[], from_domains text[], networks text[], expires_at timestamp with time zone, replaced_by uuid, last_used_at timestamp with time zone, last_used_from text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  select k.id, k.name, k.hint, k.created_at, k.created_by, k.revoked_at from pgmail.api_key k
-  where k.tenant_id = pgmail.need_tenant() order by k.created_at
+#variable_conflict use_column
+declare maker pgmail.api_key := pgmail.acting_admin();
+begin
+  return query
+  select k.id, k.name, k.hint, k.created_at, k.created_by, k.revoked_at, k.scopes, k.test, k.streams, k.from_domains,
+    k.networks::text[], k.expires_at, k.replaced_by, k.last_used_at, host(k.last_used_from)
+  from pgmail.api_key k
+  where k.tenant_id = pgmail.need_tenant()
+    and (maker.id is null or k.id = maker.id or (
+      (k.test or not maker.test)
+      and (maker.streams is null or k.streams <@ maker.streams)
+      and (maker.from_domains is null or k.from_domains is not null
+        and not exists (select from unnest(k.from_domains) d where not pgmail.covers_domain(maker.from_domains, d)))
+      and (maker.networks is null or k.networks is not null
+        and not exists (select from unnest(k.networks) n where not n <<= any (maker.networks)))))
+  order by k.created_at, k.id;
+end
 $$;
 
 CREATE FUNCTION pgmail.load_reply_rules(p_table jsonb) RETURNS integer
@@ -1199,6 +1345,38 @@ CREATE FUNCTION pgmail.lower_text(p_text text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$ select case when p_text ~ '[^\x01-\x7f]' then lower(translate(p_text, U&'\0130\03A3', U&'i\03C3') collate pg_catalog.pg_c_utf8) collate "default"
                        else lower(p_text collate "C") collate "default" end $$;
+
+CREATE FUNCTION pgmail.make_key(p_name text, p_hint text, p_hash bytea, p_limits jsonb) RETURNS TABLE(id uuid, scopes text[], test boolean, streams text[], from_domains text[], networks text[], expires_at timestamp with time zone)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare maker pgmail.api_key := pgmail.acting_admin(); k pgmail.api_key;
+begin
+  k.tenant_id := pgmail.need_tenant();
+  if p_name is null or btrim(p_name) = '' or octet_length(p_name) > 200 or pgmail.has_control(p_name) then
+    perform pgmail.refuse('invalid_name', '/name', 'must say in 1 to 200 octets who uses the key');
+  end if;
+  if octet_length(p_hash) is distinct from 32 or p_hint is null then
+    perform pgmail.refuse('invalid_key', '', 'a key is stored by its SHA-256 and its first characters');
+  end if;
+  k := pgmail.key_limits(k, p_limits);
+  k.test := k.test or coalesce(maker.test, false);
+  k.streams := coalesce(k.streams, maker.streams);
+  k.from_domains := coalesce(k.from_domains, maker.from_domains);
+  k.networks := coalesce(k.networks, maker.networks);
+  k.expires_at := coalesce(k.expires_at, maker.expires_at);
+  perform pgmail.need_within(k, maker);
+  if starts_with(p_hint, 'pgm_test_') is distinct from k.test then
+    perform pgmail.refuse('invalid_key', '/test', 'keys for tests begin with pgm_test_, and no others do');
+  end if;
+  insert into pgmail.api_key as a (tenant_id, name, hint, hash, created_by, scopes, test, streams, from_domains, networks, expires_at)
+  values (k.tenant_id, p_name, p_hint, p_hash, pgmail.actor(), k.scopes, k.test, k.streams, k.from_domains, k.networks, k.expires_at)
+  returning a.id into k.id;
+  perform pgmail.record_act(k.tenant_id, 'key.create', k.id::text, p_name || ': ' || array_to_string(k.scopes, ', '));
+  return query select k.id, k.scopes, k.test, k.streams, k.from_domains, k.networks::text[], k.expires_at;
+end
+$$;
 
 CREATE FUNCTION pgmail.make_partition(p_base text, p_week timestamp with time zone) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1272,6 +1450,23 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.need_key(p_id uuid) RETURNS pgmail.api_key
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare maker pgmail.api_key := pgmail.acting_admin(); k pgmail.api_key; like_k pgmail.api_key;
+begin
+  select * into k from pgmail.api_key x
+   where x.tenant_id = pgmail.need_tenant() and x.id = p_id and x.revoked_at is null
+     and (x.expires_at is null or x.expires_at > pgmail.now()) for update;
+  if k.id is null then perform pgmail.refuse('not_found', '/id', format('no valid key has the id %s', p_id), 404); end if;
+  like_k := k;
+  like_k.expires_at := maker.expires_at;   -- one may end or replace a key that would have outlived one's own
+  perform pgmail.need_within(like_k, maker);
+  return k;
+end
+$$;
+
 CREATE FUNCTION pgmail.need_recipients(p_tenant integer, p_id uuid, OUT message_id uuid, OUT recipients uuid[]) RETURNS record
     LANGUAGE plpgsql STABLE
     AS $$
@@ -1302,6 +1497,25 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.need_within(k pgmail.api_key, maker pgmail.api_key) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare f text;
+begin
+  if maker.id is null then return; end if;
+  f := case
+    when maker.test and not k.test then '/test'
+    when maker.streams is not null and not coalesce(k.streams <@ maker.streams, false) then '/streams'
+    when maker.from_domains is not null and (k.from_domains is null
+      or exists (select from unnest(k.from_domains) d where not pgmail.covers_domain(maker.from_domains, d))) then '/from_domains'
+    when maker.networks is not null and (k.networks is null
+      or exists (select from unnest(k.networks) n where not n <<= any (maker.networks))) then '/networks'
+    when maker.expires_at is not null and (k.expires_at is null or k.expires_at > maker.expires_at) then '/expires_at'
+  end;
+  if f is not null then perform pgmail.refuse('exceeds_key', f, 'this would be more than the key that asks has', 403); end if;
+end
+$$;
+
 CREATE FUNCTION pgmail.needed_messages(p_low uuid, p_high uuid) RETURNS TABLE(tenant_id integer, message_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1320,6 +1534,28 @@ CREATE FUNCTION pgmail.needed_recipients(p_low uuid, p_high uuid, p_most integer
     union all
     select d.message_id, d.recipient_id from pgmail.dead_letter d where d.tenant_id = t.id and d.recipient_id >= p_low and d.recipient_id < p_high) x
   limit p_most
+$$;
+
+CREATE FUNCTION pgmail.note_guesses_v1(p_from text, p_tries integer) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select pgmail.record_act(null, 'key.guess', left(p_from, 64), format('%s tries with keys that are none', p_tries))
+$$;
+
+CREATE FUNCTION pgmail.note_keys_v1(p_tenants integer[], p_keys uuid[], p_from inet[], p_ages double precision[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  with free as materialized (
+    select k.tenant_id, k.id, u.origin, pgmail.now() - u.age * interval '1 second' as at
+    from unnest(p_tenants, p_keys, p_from, p_ages) u(tenant, key, origin, age)
+    join pgmail.api_key k on k.tenant_id = u.tenant and k.id = u.key
+    where k.last_used_at is null or k.last_used_at < pgmail.now() - u.age * interval '1 second' - interval '30 seconds'
+    order by k.tenant_id, k.id for update of k skip locked
+  )
+  update pgmail.api_key k set last_used_at = f.at, last_used_from = coalesce(f.origin, k.last_used_from)
+  from free f where k.tenant_id = f.tenant_id and k.id = f.id
 $$;
 
 CREATE FUNCTION pgmail.orphans_v1() RETURNS SETOF bigint
@@ -1729,6 +1965,30 @@ CREATE FUNCTION pgmail.rate_words(p_messages integer, p_per_seconds real) RETURN
     AS $$
   select p_messages || case p_per_seconds when 1 then ' a second' when 60 then ' a minute' when 3600 then ' an hour'
     when 86400 then ' a day' else ' in ' || p_per_seconds || ' seconds' end
+$$;
+
+CREATE FUNCTION pgmail.reach_v1(p_ids uuid[]) RETURNS TABLE(id uuid, stream text, own boolean)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); mine uuid[];
+begin
+  mine := array(select f.id from pgmail.api_key k join pgmail.api_key f
+                  on f.tenant_id = t and coalesce(f.family, f.id) = coalesce(k.family, k.id)
+                where k.tenant_id = t and k.id = pgmail.current_key());
+  return query
+  select i, m.stream, coalesce(m.api_key = any (mine), false)
+  from unnest(p_ids) i
+  cross join lateral (
+    select i as message_id
+    union all
+    select x.message_id from pgmail.recipient x where x.tenant_id = t and x.id = i
+  ) r
+  join pgmail.message m on m.tenant_id = t and m.id = r.message_id;
+end
 $$;
 
 CREATE FUNCTION pgmail.read_any(p_tenant integer, p_body jsonb) RETURNS pgmail.email
@@ -2790,12 +3050,46 @@ CREATE FUNCTION pgmail.revoke_key(p_id uuid, p_reason text DEFAULT NULL::text) R
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.need_tenant();
+declare k pgmail.api_key;
 begin
-  update pgmail.api_key k set revoked_at = pgmail.now() where k.tenant_id = t and k.id = p_id and k.revoked_at is null;
-  if not found then return false; end if;
-  perform pgmail.record_act(t, 'key.revoke', p_id::text, p_reason);
+  begin
+    k := pgmail.need_key(p_id);
+  exception when sqlstate 'PM404' then
+    return false;
+  end;
+  update pgmail.api_key x set revoked_at = pgmail.now() where x.tenant_id = k.tenant_id and x.id = k.id;
+  perform pgmail.record_act(k.tenant_id, 'key.revoke', p_id::text, p_reason);
   return true;
+end
+$$;
+
+CREATE FUNCTION pgmail.rotate_key(p_id uuid, p_hint text, p_hash bytea, p_overlap interval, p_reason text DEFAULT NULL::text) RETURNS TABLE(id uuid, name text, scopes text[], test boolean, streams text[], from_domains text[], networks text[], expires_at timestamp with time zone, old_expires_at timestamp with time zone)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare k pgmail.api_key := pgmail.need_key(p_id); maker pgmail.api_key := pgmail.acting_admin(); made uuid; ends timestamptz;
+begin
+  if k.replaced_by is not null then
+    perform pgmail.refuse('already_rotated', '/id', format('the key %s has replaced it', k.replaced_by), 409);
+  end if;
+  if p_overlap is null or p_overlap not between interval '0' and interval '366 days' then
+    perform pgmail.refuse('invalid_field', '/overlap', 'must be from 0 to 366 days');
+  end if;
+  if octet_length(p_hash) is distinct from 32 or starts_with(p_hint, 'pgm_test_') is distinct from k.test then
+    perform pgmail.refuse('invalid_key', '', 'a key is stored by its SHA-256 and its first characters; those for tests begin with pgm_test_');
+  end if;
+  ends := least(pgmail.now() + (k.expires_at - k.created_at), maker.expires_at);
+  insert into pgmail.api_key as a (tenant_id, name, hint, hash, created_by, scopes, test, streams, from_domains, networks, expires_at, family)
+  values (k.tenant_id, k.name, p_hint, p_hash, pgmail.actor(), k.scopes, k.test, k.streams, k.from_domains, k.networks, ends,
+    coalesce(k.family, k.id))
+  returning a.id into made;
+  update pgmail.api_key x set replaced_by = made, expires_at = least(x.expires_at, pgmail.now() + p_overlap)
+   where x.tenant_id = k.tenant_id and x.id = k.id
+  returning x.expires_at into k.expires_at;
+  perform pgmail.record_act(k.tenant_id, 'key.rotate', k.id::text,
+    concat_ws(': ', format('%s follows it, it ends %s', made, k.expires_at), p_reason));
+  return query select made, k.name, k.scopes, k.test, k.streams, k.from_domains, k.networks::text[], ends, k.expires_at;
 end
 $$;
 
@@ -2922,12 +3216,13 @@ CREATE FUNCTION pgmail.send(email jsonb) RETURNS uuid
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 declare
-  t integer; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
+  t integer; key_ uuid; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
   gone boolean; message_ uuid; recipient_ uuid; held uuid; done record;
 begin
-  -- as current_tenant says, without its price
-  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end
-    into t from pgmail.database_role r where r.role_name = session_user;
+  -- as current_tenant and current_key say, without their price
+  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end,
+      case when r.carries_tenant then nullif(current_setting('pgmail.key', true), '')::uuid end
+    into t, key_ from pgmail.database_role r where r.role_name = session_user;
   if t is null then t := pgmail.need_tenant(); end if;
 
   e := pgmail.read_plain(t, email);
@@ -2974,9 +3269,9 @@ begin
         insert into pgmail.tally (tenant_id, stream, kind, n, at) values (t, e.stream, 'enqueued', 1, now_)
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
-        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content)
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key)
       values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
-        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content);
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_);
       if asleep_ then perform pgmail.wake(); end if;
       return message_;
     end if;
@@ -3578,10 +3873,10 @@ begin
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
-    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content)
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, api_key)
   select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, (e).content
+    (e).idempotency_key, (e).content, (select pgmail.current_key())
   from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
   if attached then
@@ -4011,10 +4306,6 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.uuid7() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    AS $$select uuidv7()$$;
-
 CREATE FUNCTION pgmail.uuid_floor(p_at timestamp with time zone) RETURNS uuid
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     BEGIN ATOMIC
@@ -4191,17 +4482,6 @@ $$;
 
 CREATE TABLE pgmail.alembic_version (
     version_num character varying(32) NOT NULL
-);
-
-CREATE TABLE pgmail.api_key (
-    tenant_id integer NOT NULL,
-    id uuid DEFAULT pgmail.uuid7() NOT NULL,
-    name text NOT NULL,
-    hint text NOT NULL,
-    hash bytea NOT NULL,
-    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    created_by text DEFAULT SESSION_USER NOT NULL,
-    revoked_at timestamp with time zone
 );
 
 CREATE TABLE pgmail.asset (
@@ -4605,6 +4885,7 @@ CREATE TABLE pgmail.message (
     idempotency_key text,
     content bytea NOT NULL,
     key_id integer,
+    api_key uuid,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 )
 PARTITION BY RANGE (id);
@@ -4630,6 +4911,7 @@ CREATE TABLE pgmail.message_default (
     idempotency_key text,
     content bytea CONSTRAINT message_content_not_null NOT NULL,
     key_id integer,
+    api_key uuid,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 );
 

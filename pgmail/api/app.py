@@ -20,6 +20,7 @@ from pgmail.api import (
     doubts,
     emails,
     health,
+    keys,
     lanes,
     limits,
     openapi,
@@ -33,6 +34,7 @@ from pgmail.api import (
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.enqueue import Bare, Enqueue
 from pgmail.api.keyring import Keyring, guard
+from pgmail.api.origin import Origins, networks
 from pgmail.clock import Clock
 from pgmail.config import Settings
 from pgmail.store.database import Database
@@ -52,6 +54,7 @@ GUARDED = (
     *(doubts.list_in_doubt, doubts.resolve_in_doubt),
     *(lanes.list_lanes, lanes.pause_lanes, lanes.resume_lanes),
     *(limits.list_limits, queue.show_queue, people.erase_person),
+    *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
 OPEN = (health.live, health.ready)
 
@@ -84,6 +87,7 @@ def create_app(
     each answer that may have changed something.
     """
     keyring = Keyring(database, clock)
+    origins = Origins(networks(settings.trusted_proxies))
     coalescer = Coalescer(sends or database, database)
     enqueue = Enqueue(database, coalescer)
     guarded = Router(
@@ -96,6 +100,7 @@ def create_app(
     async def drain() -> None:
         if not await coalescer.drain(settings.drain_seconds):
             log.warning("emails handed over were not answered in time", seconds=settings.drain_seconds)
+        await keyring.notes.stop()
 
     return Application(
         [guarded, *OPEN],
@@ -103,11 +108,13 @@ def create_app(
             {
                 "database": database,
                 "keyring": keyring,
+                "origins": origins,
                 "enqueue": enqueue,
                 "witness": witness,
-                "bare": Bare(keyring, enqueue, settings.max_body_bytes),
+                "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes),
             }
         ),
+        on_startup=[keyring.notes.start],
         on_shutdown=[drain],
         exception_handlers={Exception: problems.answer, HTTPException: problems.answer},
         request_max_body_size=settings.max_body_bytes,

@@ -22,7 +22,8 @@ from litestar.types import HTTPScope, Receive, Send
 from pgmail.api.bodies import Body, aside, check_type, read
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.intake import explain, ready_email
-from pgmail.api.keyring import Keyring
+from pgmail.api.keyring import Keyring, need_scope
+from pgmail.api.origin import Origins
 from pgmail.api.problems import media_type, problem_for
 from pgmail.errors import Refused
 from pgmail.store import emails as store
@@ -30,6 +31,8 @@ from pgmail.store.database import Database
 from pgmail.store.keys import Caller
 
 LARGE = 65_536  # octets; a larger email goes by itself, so that nobody waits for it
+
+SCOPE = "send"
 
 Header = tuple[bytes, bytes]
 
@@ -59,7 +62,7 @@ class Enqueue:
         Raises Refused and DatabaseAway.
         """
         now = datetime.now(UTC)
-        ready = await aside(body.size, _ready, body, key, now)
+        ready = await aside(body.size, _ready, caller, body, key, now)
         try:
             if len(ready.json) <= LARGE:
                 return await self._coalescer.send(caller, ready.json, ready.key)
@@ -69,15 +72,16 @@ class Enqueue:
             raise (await aside(body.size, explain, fault, body.value, key, now)) from None
 
 
-def _ready(body: Body, key: str | None, now: datetime) -> Any:
-    return ready_email(body.value, key, now, plain=body.plain)
+def _ready(caller: Caller, body: Body, key: str | None, now: datetime) -> Any:
+    return ready_email(body.value, key, now, plain=body.plain, caller=caller)
 
 
 class Bare:
     """The route as an ASGI application. `limit` is the largest body, in octets."""
 
-    def __init__(self, keyring: Keyring, enqueue: Enqueue, limit: int) -> None:
+    def __init__(self, keyring: Keyring, origins: Origins, enqueue: Enqueue, limit: int) -> None:
         self._keyring = keyring
+        self._origins = origins
         self._enqueue = enqueue
         self._limit = limit
 
@@ -86,7 +90,7 @@ class Bare:
         given = _headers(scope["headers"])
         status, headers = 200, [_JSON]
         try:
-            body = await self._answer(given, receive)
+            body = await self._answer(given, self._origins.of(scope), receive)
         except _Gone:
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
@@ -95,8 +99,9 @@ class Bare:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def _answer(self, headers: dict[bytes, str], receive: Receive) -> bytes:
-        caller = await self._keyring.caller(headers.get(b"authorization"))
+    async def _answer(self, headers: dict[bytes, str], address: str | None, receive: Receive) -> bytes:
+        caller = await self._keyring.caller(headers.get(b"authorization"), address)
+        need_scope(caller, SCOPE)
         check_type(headers.get(b"content-type", ""), headers.get(b"content-encoding", "identity"))
         raw = await self._body(headers.get(b"content-length", ""), receive)
         body = await aside(len(raw), read, raw)

@@ -43,8 +43,10 @@ WITNESS = {"mark_v1", "recall_v1"}
 FUNCTIONS = {
     "producer": PRODUCER,
     "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
-    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | {"check_key_v1"},
+    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | {"check_key_v1"}
+    | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
+    | {"make_key", "rotate_key"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"}
     | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"},
