@@ -11,6 +11,7 @@ the setting it is not read, and what is written further left than an unknown or 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
@@ -60,6 +61,7 @@ def networks(text: str) -> tuple[Network, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=4096)  # a request asks about its address several times, and comes again from there
 def read(text: str | None) -> Address | None:
     """Return an address as it is compared: an IPv4 one in IPv6 clothes as IPv4, without a zone; None for none."""
     if not text:

@@ -142,7 +142,7 @@ async def rotate(
 ) -> tuple[Made, datetime]:
     """Make a key with the limits of another, which ends after `overlap`; the new one, and when the old one ends.
 
-    Raises Refused: `not_found` (404), `already_rotated` (409), `exceeds_key` (403), `invalid_field`.
+    Raises Refused: `not_found` (404), `already_rotated` (409), `invalid_field`.
     """
     old: Any = await fetch_one(connection, queries("keys")["find"], {"id": id})
     if old is None:
