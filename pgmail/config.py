@@ -40,6 +40,7 @@ from pgmail.config_text import (
     keys_fault,
     mask_keys,
     mask_url,
+    networks_fault,
     relay_fault,
     relay_pairs,
     relays_fault,
@@ -130,6 +131,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_pool_size: Annotated[
         int, Row("Most database connections of each API process.", "connections", low=1, high=200)
     ] = 8
+    trusted_proxies: Annotated[
+        str,
+        Row(
+            "Networks of the proxies whose X-Forwarded-For is believed, separated by blanks.",
+            fault=networks_fault,
+            empty="none",
+        ),
+    ] = ""
     max_body_bytes: Annotated[
         int, Row("Largest body of an HTTP request.", "bytes", low=65_536, high=1_073_741_824)
     ] = 41_943_040

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from ipaddress import ip_network
 from urllib.parse import urlsplit
 
 _USERINFO = re.compile(r"(://[^:/@?\s]*):\S*@")
@@ -170,6 +171,16 @@ def mask_keys(text: str) -> str:
         return " ".join(f"{name}=***" for name in key_pairs(text))
     except ValueError:
         return "***" if text else ""
+
+
+def networks_fault(text: str) -> str | None:
+    """Return why `text` cannot be networks separated by blanks, or None if it can."""
+    for word in text.split():
+        try:
+            ip_network(word)
+        except ValueError:
+            return "must be networks such as 10.0.0.0/8, separated by blanks"
+    return None
 
 
 def _words_fault(text: str) -> str | None:

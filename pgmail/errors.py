@@ -22,8 +22,11 @@ class Refused(PgmailError):  # noqa: N818 - the word users see
     """An email, or another request, was refused at the edge; nothing was stored.
 
     `code` is a stable word (`invalid_address`), `field` a JSON pointer into the body (`/to/0`, RFC 6901;
-    empty when the whole body is meant), `status` the HTTP status; SQLSTATE is `PM` + status.
+    empty when the whole body is meant), `status` the HTTP status; SQLSTATE is `PM` + status. `retry_after`
+    are the seconds after which to ask again, where they are known.
     """
+
+    retry_after: float | None = None
 
     def __init__(self, code: str, field: str, message: str, status: int = 422) -> None:
         super().__init__(f"{field}: {message}" if field else message)

@@ -22,6 +22,7 @@ from pgmail.api import (
     doubts,
     emails,
     health,
+    keys,
     lanes,
     limits,
     openapi,
@@ -37,6 +38,7 @@ from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
 from pgmail.api.enqueue import Bare, Enqueue
 from pgmail.api.keyring import Keyring, guard
+from pgmail.api.origin import Origins, networks
 from pgmail.clock import Clock
 from pgmail.config import Settings
 from pgmail.sealing.keks import Keks
@@ -67,6 +69,7 @@ GUARDED = (
     ),
     audit.list_audit,
     quotas.list_quotas,
+    *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
 OPEN = (health.live, health.ready)
 
@@ -100,6 +103,7 @@ def create_app(
     each answer that may have changed something. `keks` seal mail; without them none is sealed here.
     """
     keyring = Keyring(database, clock)
+    origins = Origins(networks(settings.trusted_proxies))
     coalescer = Coalescer(sends or database, database)
     doorman = Doorman(database, clock)
     sealer = Sealer(database, keks or Keks({}))
@@ -114,6 +118,7 @@ def create_app(
     async def drain() -> None:
         if not await coalescer.drain(settings.drain_seconds):
             log.warning("emails handed over were not answered in time", seconds=settings.drain_seconds)
+        await keyring.notes.stop()
 
     return Application(
         [guarded, *OPEN],
@@ -121,14 +126,16 @@ def create_app(
             {
                 "database": database,
                 "keyring": keyring,
+                "origins": origins,
                 "enqueue": enqueue,
                 "doorman": doorman,
                 "witness": witness,
                 "name_servers": settings.name_servers,
                 "sealer": sealer,
-                "bare": Bare(keyring, enqueue, settings.max_body_bytes),
+                "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes),
             }
         ),
+        on_startup=[keyring.notes.start],
         on_shutdown=[drain],
         exception_handlers={Exception: problems.answer, HTTPException: problems.answer},
         request_max_body_size=settings.max_body_bytes,

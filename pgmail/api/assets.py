@@ -15,7 +15,7 @@ from litestar import Request, get, post
 from pgmail.api import params, shapes
 from pgmail.api.bodies import aside, read_json, read_struct
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of
+from pgmail.api.params import SEE, caller_of, database_of
 from pgmail.domain.check_attachments import MAX_NAME, check_content_type, decode
 from pgmail.domain.check_body import control_in
 from pgmail.errors import Refused
@@ -34,7 +34,7 @@ class NewAsset(msgspec.Struct, forbid_unknown_fields=True):
     content_type: str | None = None
 
 
-@post("/assets", status_code=200, operation_class=operation("Asset"))
+@post("/assets", scope="manage", status_code=200, operation_class=operation("Asset"))
 async def save_asset(request: AnyRequest) -> dict[str, Any]:
     """Store a file under a name, or another in its place."""
     body = await read_json(request)
@@ -51,7 +51,7 @@ async def save_asset(request: AnyRequest) -> dict[str, Any]:
     return _asset(row)
 
 
-@get("/assets", operation_class=operation(query=("limit", "after")))
+@get("/assets", scope=SEE, operation_class=operation(query=("limit", "after")))
 async def list_assets(request: AnyRequest) -> dict[str, Any]:
     """List assets by name; `after` is a name."""
     given = params.query(request, "limit", "after")
@@ -61,7 +61,7 @@ async def list_assets(request: AnyRequest) -> dict[str, Any]:
     return shapes.listed([_asset(row) for row in rows[:limit]], more=len(rows) > limit)
 
 
-@get("/assets/{name:str}", operation_class=operation(path="name"))
+@get("/assets/{name:str}", scope=SEE, operation_class=operation(path="name"))
 async def get_asset(request: AnyRequest) -> dict[str, Any]:
     """Tell what is known of an asset."""
     name = params.path_name(request)

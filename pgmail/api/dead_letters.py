@@ -18,7 +18,8 @@ from msgspec import Meta
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of
+from pgmail.api.params import SEE, caller_of, database_of
+from pgmail.api.reach import streams_of
 from pgmail.errors import Refused
 from pgmail.store import emails as store
 from pgmail.store.tenant import acting_as
@@ -37,7 +38,7 @@ class Which(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
 
 
-@get("/dead-letters", operation_class=operation(query=(*_FILTERS, *params.PAGING)))
+@get("/dead-letters", scope=SEE, operation_class=operation(query=(*_FILTERS, *params.PAGING)))
 async def list_dead_letters(request: AnyRequest) -> dict[str, Any]:
     """List dead letters, the newest email first."""
     given = params.query(request, *_FILTERS, *params.PAGING)
@@ -51,18 +52,19 @@ async def list_dead_letters(request: AnyRequest) -> dict[str, Any]:
         died_after=params.moment_of(given, "died_after"),
         died_before=params.moment_of(given, "died_before"),
     )
+    streams = streams_of(caller_of(request), chosen.stream)
     async with acting_as(database_of(request), caller_of(request)) as connection:
-        rows, more = await store.dead_letters(connection, chosen, page)
+        rows, more = await store.dead_letters(connection, chosen, page, streams)
     return shapes.listed([shapes.dead_letter(row) for row in rows], more=more)
 
 
-@post("/dead-letters/retry", status_code=200, operation_class=operation("DeadLetters"))
+@post("/dead-letters/retry", scope="manage", status_code=200, operation_class=operation("DeadLetters"))
 async def retry_dead_letters(request: AnyRequest) -> dict[str, Any]:
     """Put dead letters back into the queue, due now."""
     return await _act(request, "retried", store.retry)
 
 
-@post("/dead-letters/discard", status_code=200, operation_class=operation("DeadLetters"))
+@post("/dead-letters/discard", scope="manage", status_code=200, operation_class=operation("DeadLetters"))
 async def discard_dead_letters(request: AnyRequest) -> dict[str, Any]:
     """Give dead letters up; they end as cancelled."""
     return await _act(request, "discarded", store.discard)
@@ -77,7 +79,8 @@ async def _act(request: AnyRequest, word: str, act: Act) -> dict[str, Any]:
         if moment is not None and moment.tzinfo is None:
             raise Refused("invalid_time", f"/filter/{name}", "must have an offset from UTC")
     wanted = which.ids if which.ids is not None else which.filter
+    streams = streams_of(caller_of(request), None if which.filter is None else which.filter.stream)
     async with acting_as(database_of(request), caller_of(request)) as connection:
-        found, more = await store.dead_ids(connection, wanted or [])
+        found, more = await store.dead_ids(connection, wanted or [], streams=streams)
         done = await act(connection, found, which.reason)
     return {"object": "dead_letters", word: done, "has_more": more}

@@ -18,13 +18,15 @@ from pgmail.api import params, shapes
 from pgmail.api.bodies import Body, aside, read_json, read_struct
 from pgmail.api.intake import ReadyBatch, explain, ready_batch
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of, path_id, sealer_of
+from pgmail.api.params import CHANGE, caller_of, database_of, path_id, sealer_of
+from pgmail.api.reach import need_reach, streams_of
 from pgmail.domain import address as addresses
 from pgmail.domain import ids, when
 from pgmail.domain.states import State
 from pgmail.errors import KeyMissing, Refused, SealBroken
 from pgmail.seals import TenantSeal
 from pgmail.store import emails as store
+from pgmail.store.keys import Caller
 from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
@@ -48,7 +50,7 @@ class Why(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
 
 
-@post("/emails", status_code=200, operation_class=operation("Email", headers=_KEY))
+@post("/emails", scope="send", status_code=200, operation_class=operation("Email", headers=_KEY))
 async def send_email(request: AnyRequest) -> Response[dict[str, str]]:
     """Enqueue one email."""
     body = await read_json(request)
@@ -57,7 +59,9 @@ async def send_email(request: AnyRequest) -> Response[dict[str, str]]:
     return Response({"id": made.id}, headers=made.headers)
 
 
-@post("/emails/batch", status_code=200, operation_class=operation("Batch", headers=_KEY | _MODE))
+@post(
+    "/emails/batch", scope="send", status_code=200, operation_class=operation("Batch", headers=_KEY | _MODE)
+)
 async def send_batch(request: AnyRequest) -> Response[dict[str, Any]]:
     """Enqueue up to 1,000 emails: all or nothing, or in permissive mode the good ones."""
     mode = request.headers.get("x-batch-validation", "strict").lower()
@@ -71,7 +75,7 @@ async def send_batch(request: AnyRequest) -> Response[dict[str, Any]]:
     try:
         while True:
             seal = await sealer.of(caller)
-            ready = await aside(body.size, _ready, body, key, now, strict, seal)
+            ready = await aside(body.size, _ready, caller, body, key, now, strict, seal)
             if limits is None:
                 limits = await request.app.state.doorman.let_in(caller, body.value)
             try:
@@ -86,7 +90,7 @@ async def send_batch(request: AnyRequest) -> Response[dict[str, Any]]:
                 again = True
     except Refused:
         # Words that say more, should the law here have found it too.
-        await aside(body.size, _ready, body._replace(plain=False), key, now, strict, None)
+        await aside(body.size, _ready, caller, body._replace(plain=False), key, now, strict, None)
         raise
     answer: dict[str, Any] = {"data": [{"id": row.id} for row in rows if row.id is not None]}
     if not strict:
@@ -95,21 +99,23 @@ async def send_batch(request: AnyRequest) -> Response[dict[str, Any]]:
     return Response(answer, headers=limits)
 
 
-@get("/emails", operation_class=operation(query=(*_FILTERS, *params.PAGING)))
+@get("/emails", scope="read", operation_class=operation(query=(*_FILTERS, *params.PAGING)))
 async def list_emails(request: AnyRequest) -> dict[str, Any]:
     """List emails, newest first."""
     given = params.query(request, *_FILTERS, *params.PAGING)
     page, chosen = params.page_of(given), _filter(given)
+    streams = streams_of(caller_of(request), chosen.stream)
     async with acting_as(database_of(request), caller_of(request)) as connection:
-        rows, more = await store.listing(connection, chosen, page)
+        rows, more = await store.listing(connection, chosen, page, streams)
     return shapes.listed([shapes.email_item(row) for row in rows], more=more)
 
 
-@get("/emails/{id:str}", operation_class=operation(path="id"))
+@get("/emails/{id:str}", scope="read", operation_class=operation(path="id"))
 async def get_email(request: AnyRequest) -> dict[str, Any]:
     """Show an email, with each of its recipients; the id may be one recipient's."""
     wanted = path_id(request)
     async with acting_as(database_of(request), caller_of(request)) as connection:
+        await need_reach(connection, caller_of(request), [wanted])
         recipients = await store.recipients(connection, wanted)
         message = await store.message(connection, recipients[0].message_id) if recipients else None
     if message is None:
@@ -123,7 +129,7 @@ async def get_email(request: AnyRequest) -> dict[str, Any]:
     return shapes.email(message, content, recipients, closed=closed)
 
 
-@patch("/emails/{id:str}", operation_class=operation("Reschedule", path="id"))
+@patch("/emails/{id:str}", scope=CHANGE, operation_class=operation("Reschedule", path="id"))
 async def update_email(request: AnyRequest) -> dict[str, Any]:
     """Reschedule what is not being sent or settled."""
     wanted = path_id(request)
@@ -135,36 +141,49 @@ async def update_email(request: AnyRequest) -> dict[str, Any]:
     except ValueError as error:
         raise Refused("invalid_time", "/scheduled_at", str(error)) from None
     async with acting_as(database_of(request), caller_of(request)) as connection:
+        await need_reach(connection, caller_of(request), [wanted], change=True)
         answer = await store.reschedule(connection, wanted, at)
     return _changed(wanted, answer, "rescheduled")
 
 
-@post("/emails/{id:str}/cancel", status_code=200, operation_class=operation("Reason", path="id"))
+@post(
+    "/emails/{id:str}/cancel", scope=CHANGE, status_code=200, operation_class=operation("Reason", path="id")
+)
 async def cancel_email(request: AnyRequest) -> dict[str, Any]:
     """Cancel what is not being sent or settled. Cancelling twice is fine."""
     wanted = path_id(request)
     body = read_struct((await read_json(request, empty={})).value or {}, Why)
     async with acting_as(database_of(request), caller_of(request)) as connection:
+        await need_reach(connection, caller_of(request), [wanted], change=True)
         answer = await store.cancel(connection, wanted, body.reason)
     return _changed(wanted, answer, "cancelled")
 
 
-@post("/emails/{id:str}/hold", status_code=200, operation_class=operation("Reason", path="id"))
+@post(
+    "/emails/{id:str}/hold", scope="manage", status_code=200, operation_class=operation("Reason", path="id")
+)
 async def hold_email(request: AnyRequest) -> dict[str, Any]:
     """Stop what is not being sent or settled, until it is released. Holding twice is fine."""
     wanted = path_id(request)
     body = read_struct((await read_json(request, empty={})).value or {}, Why)
     async with acting_as(database_of(request), caller_of(request)) as connection:
+        await need_reach(connection, caller_of(request), [wanted], change=True)
         answer = await store.hold(connection, wanted, body.reason)
     return _changed(wanted, answer, "held")
 
 
-@post("/emails/{id:str}/release", status_code=200, operation_class=operation("Reason", path="id"))
+@post(
+    "/emails/{id:str}/release",
+    scope="manage",
+    status_code=200,
+    operation_class=operation("Reason", path="id"),
+)
 async def release_email(request: AnyRequest) -> dict[str, Any]:
     """Let what is held go again, at its old time. What is held in doubt is refused (409 `in_doubt`)."""
     wanted = path_id(request)
     body = read_struct((await read_json(request, empty={})).value or {}, Why)
     async with acting_as(database_of(request), caller_of(request)) as connection:
+        await need_reach(connection, caller_of(request), [wanted], change=True)
         answer = await store.release(connection, wanted, body.reason)
     if answer["status"] == "busy":
         raise Refused("busy", "/id", "another transaction is changing it at this moment: ask again", 409)
@@ -176,17 +195,20 @@ async def release_email(request: AnyRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@get("/emails/{id:str}/events", operation_class=operation(path="id"))
+@get("/emails/{id:str}/events", scope="read", operation_class=operation(path="id"))
 async def list_events(request: AnyRequest) -> dict[str, Any]:
     """Tell the journey of an email, or of one recipient, oldest first."""
     wanted = path_id(request)
     async with acting_as(database_of(request), caller_of(request)) as connection:
+        await need_reach(connection, caller_of(request), [wanted])
         rows = await store.events(connection, wanted)
     return shapes.listed([shapes.event(row) for row in rows])
 
 
-def _ready(body: Body, key: str | None, now: datetime, strict: bool, seal: TenantSeal | None) -> ReadyBatch:
-    return ready_batch(body.value, key, now, strict=strict, plain=body.plain, seal=seal)
+def _ready(
+    caller: Caller, body: Body, key: str | None, now: datetime, strict: bool, seal: TenantSeal | None
+) -> ReadyBatch:
+    return ready_batch(body.value, key, now, strict=strict, plain=body.plain, seal=seal, caller=caller)
 
 
 def _refusals(

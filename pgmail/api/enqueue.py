@@ -23,7 +23,8 @@ from pgmail.api.bodies import Body, aside, check_type, read
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
 from pgmail.api.intake import explain, ready_email
-from pgmail.api.keyring import Keyring
+from pgmail.api.keyring import Keyring, need_scope
+from pgmail.api.origin import Origins
 from pgmail.api.problems import media_type, problem_for
 from pgmail.errors import Refused
 from pgmail.seals import Sealer, TenantSeal
@@ -32,6 +33,8 @@ from pgmail.store.database import Database
 from pgmail.store.keys import Caller
 
 LARGE = 65_536  # octets; a larger email goes by itself, so that nobody waits for it
+
+SCOPE = "send"
 
 Header = tuple[bytes, bytes]
 
@@ -73,7 +76,7 @@ class Enqueue:
         """
         now = datetime.now(UTC)
         seal = None if self._sealer is None else await self._sealer.of(caller)
-        ready = await aside(body.size, _ready, body, key, now, seal)
+        ready = await aside(body.size, _ready, caller, body, key, now, seal)
         limits = await self._doorman.let_in(caller, body.value)
         try:
             if len(ready.json) <= LARGE:
@@ -89,15 +92,16 @@ class Enqueue:
             raise (await aside(body.size, explain, fault, body.value, key, now)) from None
 
 
-def _ready(body: Body, key: str | None, now: datetime, seal: TenantSeal | None) -> Any:
-    return ready_email(body.value, key, now, plain=body.plain, seal=seal)
+def _ready(caller: Caller, body: Body, key: str | None, now: datetime, seal: TenantSeal | None) -> Any:
+    return ready_email(body.value, key, now, plain=body.plain, seal=seal, caller=caller)
 
 
 class Bare:
     """The route as an ASGI application. `limit` is the largest body, in octets."""
 
-    def __init__(self, keyring: Keyring, enqueue: Enqueue, limit: int) -> None:
+    def __init__(self, keyring: Keyring, origins: Origins, enqueue: Enqueue, limit: int) -> None:
         self._keyring = keyring
+        self._origins = origins
         self._enqueue = enqueue
         self._limit = limit
 
@@ -106,7 +110,7 @@ class Bare:
         given = _headers(scope["headers"])
         status, headers = 200, [_JSON]
         try:
-            body, limits = await self._answer(given, receive)
+            body, limits = await self._answer(given, self._origins.of(scope), receive)
             headers += [(name.lower().encode(), value.encode()) for name, value in limits.items()]
         except _Gone:
             return
@@ -116,8 +120,11 @@ class Bare:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def _answer(self, headers: dict[bytes, str], receive: Receive) -> tuple[bytes, dict[str, str]]:
-        caller = await self._keyring.caller(headers.get(b"authorization"))
+    async def _answer(
+        self, headers: dict[bytes, str], address: str | None, receive: Receive
+    ) -> tuple[bytes, dict[str, str]]:
+        caller = await self._keyring.caller(headers.get(b"authorization"), address)
+        need_scope(caller, SCOPE)
         check_type(headers.get(b"content-type", ""), headers.get(b"content-encoding", "identity"))
         raw = await self._body(headers.get(b"content-length", ""), receive)
         body = await aside(len(raw), read, raw)

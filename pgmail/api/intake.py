@@ -5,7 +5,8 @@ SQL knows whether this is a repetition of what was right then.
 
 The law is SQL's, which judges every body; judging it here as well costs more than all else that happens to a
 body on its way. So a body that has nothing in it but what SQL judges as Python does is left to SQL
-(`left_to_sql`), and only if SQL refuses it the law is asked here, for words that say more (`explain`).
+(`left_to_sql`), and only if SQL refuses it the law is asked here, for words that say more (`explain`). What comes
+with a key that has limits is always judged here, and goes on as it was judged.
 
 What can go wrong: a batch whose bad items are left out would have another body each time that one of them
 becomes good, and its idempotency key would clash with itself. So in permissive mode a bad item goes along as
@@ -23,7 +24,9 @@ import msgspec
 from pgmail.client_bodies import check_inline
 from pgmail.domain.check import check_email, check_idempotency_key
 from pgmail.domain.email import prepare
+from pgmail.domain.keylimits import within
 from pgmail.errors import Refused
+from pgmail.store.keys import Caller
 
 Seal = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -52,13 +55,22 @@ class ReadyBatch(NamedTuple):
 
 
 def ready_email(
-    body: Any, key: str | None, now: datetime, *, plain: bool = False, seal: Seal | None = None
+    body: Any,
+    key: str | None,
+    now: datetime,
+    *,
+    plain: bool = False,
+    seal: Seal | None = None,
+    caller: Caller | None = None,
 ) -> Ready:
-    """Make one email ready; `key` is that of the header, `plain` as in `bodies.Body`.
+    """Make one email ready; `key` is that of the header, `plain` as in `bodies.Body`, `caller` who sends it.
 
     `seal` adds the sealed form where the email's stream wants it. Raises Refused with the first fault of the law,
-    unless the body is left to SQL.
+    unless the body is left to SQL, and for what the caller's key may not send (403).
     """
+    bound = caller if caller is not None and caller.restricted else None
+    if bound is not None and bound.test:
+        body = as_test(body)
     if key is not None and isinstance(body, dict):
         own = body.get("idempotency_key")
         if own is not None and own != key:
@@ -66,18 +78,29 @@ def ready_email(
             because = "the header Idempotency-Key says something else"
             raise Refused("invalid_idempotency_key", "/idempotency_key", because)
         body = {**body, "idempotency_key": key}
-    checked = body if plain and left_to_sql(body) else _checked(body, now, keyed=key is not None)
+    if bound is not None:
+        checked = _bounded(_checked(body, now, keyed=key is not None), bound)
+    else:
+        checked = body if plain and left_to_sql(body) else _checked(body, now, keyed=key is not None)
     ready = checked if seal is None else seal(checked)
     return Ready(_encode(ready).decode(), checked.get("idempotency_key"))
 
 
 def ready_batch(
-    body: Any, key: str | None, now: datetime, *, strict: bool, plain: bool = False, seal: Seal | None = None
+    body: Any,
+    key: str | None,
+    now: datetime,
+    *,
+    strict: bool,
+    plain: bool = False,
+    seal: Seal | None = None,
+    caller: Caller | None = None,
 ) -> ReadyBatch:
-    """Make a batch ready; `key` is the whole batch's, `plain` as in `bodies.Body`, `seal` as for one email.
+    """Make a batch ready; `key` is the whole batch's, the rest as for one email.
 
     Raises Refused, in strict mode for the first bad item among those that are not left to SQL.
     """
+    bound = caller if caller is not None and caller.restricted else None
     if not isinstance(body, list) or not body:
         raise Refused("invalid_body", "", f"a batch is an array of 1 to {MAX_BATCH:,} emails")
     if len(body) > MAX_BATCH:
@@ -87,12 +110,16 @@ def ready_batch(
     faults: dict[int, Refused] = {}
     keyed = key is not None
     for position, item in enumerate(body):
-        if plain and left_to_sql(item):
+        if bound is None and plain and left_to_sql(item):
             items.append(item if seal is None else seal(item))
             keyed = keyed or "idempotency_key" in item
             continue
         try:
-            checked = _checked(item, now, keyed=key is not None)
+            if bound is None:
+                checked = _checked(item, now, keyed=key is not None)
+            else:
+                given = as_test(item) if bound.test else item
+                checked = _bounded(_checked(given, now, keyed=key is not None), bound)
             items.append(checked if seal is None else seal(checked))
             keyed = keyed or item.get("idempotency_key") is not None
         except Refused as fault:
@@ -132,6 +159,15 @@ def explain(fault: Refused, body: Any, key: str | None, now: datetime) -> Refuse
     except Refused as early:
         return early
     return fault
+
+
+def as_test(body: Any) -> Any:
+    """Return a body marked as a test, whatever it says of that itself; what is no object is left to the law."""
+    return {**body, "test": True} if isinstance(body, dict) else body
+
+
+def _bounded(checked: dict[str, Any], caller: Caller) -> dict[str, Any]:
+    return within(checked, caller.streams, caller.from_domains)
 
 
 def _plain_addresses(value: Any) -> bool:

@@ -16,7 +16,8 @@ from litestar import Request, get, post
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of
+from pgmail.api.params import SEE, caller_of, database_of
+from pgmail.api.reach import need_target
 from pgmail.domain import when
 from pgmail.errors import Refused
 from pgmail.store import lanes as store
@@ -50,7 +51,7 @@ class NewPause(Target, forbid_unknown_fields=True):
     until: str | None = None
 
 
-@get("/lanes", operation_class=operation(query=(*_FILTERS, "limit", "after")))
+@get("/lanes", scope=SEE, operation_class=operation(query=(*_FILTERS, "limit", "after")))
 async def list_lanes(request: AnyRequest) -> dict[str, Any]:
     """List active lanes by stream, priority and site with what stops each, and all pauses that hold."""
     given = params.query(request, *_FILTERS, "limit", "after")
@@ -68,22 +69,24 @@ async def list_lanes(request: AnyRequest) -> dict[str, Any]:
     return page | {"pauses": [_pause(row) for row in pauses]}
 
 
-@post("/lanes/pause", status_code=200, operation_class=operation("Pause"))
+@post("/lanes/pause", scope="manage", status_code=200, operation_class=operation("Pause"))
 async def pause_lanes(request: AnyRequest) -> dict[str, Any]:
     """Stop the tenant's mail to a site, of a stream or of a lane; again changes reason and end."""
     new = read_struct((await read_json(request)).value, NewPause)
     scope, name = new.chosen()
+    need_target(caller_of(request), "" if scope == "site" else name.partition("/")[0])
     async with acting_as(database_of(request), caller_of(request)) as connection:
         made = await store.pause(connection, scope, name, reason=new.reason, until=_end(new.until))
         (row,) = await store.paused(connection, scope, made)
     return _pause(row)
 
 
-@post("/lanes/resume", status_code=200, operation_class=operation("Resume"))
+@post("/lanes/resume", scope="manage", status_code=200, operation_class=operation("Resume"))
 async def resume_lanes(request: AnyRequest) -> dict[str, Any]:
     """End a pause of the tenant's."""
     target = read_struct((await read_json(request)).value, Target)
     scope, name = target.chosen()
+    need_target(caller_of(request), "" if scope == "site" else name.partition("/")[0])
     async with acting_as(database_of(request), caller_of(request)) as connection:
         ended = await store.resume(connection, scope, name, reason=target.reason)
     return {"object": "pause", "scope": scope, "name": ended, "resumed": True}

@@ -13,7 +13,7 @@ from litestar import Request, get
 
 from pgmail.api import params, shapes
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of
+from pgmail.api.params import SEE, caller_of, database_of
 from pgmail.errors import Refused
 from pgmail.store import lanes as store
 from pgmail.store.tenant import acting_as
@@ -22,7 +22,7 @@ _SCOPES = ("relay", "site", "tenant")
 _FILTERS = ("scope", "name")
 
 
-@get("/limits", operation_class=operation(query=_FILTERS))
+@get("/limits", scope=SEE, operation_class=operation(query=_FILTERS))
 async def list_limits(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """List all limits that concern the tenant: relays', its own, sites'."""
     given = params.query(request, *_FILTERS)

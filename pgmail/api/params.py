@@ -14,6 +14,7 @@ from uuid import UUID
 from litestar import Request
 
 from pgmail.domain import ids, when
+from pgmail.domain.keys import Scope
 from pgmail.errors import Refused
 from pgmail.seals import Sealer
 from pgmail.store.database import Database
@@ -22,6 +23,10 @@ from pgmail.store.keys import Caller
 
 MAX_PAGE = 100
 PAGING = ("limit", "after", "before")
+
+# Scopes of routes; any one of them will do.
+SEE: tuple[Scope, ...] = ("read", "manage")  # what is managed is seen by who manages it
+CHANGE: tuple[Scope, ...] = ("send", "manage")  # who may only send changes what its key sent
 
 AnyRequest = Request[Any, Any, Any]
 

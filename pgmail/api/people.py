@@ -17,6 +17,7 @@ from litestar import Request, post
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import caller_of, database_of
+from pgmail.api.reach import need_all_streams
 from pgmail.store import people as store
 from pgmail.store.tenant import acting_as
 
@@ -30,9 +31,10 @@ class Person(msgspec.Struct, forbid_unknown_fields=True):
     dry_run: bool = False
 
 
-@post("/erase", status_code=200, operation_class=operation("Erasure"))
+@post("/erase", scope="manage", status_code=200, operation_class=operation("Erasure"))
 async def erase_person(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """Erase a person's data, up to a thousand emails a call."""
+    need_all_streams(caller_of(request))
     body = read_struct((await read_json(request)).value, Person)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         done = await store.erase_batch(

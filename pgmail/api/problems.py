@@ -9,6 +9,7 @@ that type and not for `application/problem+json` gets the same body under it.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -101,6 +102,8 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
     if isinstance(error, Refused):
         headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         headers |= getattr(error, "headers", {})  # of a quota, which knows when to try again
+        if error.retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         return _problem(error.code, error.field, error.message, error.status), _wait(error.status) | headers
     if isinstance(error, DatabaseAway):
         return _problem("database_away", "", _DOUBT if isinstance(error, InDoubt) else _AWAY, 503), _wait(503)

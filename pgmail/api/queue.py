@@ -11,18 +11,20 @@ from litestar import Request, get
 
 from pgmail.api import shapes
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of
+from pgmail.api.params import SEE, caller_of, database_of
 from pgmail.store import emails as store
 from pgmail.store.tenant import acting_as
 
 _COUNTS = ("depth", "queued", "scheduled", "deferred", "held", "sending")
 
 
-@get("/queue", operation_class=operation())
+@get("/queue", scope=SEE, operation_class=operation())
 async def show_queue(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """Tell depth, oldest due time and what stops it, in all and by stream, priority and site."""
     async with acting_as(database_of(request), caller_of(request)) as connection:
         rows = await store.queue(connection)
+    streams = caller_of(request).streams
+    rows = [row for row in rows if streams is None or row.stream in streams]
     oldest = min((row.oldest_due_at for row in rows if row.oldest_due_at is not None), default=None)
     totals = {key: sum(getattr(row, key) for row in rows) for key in _COUNTS}
     data = [

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from pgmail.domain import when
 from pgmail.domain.states import State
+from pgmail.errors import Refused
 
 Shape = dict[str, Any]
 
@@ -36,6 +38,14 @@ _PLAIN = re.compile(r"[^\x00-\x1f\"(),.:;<>@\[\]\\]+")  # needs no quotes before
 def moment(at: datetime | None) -> str | None:
     """Return a moment as ISO 8601 in UTC."""
     return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def read_moment(text: str, field: str) -> datetime:
+    """Return the moment of a body's key: ISO 8601, or a phrase as for `scheduled_at`. Refused `invalid_time`."""
+    try:
+        return when.parse(text, datetime.now(UTC))
+    except ValueError as error:
+        raise Refused("invalid_time", f"/{field}", str(error)) from None
 
 
 def listed(data: list[Shape], *, more: bool = False) -> Shape:

@@ -15,7 +15,8 @@ from msgspec import UNSET, Meta, UnsetType
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of
+from pgmail.api.params import SEE, caller_of, database_of
+from pgmail.domain.keylimits import need_stream
 from pgmail.errors import Refused
 from pgmail.store import streams as store
 from pgmail.store.tenant import acting_as
@@ -55,7 +56,7 @@ class StreamSettings(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     seal: Literal["off", "where_possible", "required"] | UnsetType = UNSET
 
 
-@get("/streams", operation_class=operation())
+@get("/streams", scope=SEE, operation_class=operation())
 async def list_streams(request: AnyRequest) -> dict[str, Any]:
     """List all streams by name."""
     async with acting_as(database_of(request), caller_of(request)) as connection:
@@ -63,7 +64,7 @@ async def list_streams(request: AnyRequest) -> dict[str, Any]:
     return shapes.listed([_stream(row) for row in rows])
 
 
-@get("/streams/{name:str}", operation_class=operation(path="name"))
+@get("/streams/{name:str}", scope=SEE, operation_class=operation(path="name"))
 async def get_stream(request: AnyRequest) -> dict[str, Any]:
     """Show one stream."""
     name = params.path_name(request)
@@ -74,10 +75,11 @@ async def get_stream(request: AnyRequest) -> dict[str, Any]:
     return _stream(row)
 
 
-@put("/streams/{name:str}", operation_class=operation("Stream", path="name"))
+@put("/streams/{name:str}", scope="manage", operation_class=operation("Stream", path="name"))
 async def save_stream(request: AnyRequest) -> dict[str, Any]:
     """Create a stream, or change one."""
     name = params.path_name(request)
+    need_stream(name, caller_of(request).streams)
     body = read_struct((await read_json(request, empty={})).value, StreamSettings)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         await store.save(connection, name, msgspec.to_builtins(body))

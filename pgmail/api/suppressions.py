@@ -19,7 +19,8 @@ from litestar.response import Stream
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of
+from pgmail.api.params import SEE, caller_of, database_of
+from pgmail.api.reach import need_target
 from pgmail.domain import address as addresses
 from pgmail.domain import when
 from pgmail.errors import Refused
@@ -44,7 +45,7 @@ class NewSuppression(msgspec.Struct, forbid_unknown_fields=True):
     expires_at: str | None = None
 
 
-@post("/suppressions", status_code=200, operation_class=operation("Suppressions"))
+@post("/suppressions", scope="manage", status_code=200, operation_class=operation("Suppressions"))
 async def add_suppression(request: AnyRequest) -> dict[str, Any]:
     """Suppress an address, or up to 1,000 in an array, all or none; an entry that is there is replaced."""
     value = (await read_json(request)).value
@@ -52,6 +53,7 @@ async def add_suppression(request: AnyRequest) -> dict[str, Any]:
         return await _add_many(request, value)
     new = read_struct(value, NewSuppression)
     given = _given(new)
+    need_target(caller_of(request), new.stream)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         address = await store.add(
             connection,
@@ -72,6 +74,7 @@ async def _add_many(request: AnyRequest, values: list[Any]) -> dict[str, Any]:
     for position, value in enumerate(values):
         try:
             new = read_struct(value, NewSuppression)
+            need_target(caller_of(request), new.stream)
             entries.append(
                 store.Entry(
                     _given(new), new.stream, new.reason, new.source, expires_at=_expiry(new.expires_at)
@@ -95,6 +98,7 @@ async def _add_many(request: AnyRequest, values: list[Any]) -> dict[str, Any]:
 
 @get(
     "/suppressions/export",
+    scope=SEE,
     media_type="text/csv",
     operation_class=operation(query=("stream", "reason")),
 )
@@ -128,7 +132,7 @@ def _lines(rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-@get("/suppressions", operation_class=operation(query=(*_FILTERS, "limit", "after")))
+@get("/suppressions", scope=SEE, operation_class=operation(query=(*_FILTERS, "limit", "after")))
 async def list_suppressions(request: AnyRequest) -> dict[str, Any]:
     """List entries by address; `after` is the id of one."""
     given = params.query(request, *_FILTERS, "limit", "after")
@@ -147,13 +151,17 @@ async def list_suppressions(request: AnyRequest) -> dict[str, Any]:
 
 
 @delete(
-    "/suppressions/{name:path}", status_code=200, operation_class=operation(path="name", query=("stream",))
+    "/suppressions/{name:path}",
+    scope="manage",
+    status_code=200,
+    operation_class=operation(path="name", query=("stream",)),
 )
 async def remove_suppression(request: AnyRequest) -> dict[str, Any]:
     """Let an address have mail again; the path is an entry's id, or an address with `?stream=`."""
     given = params.query(request, "stream")
     address, stream = _pair(params.path_name(request))
     stream = given.get("stream", stream)
+    need_target(caller_of(request), stream)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         if not await store.remove(connection, address, stream=stream):
             where = f"on stream {stream!r}" if stream else "on all streams"

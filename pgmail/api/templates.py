@@ -15,7 +15,7 @@ from pgmail import publish
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of
+from pgmail.api.params import SEE, caller_of, database_of
 from pgmail.errors import Refused
 from pgmail.store import templates as store
 from pgmail.store.tenant import acting_as
@@ -39,7 +39,7 @@ class Publish(msgspec.Struct, forbid_unknown_fields=True):
     version: int | None = None
 
 
-@post("/templates", status_code=200, operation_class=operation("Template"))
+@post("/templates", scope="manage", status_code=200, operation_class=operation("Template"))
 async def save_template(request: AnyRequest) -> dict[str, Any]:
     """Save a new version of a template, as a draft or published."""
     new = read_struct((await read_json(request)).value, NewTemplate)
@@ -52,6 +52,7 @@ async def save_template(request: AnyRequest) -> dict[str, Any]:
 
 @post(
     "/templates/{name:str}/publish",
+    scope="manage",
     status_code=200,
     operation_class=operation("PublishTemplate", path="name"),
 )
@@ -66,7 +67,7 @@ async def publish_template(request: AnyRequest) -> dict[str, Any]:
     return _saved(saved)
 
 
-@get("/templates", operation_class=operation(query=("limit", "after")))
+@get("/templates", scope=SEE, operation_class=operation(query=("limit", "after")))
 async def list_templates(request: AnyRequest) -> dict[str, Any]:
     """List templates by name; `after` is a name."""
     given = params.query(request, "limit", "after")
@@ -88,7 +89,7 @@ async def list_templates(request: AnyRequest) -> dict[str, Any]:
     return shapes.listed(data, more=len(rows) > limit)
 
 
-@get("/templates/{name:str}", operation_class=operation(path="name", query=("version",)))
+@get("/templates/{name:str}", scope=SEE, operation_class=operation(path="name", query=("version",)))
 async def get_template(request: AnyRequest) -> dict[str, Any]:
     """Show one version in full: the one asked for, the published one, or the newest draft."""
     name, given = params.path_name(request), params.query(request, "version")

@@ -35,19 +35,21 @@ class DoubtFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     doubted_before: datetime | None = None
 
 
-def as_json(filter: msgspec.Struct) -> Jsonb:
-    """Return a filter as the SQL functions take it: without what is None."""
-    given = msgspec.to_builtins(filter)
+def as_json(filter: msgspec.Struct, streams: Sequence[str] | None = None) -> Jsonb:
+    """Return a filter as the SQL functions take it: without what is None. `streams`: of these only."""
+    given = msgspec.to_builtins(filter) | {"streams": streams}
     return Jsonb({key: value for key, value in given.items() if value is not None})
 
 
-async def listing(connection: Connection, filter: DoubtFilter, page: Page) -> tuple[list[Any], bool]:
+async def listing(
+    connection: Connection, filter: DoubtFilter, page: Page, streams: Sequence[str] | None = None
+) -> tuple[list[Any], bool]:
     """Return a page of what is held in doubt, newest email first, and whether there are more that way.
 
-    Raises Refused: `invalid_address`.
+    `streams`: of these only. Raises Refused: `invalid_address`.
     """
     rows = await fetch_many(
-        connection, queries("doubts")["list"], page.bounds() | {"filter": as_json(filter)}
+        connection, queries("doubts")["list"], page.bounds() | {"filter": as_json(filter, streams)}
     )
     if page.before is not None:
         rows.reverse()
@@ -60,14 +62,19 @@ async def show(connection: Connection, id: UUID) -> list[Any]:
 
 
 async def resolve(
-    connection: Connection, how: How, wanted: Sequence[UUID] | DoubtFilter, why: str | None
+    connection: Connection,
+    how: How,
+    wanted: Sequence[UUID] | DoubtFilter,
+    why: str | None,
+    streams: Sequence[str] | None = None,
 ) -> tuple[int, bool]:
     """End the doubt of ids (of recipients or emails) or by filter; how many, and whether there may be more.
 
-    By filter it takes `MAX_ACTS` at a time. Raises Refused: `not_found` (404), `invalid_field`, `invalid_address`.
+    By filter it takes `MAX_ACTS` at a time, of `streams` only. Raises Refused: `not_found` (404), `invalid_field`,
+    `invalid_address`.
     """
     if isinstance(wanted, DoubtFilter):
-        values = {"how": how, "filter": as_json(wanted), "why": why, "most": MAX_ACTS}
+        values = {"how": how, "filter": as_json(wanted, streams), "why": why, "most": MAX_ACTS}
         row: Any = await fetch_one(connection, queries("doubts")["resolve_all"], values)
         return int(row.done), row.done >= MAX_ACTS
     row = await fetch_one(

@@ -204,8 +204,10 @@ async def events(connection: Connection, id: UUID) -> list[Any]:
     return await fetch_many(connection, queries("emails")["events"], {"id": id})
 
 
-async def listing(connection: Connection, filter: Filter, page: Page) -> tuple[list[Any], bool]:
-    """Return a page of emails, newest first, and whether there are more that way."""
+async def listing(
+    connection: Connection, filter: Filter, page: Page, streams: Sequence[str] | None = None
+) -> tuple[list[Any], bool]:
+    """Return a page of emails, newest first, and whether there are more that way; `streams`: of these only."""
     tag_name, tag_value = filter.tag or (None, None)
     below = [bound for bound in (filter.below, page.after) if bound is not None]
     above = [bound for bound in (filter.above, page.before) if bound is not None]
@@ -215,6 +217,7 @@ async def listing(connection: Connection, filter: Filter, page: Page) -> tuple[l
         "tag_name": tag_name,
         "tag_value": tag_value,
         "stream": filter.stream,
+        "streams": None if streams is None else list(streams),
         "recipient": filter.recipient,
         "below": min(below, default=None),
         "above": max(above, default=None),
@@ -262,9 +265,14 @@ async def queue(connection: Connection) -> list[Any]:
     return await fetch_many(connection, queries("emails")["queue"])
 
 
-async def dead_letters(connection: Connection, filter: DeadFilter, page: Page) -> tuple[list[Any], bool]:
-    """Return a page of dead letters, newest email first, and whether there are more that way."""
-    values = page.bounds() | {"filter": _dead_filter(filter)}
+async def dead_letters(
+    connection: Connection, filter: DeadFilter, page: Page, streams: Sequence[str] | None = None
+) -> tuple[list[Any], bool]:
+    """Return a page of dead letters, newest email first, and whether there are more that way.
+
+    `streams`: of these only.
+    """
+    values = page.bounds() | {"filter": _dead_filter(filter, streams)}
     rows = await fetch_many(connection, queries("emails")["dead_letters"], values)
     if page.before is not None:
         rows.reverse()
@@ -272,26 +280,33 @@ async def dead_letters(connection: Connection, filter: DeadFilter, page: Page) -
 
 
 async def dead_ids(
-    connection: Connection, wanted: Sequence[UUID] | DeadFilter, *, limit: int = MAX_ACTS
+    connection: Connection,
+    wanted: Sequence[UUID] | DeadFilter,
+    *,
+    limit: int = MAX_ACTS,
+    streams: Sequence[str] | None = None,
 ) -> tuple[list[UUID], bool]:
     """Return recipients that are dead letters, oldest first, and whether there are more than `limit`.
 
-    `wanted` are ids, of recipients or emails, or a filter.
+    `wanted` are ids, of recipients or emails, or a filter; `streams`: of these only.
     """
     values: dict[str, object] = {"limit": limit + 1}
     if isinstance(wanted, DeadFilter):
         query, values = (
             queries("emails")["dead_letters_by_filter"],
-            {**values, "filter": _dead_filter(wanted)},
+            {**values, "filter": _dead_filter(wanted, streams)},
         )
     else:
-        query, values = queries("emails")["dead_letters_by_ids"], {**values, "ids": list(wanted)}
+        query, values = (
+            queries("emails")["dead_letters_by_ids"],
+            {**values, "ids": list(wanted), "streams": streams},
+        )
     found = [row.recipient_id for row in await fetch_many(connection, query, values)]
     return found[:limit], len(found) > limit
 
 
-def _dead_filter(filter: DeadFilter) -> Jsonb:
-    given = msgspec.to_builtins(filter)
+def _dead_filter(filter: DeadFilter, streams: Sequence[str] | None = None) -> Jsonb:
+    given = msgspec.to_builtins(filter) | {"streams": streams}
     return Jsonb({key: value for key, value in given.items() if value is not None})
 
 

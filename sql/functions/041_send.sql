@@ -5,12 +5,13 @@ create or replace function pgmail.send(email jsonb) returns uuid
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
 as $$
 declare
-  t integer; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
+  t integer; key_ uuid; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
   gone boolean; closed_ boolean; message_ uuid; recipient_ uuid; held uuid; done record;
 begin
-  -- as current_tenant says, without its price
-  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end
-    into t from pgmail.database_role r where r.role_name = session_user;
+  -- as current_tenant and current_key say, without their price
+  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end,
+      case when r.carries_tenant then nullif(current_setting('pgmail.key', true), '')::uuid end
+    into t, key_ from pgmail.database_role r where r.role_name = session_user;
   if t is null then t := pgmail.need_tenant(); end if;
 
   e := pgmail.read_plain(t, email);
@@ -60,9 +61,9 @@ begin
         values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0))
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
-        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content)
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key)
       values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
-        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content);
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_);
       if asleep_ then perform pgmail.wake(); end if;
       return message_;
     end if;

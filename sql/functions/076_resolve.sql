@@ -20,6 +20,8 @@ begin
       if jsonb_typeof(v) <> 'number' or v::text !~ '^[0-9]{1,18}$' then
         perform pgmail.refuse('invalid_field', '/filter/worker', 'must be the number of a worker');
       end if;
+    elsif k = 'streams' then
+      if jsonb_typeof(v) <> 'array' then perform pgmail.refuse('invalid_field', '/filter/streams', 'must be an array of names'); end if;
     elsif jsonb_typeof(v) <> 'string' then
       perform pgmail.refuse('invalid_field', '/filter/' || k, 'must be a string');
     elsif k = 'recipient' then
@@ -49,7 +51,7 @@ as $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,site,relay,worker,recipient,doubted_after,doubted_before}');
+  perform pgmail.check_filter(f, '{stream,streams,site,relay,worker,recipient,doubted_after,doubted_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select q.id, q.message_id, r.address, m.stream, r.site, coalesce(e.at, q.held_due_at), coalesce(e.attempt, q.attempts),
@@ -65,6 +67,7 @@ begin
   where q.tenant_id = t and q.in_doubt
     and (below is null or q.id < below) and (above is null or q.id > above)
     and (f->>'stream' is null or m.stream = f->>'stream')
+    and (f->>'streams' is null or f->'streams' ? m.stream)
     and (f->>'site' is null or r.site = f->>'site')
     and (f->>'recipient' is null or r.address = who)
     and (f->>'relay' is null or coalesce(e.relay, q.begun_relay) = f->>'relay')
@@ -169,12 +172,13 @@ language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,site,reason,recipient,text,died_after,died_before}');
+  perform pgmail.check_filter(f, '{stream,streams,site,reason,recipient,text,died_after,died_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select d.recipient_id from pgmail.dead_letter d
   where d.tenant_id = t
     and (f->>'stream' is null or d.stream = f->>'stream')
+    and (f->>'streams' is null or f->'streams' ? d.stream)
     and (f->>'site' is null or d.site = f->>'site')
     and (f->>'reason' is null or d.reason = f->>'reason')
     and (f->>'recipient' is null or exists (

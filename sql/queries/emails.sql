@@ -5,7 +5,7 @@
 -- Enqueue one email for a tenant. Waits three seconds at most for another request with the same idempotency key.
 with caller as materialized (
   select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
-         set_config('lock_timeout', '3s', true)
+         set_config('pgmail.key', %(key_id)s::text, true), set_config('lock_timeout', '3s', true)
 )
 select pgmail.send(%(email)s::jsonb) as id from caller;
 
@@ -13,7 +13,7 @@ select pgmail.send(%(email)s::jsonb) as id from caller;
 -- Enqueue a batch for a tenant, in the batch's order.
 with caller as materialized (
   select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
-         set_config('lock_timeout', '3s', true)
+         set_config('pgmail.key', %(key_id)s::text, true), set_config('lock_timeout', '3s', true)
 )
 select (x.sent).position, (x.sent).id::text, (x.sent).code, (x.sent).field, (x.sent).message
 from (select pgmail.send_many(%(emails)s::jsonb, %(strict)s, %(key)s) as sent from caller offset 0) x
@@ -24,7 +24,7 @@ order by 1;
 -- for a lock: shortly, where many wait for a key that another transaction holds.
 with caller as materialized (
   select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
-         set_config('lock_timeout', %(lock_timeout)s, true)
+         set_config('pgmail.key', %(key_id)s::text, true), set_config('lock_timeout', %(lock_timeout)s, true)
 )
 select (x.sent).id::text, (x.sent).code, (x.sent).field, (x.sent).message
 from (select pgmail.send_many(%(emails)s::jsonb, false) as sent from caller offset 0) x
@@ -56,6 +56,7 @@ with candidate as (
       and (%(below)s::uuid is null or m.id < %(below)s::uuid)
       and (%(above)s::uuid is null or m.id > %(above)s::uuid)
       and (%(stream)s::text is null or m.stream = %(stream)s::text)
+      and (%(streams)s::text[] is null or m.stream = any (%(streams)s::text[]))
       and (%(state)s::text is null or exists (
         select from pgmail.recipient r
         join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
@@ -96,6 +97,7 @@ with candidate as (
   where (%(below)s::uuid is null or m.id < %(below)s::uuid)
     and (%(above)s::uuid is null or m.id > %(above)s::uuid)
     and (%(stream)s::text is null or m.stream = %(stream)s::text)
+    and (%(streams)s::text[] is null or m.stream = any (%(streams)s::text[]))
     and (%(tag_name)s::text is null or %(start)s::text = 'tag' or exists (
       select from pgmail.tag t where t.tenant_id = m.tenant_id and t.name = %(tag_name)s::text
         and t.value = %(tag_value)s::text and t.message_id = m.id))
@@ -222,6 +224,7 @@ select d.recipient_id
 from pgmail.dead_letter d
 where d.tenant_id = (select pgmail.current_tenant())
   and (d.recipient_id = any (%(ids)s::uuid[]) or d.message_id = any (%(ids)s::uuid[]))
+  and (%(streams)s::text[] is null or d.stream = any (%(streams)s::text[]))
 order by d.recipient_id limit %(limit)s;
 
 -- name: dead_letters_by_filter :many

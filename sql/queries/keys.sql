@@ -1,25 +1,50 @@
 -- API keys, and for whom a transaction of the HTTP API acts.
 
 -- name: act_as :exec
--- First in each of the API's transactions: the tenant, the name of the key that was checked and the client's address. Local to it, and
--- believed only from a role that carries tenants. An API process that freezes in one must not keep its locks, which
--- settles would wait for.
+-- First in each of the API's transactions: the tenant, the id and the name of the key that was checked and the client's address.
+-- Local to it, and believed only from a role that carries tenants. An API process that freezes in one must not keep its locks,
+-- which settles would wait for.
 select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
-       set_config('pgmail.source', %(source)s, true),
+       set_config('pgmail.key', %(key_id)s::text, true), set_config('pgmail.source', %(source)s, true),
        set_config('idle_in_transaction_session_timeout', '10s', true);
 
 -- name: check :one
--- Whose key has this SHA-256; no row for an unknown or revoked one.
-select tenant_id, key_id, name from pgmail.check_key_v1(%(hash)s);
+-- Whose key has this SHA-256, and what it may; no row for one that is unknown, was revoked or has expired.
+select tenant_id, key_id, name, hash, scopes, test, streams, from_domains, networks, seconds_left
+from pgmail.check_key_v2(%(hash)s);
 
--- name: create :one
+-- name: make :one
 -- A new key of the caller's tenant; only its hash comes here.
-select pgmail.create_key(%(name)s, %(hint)s, %(hash)s) as id;
+select id, scopes, test, streams, from_domains, networks, expires_at
+from pgmail.make_key(%(name)s, %(hint)s, %(hash)s, %(limits)s::jsonb);
+
+-- name: find :one
+-- Whether a key that is to be rotated is for tests, which its first letters say.
+select test from pgmail.list_keys() where id = %(id)s;
+
+-- name: rotate :one
+-- A second key with the same limits; the first one ends after the overlap.
+select id, name, scopes, test, streams, from_domains, networks, expires_at, old_expires_at
+from pgmail.rotate_key(%(id)s, %(hint)s, %(hash)s, make_interval(secs => %(overlap)s), %(reason)s);
 
 -- name: revoke :one
 -- Whether a key was valid until now.
 select pgmail.revoke_key(%(id)s, %(reason)s) as revoked;
 
 -- name: list :many
--- All keys of the caller's tenant, oldest first, the revoked ones too.
-select id, name, hint, created_at, created_by, revoked_at from pgmail.list_keys();
+-- All keys of the caller's tenant, oldest first, those that ended too.
+select id, name, hint, created_at, created_by, revoked_at, scopes, test, streams, from_domains, networks, expires_at,
+       replaced_by, last_used_at, last_used_from
+from pgmail.list_keys();
+
+-- name: reach :many
+-- The stream of each email or recipient, and whether the asking key, or one before it in its rotations, handed it over.
+select id, stream, own from pgmail.reach_v1(%(ids)s::uuid[]);
+
+-- name: note_uses :exec
+-- When and from where keys were used last.
+select pgmail.note_keys_v1(%(tenants)s::integer[], %(keys)s::uuid[], %(origins)s::inet[], %(ages)s::double precision[]);
+
+-- name: note_guesses :exec
+-- A burst of tries with keys that are none.
+select pgmail.note_guesses_v1(%(origin)s, %(tries)s::integer);

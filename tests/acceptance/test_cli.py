@@ -427,6 +427,34 @@ def test_a_key_is_printed_once_and_stored_as_a_hash(shell, owner):
     assert shell.json("key", "list")[0]["revoked_at"].endswith("Z")
 
 
+def test_a_key_is_limited_by_options_and_rotated_with_an_overlap(shell, owner):
+    limits = [
+        "--scope",
+        "send",
+        "--stream",
+        "broadcast",
+        "--domain",
+        "*.Bücher.example",
+        "--network",
+        "10.0.0.0/8",
+    ]
+    made = shell.json("key", "create", *limits, "--test", "--expires", "90d", "shop")
+    assert made["key"].startswith("pgm_test_")
+    assert (made["scopes"], made["streams"], made["from_domains"], made["networks"]) == (
+        ["send"], ["broadcast"], ["*.xn--bcher-kva.example"], ["10.0.0.0/8"],
+    )  # fmt: skip
+    assert "tests, broadcast" in shell.run("key", "list").stdout
+    other = shell.json("key", "rotate", made["id"], "--overlap", "2h", "--reason", "yearly")
+    assert (other["replaces"], other["scopes"], other["test"]) == (made["id"], ["send"], True)
+    assert owner.execute(
+        "select array_agg(round(extract(epoch from expires_at - now()) / 3600) order by expires_at) from pgmail.api_key"
+    ).fetchone() == ([2, 2160],)
+    assert shell.refused("key", "rotate", made["id"]).endswith("[already_rotated]")
+    assert shell.refused("key", "create", "x", "--stream", "none").endswith("[unknown_stream]")
+    assert shell.refused("key", "create", "x", "--domain", "*").endswith("[invalid_domain]")
+    assert shell.refused("key", "create", "x", "--expires", "some day").endswith("[invalid_time]")
+
+
 def test_templates_are_compiled_when_saved_and_pinned_when_published(shell, owner):
     assert shell.run("template", "list").stdout == "no templates\n"
     line = shell.refused("template", "save", "bad", "--subject", "x", "--text", "a\n{% if %}")

@@ -11,7 +11,7 @@ from pgmail.domain.keys import hash_key, is_key, make_key
 from pgmail.errors import Refused
 from pgmail.store import keys
 from pgmail.store.database import Database
-from pgmail.store.keys import Caller
+from pgmail.store.keys import Caller, Valid
 from tests.api.conftest import EMAIL, client, new_key
 
 
@@ -102,7 +102,7 @@ CALLER = Caller(1, "id", "tests")
 
 
 async def test_a_hundred_requests_at_once_share_one_look_up(monkeypatch):
-    look_up, clock = Counting(monkeypatch, CALLER), ManualClock()
+    look_up, clock = Counting(monkeypatch, Valid(CALLER, None)), ManualClock()
     ring = Keyring(None, clock)
     header = f"Bearer {make_key()[0]}"
     asked = [asyncio.create_task(ring.caller(header)) for _ in range(100)]
@@ -130,7 +130,7 @@ async def test_unknown_keys_are_not_kept_and_known_ones_not_without_end(monkeypa
         with pytest.raises(Refused):
             await ring.caller(f"Bearer {make_key()[0]}")
     assert ring._kept == {}
-    look_up.answer = CALLER
+    look_up.answer = Valid(CALLER, None)
     for _ in range(10):
         await ring.caller(f"Bearer {make_key()[0]}")
     assert len(ring._kept) <= 3

@@ -49,9 +49,11 @@ FUNCTIONS = {
     "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
     "analyst": PURE | {"status", "trace", "why"},
     "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | {"check_key_v1"}
-    | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"},
+    | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"}
+    | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
     | DOMAINS | {"trust_domain", "set_senders"}
+    | {"make_key", "rotate_key"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"}
     | {"suspend_tenant", "resume_tenant", "erase_tenant", "revoke_tenant"}

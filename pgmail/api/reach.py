@@ -1,0 +1,62 @@
+"""What a key reaches of its tenant's mail: the streams that it is limited to, and of one that may only send its own.
+
+Emails, their events, dead letters, mail in doubt and the queue are shown and changed within these streams. What
+belongs to the whole tenant is not divided: lanes, limits, templates, assets, suppressions and settings of
+streams are seen by any key that may read; and what would touch mail of every stream is refused to a limited one.
+
+What can go wrong: an answer that tells that an email exists. What is out of reach is unknown, in the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from pgmail.domain.keylimits import need_stream
+from pgmail.errors import Refused
+from pgmail.store import keys
+from pgmail.store.keys import Caller, Connection
+
+
+def streams_of(caller: Caller, asked: str | None) -> list[str] | None:
+    """Return the streams to look in, None for all. Refused `stream_not_allowed` if another one was asked for."""
+    if caller.streams is None:
+        return None
+    if asked is not None:
+        need_stream(asked, caller.streams)
+    return sorted(caller.streams)
+
+
+async def need_reach(
+    connection: Connection, caller: Caller, ids: Sequence[UUID], *, change: bool = False
+) -> None:
+    """Refuse (404 `not_found`) emails or recipients out of the caller's reach.
+
+    To `change` one takes the scope manage, or a key that sent it, or followed the key that did by rotation.
+    """
+    own = change and "manage" not in caller.scopes
+    if caller.streams is None and not own:
+        return
+    found = {
+        row.id
+        for row in await keys.reach(connection, ids)
+        if (caller.streams is None or row.stream in caller.streams) and (row.own or not own)
+    }
+    for wanted in ids:
+        if wanted not in found:
+            raise Refused("not_found", "/id", f"no email or recipient has the id {wanted}", 404)
+
+
+def need_all_streams(caller: Caller) -> None:
+    """Refuse (403 `stream_not_allowed`) what touches every stream to a key that is limited to some."""
+    if caller.streams is not None:
+        because = f"this concerns all streams; this API key may use {', '.join(sorted(caller.streams))}"
+        raise Refused("stream_not_allowed", "/stream", because, 403)
+
+
+def need_target(caller: Caller, stream: str | None) -> None:
+    """Refuse (403 `stream_not_allowed`) to act on a stream, or if it is empty on all of them."""
+    if stream:
+        need_stream(stream, caller.streams)
+    else:
+        need_all_streams(caller)
