@@ -71,6 +71,7 @@ def email(message: Any, recipients: list[Any]) -> Shape:
         "variables": content.get("variables"),
         "metadata": message.metadata,
         "recipients": [_recipient(row) for row in recipients],
+        "test": message.test,
         "replay_of": None if message.replay_of is None else str(message.replay_of),
     }
 

@@ -140,6 +140,7 @@ class MessageRow(msgspec.Struct, frozen=True):
     template_version: int | None
     content: bytes
     scheduled_at: datetime | None = None
+    test: bool = False  # it goes to the sandbox, and nowhere else
 
 
 async def claim_each(

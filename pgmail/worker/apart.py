@@ -45,6 +45,7 @@ class Render(msgspec.Struct, tag=True):
     parts: tuple[Part, ...]
     bundle: Bundle | None
     eightbit: bool
+    subject_prefix: str = ""
 
 
 class Deliver(msgspec.Struct, tag=True):
@@ -163,6 +164,7 @@ class Renderer:
                 # By what is in it: two tenants may have templates of one name.
                 digest = hashlib.blake2b(_encode(bundle), digest_size=16).digest()
                 message.compiled = self._compiled.get(digest, lambda: compile_bundle(bundle))
+            self._library.subject_prefix = order.subject_prefix
             made = self._library.wire_now(0, message, order.person, eightbit=order.eightbit)
         except TemplateFault as fault:
             return Faulty(fault.kind, fault.part, fault.message, fault.line)

@@ -95,10 +95,17 @@ class Library:
     """Messages and templates of all tenants that this process works on."""
 
     def __init__(
-        self, database: Database, message_id_domain: str, templates: TemplateCache | None = None
+        self,
+        database: Database,
+        message_id_domain: str,
+        templates: TemplateCache | None = None,
+        *,
+        subject_prefix: str = "",
     ) -> None:
+        """`subject_prefix` leads each subject, as a setting for staging wants it."""
         self._database = database
         self._domain = message_id_domain
+        self.subject_prefix = subject_prefix
         self._messages: OrderedDict[tuple[int, UUID], Message] = OrderedDict()
         self._bytes = 0
         self._templates = TemplateCache() if templates is None else templates
@@ -183,7 +190,7 @@ class Library:
                 to=(Mailbox(person.rcpt, person.name),) if personal else content.to,
                 cc=content.cc,
                 reply_to=content.reply_to,
-                subject=rendered.subject or "",
+                subject=self.subject_prefix + (rendered.subject or ""),
                 text=rendered.text,
                 html=rendered.html,
                 headers=message.headers,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from uuid import UUID
 
 import structlog
@@ -28,6 +29,7 @@ from pgmail.store.listen import Listener
 from pgmail.store.presence import Presence
 from pgmail.transport.base import Transport
 from pgmail.transport.relay import SmtpRelay
+from pgmail.transport.sandbox import SandboxTransport
 from pgmail.worker.claimer import Claimer
 from pgmail.worker.content import Library
 from pgmail.worker.intents import Intents
@@ -39,6 +41,7 @@ from pgmail.worker.sender import Sender
 from pgmail.worker.settler import Settler
 from pgmail.worker.slots import Slots
 from pgmail.worker.slowing import Slowing
+from pgmail.worker.staging import Staging
 from pgmail.worker.ward import Ward
 
 _log = structlog.get_logger()
@@ -64,6 +67,7 @@ async def run_worker(
 
     `ward` is where mail is made that a worker died with; it is closed at the end.
     """
+    staging = Staging.of(settings)
     witness = Witness("worker", settings.state_dir)
     database = Database(
         dsn,
@@ -81,6 +85,7 @@ async def run_worker(
         concurrency=concurrency,
         beat_ms=settings.beat_interval_ms,
         silence_seconds=settings.silence_seconds,
+        staging=staging.words(),
     )
 
     def may_begin() -> bool:
@@ -91,9 +96,10 @@ async def run_worker(
     for transport in transports.values():
         if isinstance(transport, SmtpRelay):
             transport.set_guard(may_begin)
-    relays = Relays(database, transports, outbox)
-    rules = Rules(database, relays, limiter, lambda: witness.clear)
-    library = Library(database, settings.message_id_domain)
+    sandbox = SandboxTransport(Path(settings.test_folder) if settings.test_folder else None)
+    relays = Relays(database, transports, outbox, sandbox)
+    rules = Rules(database, relays, limiter, lambda: witness.clear, receiver=staging.redirect_domain)
+    library = Library(database, settings.message_id_domain, subject_prefix=staging.subject_prefix)
     leader, leading = make_leader(database, presence)
     # By a lambda: the claimer, which it wakes, is made with it in hand.
     listener = Listener(dsn, lambda: claimer.wake()) if settings.notify else None  # noqa: PLW0108
@@ -117,7 +123,7 @@ async def run_worker(
     sender = Sender(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
-        begin=intents.commit, ward=ward, slowing=Slowing(database),
+        begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
@@ -126,6 +132,8 @@ async def run_worker(
     await database.open()
     await beats.open()
     _log.info("worker.starts", concurrency=concurrency, relays=sorted(transports))
+    if staging:
+        _log.warning("worker.staging", does=staging.words())
     try:
         await run_all(parts, until=until, drain_seconds=settings.drain_seconds)
     finally:

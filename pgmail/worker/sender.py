@@ -31,6 +31,7 @@ from pgmail.worker.job import Job
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
 from pgmail.worker.slowing import Slowing
+from pgmail.worker.staging import NONE, NOT_ALLOWED, TEST_RELAY, Staging
 from pgmail.worker.ward import Crashed, Ward, WardAway
 
 _log = structlog.get_logger()
@@ -66,6 +67,7 @@ class Sender:
         begin: Begin | None = None,
         ward: Ward | None = None,
         slowing: Slowing | None = None,
+        staging: Staging = NONE,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
@@ -82,7 +84,7 @@ class Sender:
         self._kept: WeakKeyDictionary[Job, Wire] = WeakKeyDictionary()
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
         self.withheld = 0  # mails whose end of data was not sent, at our own wish
-        self._slowing = slowing
+        self._slowing, self._staging = slowing, staging
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -97,6 +99,16 @@ class Sender:
             return
         if job.person.suppressed is not None:
             self._settle(job, "suppressed", reason=job.person.suppressed)
+            return
+        test = job.relay == TEST_RELAY
+        if job.message.row.test is not test:
+            # It cannot be: a test has lanes of its own. Whichever of the two is wrong, nobody gets it unasked.
+            _log.error("mail.misrouted", id=str(lease.id), message=str(lease.message_id), test=not test)
+            why = "its lane and its message differ on whether it is a test"
+            self._settle(job, "held", reason=why, error="this is a fault of pgmail, please report it")
+            return
+        if not test and self._staging.refuses(job.person.address):
+            self._settle(job, "suppressed", reason=NOT_ALLOWED, error="PGMAIL_ALLOWED_RECIPIENTS")
             return
         if lease.expires_at is not None and lease.expires_at <= self._present():
             self._settle(job, "expired", reason="expires_at passed before it was sent")
@@ -135,13 +147,16 @@ class Sender:
         """Hand it over; None where it was given back, waits for its next moment, or was settled."""
         lease = job.lease
         assert job.message is not None and job.person is not None  # noqa: S101, PT018 - looked at by `send`
-        rcpt = job.person.rcpt
+        rcpt, body, redirect = job.person.rcpt, wire.body, self._staging.redirect_to
+        if redirect and job.relay != TEST_RELAY:
+            body, rcpt = self._staging.body(rcpt, body), redirect
         envelope = Envelope(
-            sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,
+            sender=job.message.content.sender.address, recipient=rcpt, body=body,
             smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
             not_after=job.until or None,
         )  # fmt: skip
-        ward = self._ward if lease.rescues >= SENT_APART else None
+        # The sandbox sends nothing: there is no remote side that could crash anyone.
+        ward = self._ward if lease.rescues >= SENT_APART and job.relay != TEST_RELAY else None
         # A transport apart knows nothing of this worker: it always asks.
         intent = (
             _Intent(self._begun, self._fresh, lease, job.relay) if lease.vowed or ward is not None else None
@@ -272,7 +287,15 @@ class Sender:
         assert message is not None and person is not None  # noqa: S101, PT018 - looked at by `send`
         bundle = await self._library.sources(job.lease.tenant, message)
         return await ward.render(
-            Render(message.row, message.domain, person, message.parts or (), bundle, eightbit)
+            Render(
+                message.row,
+                message.domain,
+                person,
+                message.parts or (),
+                bundle,
+                eightbit,
+                self._library.subject_prefix,
+            )
         )
 
     def _crashed(self, job: Job, crashed: Crashed, at: str, **facts: Any) -> None:
@@ -302,7 +325,7 @@ class Sender:
         verdict = decide(result)
         facts: dict[str, Any] = {
             "relay": relay, "code": verdict.code, "enhanced": verdict.enhanced, "reply": verdict.reply,
-            "error": verdict.error, "phase": result.phase.value, "remote_host": result.remote_host,
+            "error": verdict.error or self._note(job), "phase": result.phase.value, "remote_host": result.remote_host,
             "tls": result.tls, "ms": result.ms,
         }  # fmt: skip
         outcome = self._outcome(job, verdict, facts)
@@ -319,7 +342,8 @@ class Sender:
             self._settler.add(lease.tenant, outcome)
         try:
             if self._slowing is not None and (verdict.slow or verdict.alert):
-                await self._slowing.learn(lease.tenant, job.lane.site, relay, verdict)
+                site = self._staging.redirect_domain or job.lane.site  # who answered
+                await self._slowing.learn(lease.tenant, site, relay, verdict)
             # Before the lease goes back, or the mail is claimed for the same relay again.
             if not self._relays.well(relay, verdict):
                 await self._relays.record(relay, verdict)
@@ -331,6 +355,10 @@ class Sender:
                     lease, f"relay {relay}: {verdict.reason}" + (f": {said}" if said else "")
                 )
 
+    def _note(self, job: Job) -> str | None:
+        """What its events say of where it went, if that is not to its recipient."""
+        return "a test: not sent" if job.relay == TEST_RELAY else self._staging.note()
+
     def _outcome(self, job: Job, verdict: Verdict, facts: dict[str, Any]) -> Settlement | None:
         """The settlement that a verdict asks for; None to give the lease back."""
         match verdict.kind:
@@ -338,11 +366,16 @@ class Sender:
                 return job.settlement("sent", **facts)
             case "bounce":
                 # Never their own address: who writes from it would not get the copy of a mail to himself any more.
+                # Nor one that a redirect spared: it was another that bounced.
+                spared = self._staging.redirect_to != ""
                 own = job.message is not None and job.person is not None and (
                     job.person.address == job.message.content.sender.address.lower()
                 )  # fmt: skip
                 return job.settlement(
-                    "bounced", reason=verdict.reason, suppress=verdict.suppress and not own, **facts
+                    "bounced",
+                    reason=verdict.reason,
+                    suppress=verdict.suppress and not (own or spared),
+                    **facts,
                 )
             case "in_doubt" if job.stream.on_doubt == "hold":
                 why = "in doubt: the reply to the end of data was lost"

@@ -41,7 +41,7 @@ order by r.position;
 -- name: message :one
 -- An email as it was handed over. Content that is sealed cannot be shown.
 select m.id, m.created_at, m.stream, m.priority, m.mode, m.sender, m.recipients, m.scheduled_at, m.expires_at, m.template,
-       m.template_version, m.size_bytes, m.tags, m.metadata, m.replay_of,
+       m.template_version, m.size_bytes, m.tags, m.metadata, m.replay_of, m.test,
        case when m.key_id is null then convert_from(m.content, 'UTF8')::jsonb else '{}' end as content
 from pgmail.message m
 where m.tenant_id = (select pgmail.current_tenant()) and m.id = %(id)s;
