@@ -95,6 +95,7 @@ grant execute on function
   pgmail.claim_v2(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]),
   pgmail.claim_v3(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]),
   pgmail.begin_v1(integer, bigint, uuid[], integer[], text[]),
+  pgmail.delay_v1(integer, bigint, uuid[], integer[], double precision, text),
   pgmail.release_v1(integer, bigint, uuid[], integer[], text), pgmail.settle_v1(integer, bigint, jsonb),
   pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
   pgmail.relay_state_v1(text, text, text, double precision), pgmail.idle_lanes_v1(integer, bigint[]),

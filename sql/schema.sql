@@ -463,6 +463,34 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.delay_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_seconds double precision, p_reason text) RETURNS SETOF uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare done uuid[]; messages uuid[];
+begin
+  with locked as materialized (
+    select q.id from pgmail.queue q join unnest(p_ids, p_claims) r(id, claims) on r.id = q.id
+    where q.tenant_id = p_tenant and q.id = any (p_ids) and q.leased_by = p_epoch and q.claims = r.claims
+    order by q.id for update of q skip locked
+  ), put_off as (
+    update pgmail.queue q set leased_by = null, leased_at = null, later = true, wait = 'delayed',
+      due_at = pgmail.now() + least(greatest(p_seconds, 1), 3600) * interval '1 second'
+    where q.tenant_id = p_tenant and q.id = any (array(select locked.id from locked))
+    returning q.id, q.message_id
+  )
+  select array_agg(id), array_agg(message_id) into done, messages from put_off;
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, worker, detail)
+  select p_tenant, u.id, u.message_id, 'email.delayed', p_epoch, p_reason
+  from unnest(done, messages) u(id, message_id)
+  where not exists (select 1 from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = u.id
+                    and e.type = 'email.delayed' and e.detail = p_reason and e.at > pgmail.now() - interval '1 hour');
+  return query select unnest(done);
+end
+$$;
+
 CREATE FUNCTION pgmail.discard(recipient_id uuid, reason text DEFAULT NULL::text) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'

@@ -291,6 +291,21 @@ async def release(
     return {row.id for row in rows}
 
 
+async def delay(
+    database: Database, tenant: int, epoch: int, leases: Sequence[Lease], *, seconds: float, reason: str
+) -> set[UUID]:
+    """Give leases back, due again after so many seconds. Answers the ids given back."""
+    values = {
+        "tenant": tenant,
+        "epoch": epoch,
+        "ids": [lease.id for lease in leases],
+        "claims": [lease.claims for lease in leases],
+        "seconds": seconds,
+        "reason": reason,
+    }
+    return {row[0] for row in await database.tuples(_Q["delay"], values)}
+
+
 async def still_leased(database: Database, tenant: int, epoch: int, leases: Sequence[Lease]) -> set[UUID]:
     """Which of these leases this worker still holds."""
     rows = await database.many(

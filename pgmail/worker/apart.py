@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -96,6 +97,9 @@ class Delivered(msgspec.Struct, tag=True):
 
 Order = Render | Deliver | Go
 Answer = Ready | Made | Faulty | Failed | Dot | Delivered
+MEMORY_BYTES = (
+    3 * 1024**3
+)  # of addresses, of which a process at rest has a tenth; one mail must not take the host
 KEPT_TEMPLATES, KEPT_BYTES = 20, 8 * 1024 * 1024
 _encode = msgspec.msgpack.Encoder().encode
 _read_order = msgspec.msgpack.Decoder(Order).decode
@@ -105,6 +109,8 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 def serve(make_transports: Callable[[], Mapping[str, Transport]]) -> None:
     """Be a process apart: render and deliver what comes on standard input until it ends."""
     die_with_parent(seconds=0, by=signal.SIGKILL)
+    with contextlib.suppress(ValueError, OSError):  # a lower limit holds already
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # its worker decides when it ends
     # Answers have the pipe for themselves: what else is printed goes where errors go.
@@ -142,6 +148,8 @@ async def _serve(
                 answer(await _deliver(order, make_transports(), orders, answer))
         except BrokenPipeError:
             return
+        except MemoryError:
+            answer(Faulty("too_big", "mail", "it takes more memory than one mail may", None))
         except Exception as error:  # noqa: BLE001 - the worker settles it, in these words
             answer(Failed(f"{type(error).__name__}: {error}"))
 

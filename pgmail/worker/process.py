@@ -31,7 +31,8 @@ from pgmail.transport.base import Transport
 from pgmail.transport.relay import SmtpRelay
 from pgmail.transport.sandbox import SandboxTransport
 from pgmail.worker.claimer import Claimer
-from pgmail.worker.content import Library
+from pgmail.worker.content import QUICK, Bounds, Library
+from pgmail.worker.delays import Delays
 from pgmail.worker.intents import Intents
 from pgmail.worker.limiter import Limiter
 from pgmail.worker.outbox import Outbox
@@ -99,7 +100,13 @@ async def run_worker(
     sandbox = SandboxTransport(Path(settings.test_folder) if settings.test_folder else None)
     relays = Relays(database, transports, outbox, sandbox)
     rules = Rules(database, relays, limiter, lambda: witness.clear, receiver=staging.redirect_domain)
-    library = Library(database, settings.message_id_domain, subject_prefix=staging.subject_prefix)
+    library = Library(
+        database,
+        settings.message_id_domain,
+        subject_prefix=staging.subject_prefix,
+        # What takes longer is made apart, so that other mail need not wait; without a ward there is no apart.
+        bounds=Bounds() if ward is None else QUICK,
+    )
     leader, leading = make_leader(database, presence)
     # By a lambda: the claimer, which it wakes, is made with it in hand.
     listener = Listener(dsn, lambda: claimer.wake()) if settings.notify else None  # noqa: PLW0108
@@ -124,6 +131,7 @@ async def run_worker(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
         begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
+        delay=Delays(database, lambda: presence.epoch, claimer.freed).delay, heavy_at_once=max(1, concurrency // 4),
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]

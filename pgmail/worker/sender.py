@@ -10,9 +10,11 @@ import asyncio
 import logging
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -38,6 +40,7 @@ _log = structlog.get_logger()
 
 GiveBack = Callable[[Lease, str | None], Awaitable[None]]
 Begin = Callable[[Lease, str], Awaitable[None]]
+Delay = Callable[[Lease, float, str], Awaitable[bool]]
 
 NOT_EIGHTBIT = "5.6.3"  # RFC 3463, section 3.7: conversion required and not supported
 SENT_APART = (
@@ -47,6 +50,9 @@ LOOKED_UP_SECONDS = 1.0  # after which a suppression may have come that this wor
 KEPT_BYTES = 64 * 1024 * 1024  # of mail that was made and missed its moment; one is kept whatever its size
 UNCOMMITTED_SECONDS = 0.1, 5.0  # a mail waits whose intent the database did not take
 UNCOMMITTED_TOLD = 1.0  # seconds that this has lasted, when the mail tells of it
+HEAVY = frozenset({"too_slow", "too_big"})  # faults of a template that a process apart may not find
+KNOWN_HEAVY = 10_000
+HEAVY_WAIT = 10.0  # seconds, for a place
 WARD_SECONDS = 5.0  # a mail waits when no process apart can be started
 
 
@@ -68,13 +74,16 @@ class Sender:
         ward: Ward | None = None,
         slowing: Slowing | None = None,
         staging: Staging = NONE,
+        delay: Delay | None = None,
+        heavy_at_once: int = 1,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
         `present` is the database's time: what expires, and how old a mail is, must not hang on this machine's clock.
         `lapsed` takes mail back that missed the moment its tokens were for. `begin` commits the intent to send a
         lease to a relay, or raises Withheld; without it, mail that needs one is not sent. `ward` is where mail is
-        made that a worker died with; without one it is made here, as any other.
+        made that a worker died with, or that is too heavy to be made between others, of these `heavy_at_once`; without
+        one it is made here, as any other. `delay` puts off what finds no room there.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
@@ -85,6 +94,8 @@ class Sender:
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
         self.withheld = 0  # mails whose end of data was not sent, at our own wish
         self._slowing, self._staging = slowing, staging
+        self._delay, self._heavy_at_once, self._heavy = delay, heavy_at_once, 0
+        self._known_heavy: OrderedDict[UUID, None] = OrderedDict()  # messages: not tried here again
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -256,9 +267,19 @@ class Sender:
                 # died with; all others of a mailing need not go by a few processes because of these.
                 job.message.clear()
                 return apart
-            wire = self._library.wire_now(lease.tenant, job.message, job.person, eightbit=eightbit)
-            if wire is None:
-                wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
+            if self._ward is not None and lease.message_id in self._known_heavy:
+                return await self._wire_heavy(self._ward, job, eightbit=eightbit)
+            try:
+                wire = self._library.wire_now(lease.tenant, job.message, job.person, eightbit=eightbit)
+                if wire is None:
+                    wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
+            except TemplateFault as fault:
+                if self._ward is None or fault.kind not in HEAVY:
+                    raise
+                self._known_heavy[lease.message_id] = None
+                if len(self._known_heavy) > KNOWN_HEAVY:
+                    self._known_heavy.popitem(last=False)
+                return await self._wire_heavy(self._ward, job, eightbit=eightbit)
         except (TemplateFault, Impossible) as fault:
             _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), error=str(fault))
             self._settle(job, "dead", reason="template", error=str(fault))
@@ -280,6 +301,25 @@ class Sender:
             self._settle(job, "dead", reason="poison", error=f"{type(fault).__name__}: {fault}")
             return None
         return wire
+
+    async def _wire_heavy(self, ward: Ward, job: Job, *, eightbit: bool) -> Wire | None:
+        """Make a mail apart that takes long; None where too many are being made, and this one waits.
+
+        Each has a slot meanwhile. Were all of them there, other mail would wait for what strangers write.
+        """
+        if self._heavy < self._heavy_at_once or self._delay is None:
+            self._heavy += 1
+            try:
+                return await self._wire_apart(ward, job, eightbit=eightbit)
+            finally:
+                self._heavy -= 1
+        # The more there are the longer each waits: a place comes free some times a second.
+        seconds = random.uniform(0.5, 1) * (HEAVY_WAIT + len(self._known_heavy) / 4)  # noqa: S311 - to spread them
+        if not await self._delay(
+            job.lease, seconds, "its template takes long, and so do others: it waits its turn"
+        ):
+            await self._give_back(job.lease, None)
+        return None
 
     async def _wire_apart(self, ward: Ward, job: Job, *, eightbit: bool) -> Wire:
         """Make a suspect's bytes in a process apart. Raises as `Ward.render`."""

@@ -153,6 +153,35 @@ begin
 end
 $$;
 
+-- Gives leases back untried, due again after p_seconds: something of ours has no room for them yet. A delay, told once an
+-- hour, that spends no attempt. Answers the ids given back.
+create or replace function pgmail.delay_v1(
+  p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_seconds double precision, p_reason text
+) returns setof uuid
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+declare done uuid[]; messages uuid[];
+begin
+  with locked as materialized (
+    select q.id from pgmail.queue q join unnest(p_ids, p_claims) r(id, claims) on r.id = q.id
+    where q.tenant_id = p_tenant and q.id = any (p_ids) and q.leased_by = p_epoch and q.claims = r.claims
+    order by q.id for update of q skip locked
+  ), put_off as (
+    update pgmail.queue q set leased_by = null, leased_at = null, later = true, wait = 'delayed',
+      due_at = pgmail.now() + least(greatest(p_seconds, 1), 3600) * interval '1 second'
+    where q.tenant_id = p_tenant and q.id = any (array(select locked.id from locked))
+    returning q.id, q.message_id
+  )
+  select array_agg(id), array_agg(message_id) into done, messages from put_off;
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, worker, detail)
+  select p_tenant, u.id, u.message_id, 'email.delayed', p_epoch, p_reason
+  from unnest(done, messages) u(id, message_id)
+  where not exists (select 1 from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = u.id
+                    and e.type = 'email.delayed' and e.detail = p_reason and e.at > pgmail.now() - interval '1 hour');
+  return query select unnest(done);
+end
+$$;
+
 -- A worker is dead: its leases go back. What it may have sent is in doubt: on streams that resend it goes again, on
 -- streams that hold it waits for a person. A vowed lease without an intent was surely not sent. Deletes the worker's row,
 -- which fences out all that it still tries. A row that an application has locked (a cancel in an open transaction) is left

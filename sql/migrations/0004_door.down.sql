@@ -116,6 +116,7 @@ insert into pgmail.tally (tenant_id, stream, kind, n, at)
 select g.tenant_id, g.stream, k.kind, k.sign * count(*), pgmail.now()
 from gone g, (values ('dead', -1), ('cancelled', 1)) k(kind, sign) group by g.tenant_id, g.stream, k.kind, k.sign;
 drop function if exists pgmail.claim_v3(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]);
+drop function if exists pgmail.delay_v1(integer, bigint, uuid[], integer[], double precision, text);
 drop function if exists pgmail.worker_start_v2(text, integer, text, integer, text);
 drop function if exists pgmail.test_site();
 alter type pgmail.email drop attribute if exists test;

@@ -27,6 +27,10 @@ select s.looked, s.busy from pgmail.suppress_bounced_v1(%(most)s) s;
 -- Give leases back untried.
 select * from pgmail.release_v1(%(tenant)s, %(epoch)s, %(ids)s, %(claims)s, %(reason)s) as id;
 
+-- name: delay :many
+-- Give leases back untried, due again after a while.
+select * from pgmail.delay_v1(%(tenant)s, %(epoch)s, %(ids)s, %(claims)s, %(seconds)s::float8, %(reason)s) as id;
+
 -- name: still_leased :many
 -- Which leases could not be given back, because another transaction has locked their rows.
 select q.id
