@@ -97,6 +97,7 @@ class Delivered(msgspec.Struct, tag=True):
 
 Order = Render | Deliver | Go
 Answer = Ready | Made | Faulty | Failed | Dot | Delivered
+NICENESS = 10  # what takes long takes the processor from no other mail
 MEMORY_BYTES = (
     3 * 1024**3
 )  # of addresses, of which a process at rest has a tenth; one mail must not take the host
@@ -109,6 +110,8 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 def serve(make_transports: Callable[[], Mapping[str, Transport]]) -> None:
     """Be a process apart: render and deliver what comes on standard input until it ends."""
     die_with_parent(seconds=0, by=signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
     with contextlib.suppress(ValueError, OSError):  # a lower limit holds already
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -51,6 +51,8 @@ IDLE_SECONDS = (
     20.0  # after a burst each of the pool's connections but one is closed, so soon one after the other
 )
 
+HEAVY_AT_ONCE = 2  # mails that are made apart since they take long: processors that strangers may use
+
 MakeLeader = Callable[[Database, Presence], tuple[Service, Callable[[], bool]]]
 
 
@@ -131,7 +133,7 @@ async def run_worker(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
         begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
-        delay=Delays(database, lambda: presence.epoch, claimer.freed).delay, heavy_at_once=max(1, concurrency // 4),
+        delay=Delays(database, lambda: presence.epoch, claimer.freed).delay, heavy_at_once=HEAVY_AT_ONCE,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
