@@ -43,7 +43,8 @@ CREATE TYPE pgmail.email AS (
 	on_limit text,
 	idempotency_key text,
 	body_hash bytea,
-	size_bytes integer
+	size_bytes integer,
+	test boolean
 );
 
 CREATE TYPE pgmail.options AS (
@@ -265,6 +266,18 @@ CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint
 $$;
 
 CREATE FUNCTION pgmail.claim_v2(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[], p_holds boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone, vowed boolean)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select c.* from (
+    select array_agg(lane order by n) as lanes, array_agg(due order by n) as due, array_agg(after order by n) as after,
+      array_agg(most order by n) as most, array_agg(traced order by n) as traced, array_agg(holds order by n) as holds
+    from unnest(p_lanes, p_due, p_after, p_limits, p_traced, p_holds) with ordinality u(lane, due, after, most, traced, holds, n)
+    where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = u.lane and l.site = pgmail.test_site())) x
+  cross join lateral pgmail.claim_v3(p_tenant, p_epoch, x.lanes, x.due, x.after, x.most, x.traced, x.holds) c
+$$;
+
+CREATE FUNCTION pgmail.claim_v3(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[], p_holds boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone, vowed boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
@@ -581,6 +594,112 @@ CREATE FUNCTION pgmail.domains_due_v1(p_most integer DEFAULT 20) RETURNS TABLE(t
   where d.state = 'verified' and d.trusted_by is null
     and d.checked_at < pgmail.now() - case when d.missing_since is null then interval '7 days' else interval '1 day' end
   order by d.checked_at limit least(p_most, 100)
+$$;
+
+CREATE FUNCTION pgmail.doors_v1() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare
+  now_ timestamptz := pgmail.now(); today date := (now_ at time zone 'UTC')::date; last_ timestamptz; n integer; aged boolean;
+  midnight timestamptz := today::timestamp at time zone 'UTC';
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('pgmail.doors', 0)) then return null; end if;
+  select least(l.doors_at, now_) into last_ from pgmail.leader l;
+  update pgmail.leader set doors_at = now_;
+
+  insert into pgmail.quota_meter as m (tenant_id, scope, name, seen, seen_bytes, lately, paid_until, day, owed, mails, bytes)
+  select s.tenant_id, s.scope, s.name, s.n, s.bytes, s.fresh,
+    least(greatest(o.paid_until, coalesce(last_, now_)), now_ + interval '366 days')
+      + least(s.fresh / coalesce(q.per_second, 1000000)::double precision, 31536000) * interval '1 second',
+    today,
+    -- What a day took beyond its allowance is of the days that follow. Without a rule a day is no more than a count.
+    case when o.day = today then o.owed
+         when q.per_day is null then 0
+         else greatest(0, coalesce(o.owed, 0) - (today - o.day) * q.per_day) end + s.fresh,
+    case when o.day = today then o.mails else 0 end + s.fresh,
+    case when o.day = today then o.bytes else 0 end + s.fresh_bytes
+  from (
+    select t.tenant_id, t.scope, t.name, t.n, t.bytes, greatest(t.n - coalesce(x.seen, 0), 0) as fresh,
+      greatest(t.bytes - coalesce(x.seen_bytes, 0), 0) as fresh_bytes
+    from (
+      select tenant_id, 'tenant' as scope, '' as name, sum(tally_total.n) as n, sum(tally_total.bytes) as bytes
+      from pgmail.tally_total where kind = 'enqueued' group by tenant_id
+      union all
+      select q.tenant_id, 'stream', q.name, coalesce(t.n, 0), coalesce(t.bytes, 0) from pgmail.quota q
+      left join pgmail.tally_total t on t.tenant_id = q.tenant_id and t.stream = q.name and t.kind = 'enqueued'
+      where q.scope = 'stream') t
+    left join pgmail.quota_meter x on x.tenant_id = t.tenant_id and x.scope = t.scope and x.name = t.name) s
+  left join pgmail.quota_meter o on o.tenant_id = s.tenant_id and o.scope = s.scope and o.name = s.name
+  left join pgmail.quota q on q.tenant_id = s.tenant_id and q.scope = s.scope and q.name = s.name
+  where o.tenant_id is null or s.fresh > 0 or s.fresh_bytes > 0 or o.lately > 0 or o.day <> today
+  order by s.tenant_id, s.scope, s.name
+  on conflict (tenant_id, scope, name) do update set seen = excluded.seen, seen_bytes = excluded.seen_bytes, lately = excluded.lately,
+    paid_until = excluded.paid_until, day = excluded.day, owed = excluded.owed, mails = excluded.mails, bytes = excluded.bytes;
+
+  select coalesce(bool_or(q.pressure_seconds is not null), false) into aged from pgmail.quota q;
+  with depths as materialized (
+    select tenant_id, stream, sum(case kind when 'enqueued' then t.n else -t.n end) as depth from pgmail.tally_total t group by tenant_id, stream
+  ), oldest as materialized (
+    select o.tenant_id, o.due_at from pgmail.oldest_due() o where aged
+  ), whole as materialized (   -- one row a tenant that has ever sent
+    select m.tenant_id, coalesce(d.depth, 0) as depth, o.due_at, q.pressure_depth, q.pressure_seconds, q.max_queued,
+      coalesce(q.bound_mails, f.bound_mails) as bound_mails, coalesce(q.bound_bytes, f.bound_bytes) as bound_bytes, m.mails, m.bytes,
+      f.pressure_depth as fleet_depth, f.pressure_seconds as fleet_seconds,
+      (select sum(x.depth) from depths x) as all_depth, (select min(x.due_at) from oldest x) as all_due_at
+    from pgmail.quota_meter m
+    left join (select tenant_id, sum(x.depth) as depth from depths x group by tenant_id) d on d.tenant_id = m.tenant_id
+    left join oldest o on o.tenant_id = m.tenant_id
+    left join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = 'tenant'
+    left join pgmail.quota f on f.scope = 'fleet'
+    where m.scope = 'tenant'
+  ), wanted as materialized (
+    select m.tenant_id, m.name as stream, 'rate' as kind, 1 as priority, m.paid_until as until, m.lately / q.per_second::real as spread,
+      format('%s takes in %s emails a second', pgmail.quota_words(m.scope, m.name), q.per_second) as reason
+    from pgmail.quota_meter m join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
+    where m.paid_until > now_ + interval '1 second' and q.per_second is not null
+    union all
+    select m.tenant_id, m.name, 'day', 1, midnight + least(m.owed / q.per_day::double precision, 366) * interval '24 hours',
+      least(m.lately / q.per_day::real, 366) * 86400, format('%s takes in %s emails a day', pgmail.quota_words(m.scope, m.name), q.per_day)
+    from pgmail.quota_meter m join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
+    where m.owed >= q.per_day
+    union all
+    select q.tenant_id, q.name, 'queued', 1, now_ + interval '1 minute', 60,
+      format('%s holds as many queued emails as it may (%s)', pgmail.quota_words(q.scope, q.name), q.max_queued)
+    from pgmail.quota q
+    where q.scope in ('tenant', 'stream')
+      and (select coalesce(sum(d.depth), 0) from depths d
+           where d.tenant_id = q.tenant_id and (q.scope = 'tenant' or d.stream = q.name)) >= q.max_queued
+    union all
+    -- Who stops sending has to know that it was stopped for a while; who asks again in a minute finds things as they are.
+    select w.tenant_id, '', 'pressure', 3, now_ + interval '1 minute', 60,
+      case when w.depth > w.pressure_depth then format('backpressure: more than %s emails of the tenant wait', w.pressure_depth)
+           when w.due_at < now_ - w.pressure_seconds * interval '1 second'
+             then format('backpressure: mail of the tenant has been due for more than %s seconds', w.pressure_seconds)
+           when w.all_depth > w.fleet_depth then format('backpressure: more than %s emails wait', w.fleet_depth)
+           else format('backpressure: mail has been due for more than %s seconds', w.fleet_seconds) end
+    from whole w
+    where w.depth > w.pressure_depth or w.all_depth > w.fleet_depth or w.due_at < now_ - w.pressure_seconds * interval '1 second'
+       or w.all_due_at < now_ - w.fleet_seconds * interval '1 second'
+    union all
+    select w.tenant_id, '', 'bound', 1, midnight + interval '24 hours', 0,
+      case when w.mails >= w.bound_mails then format('the tenant has handed over %s emails today, which is its bound', w.bound_mails)
+           else format('the tenant has handed over %s bytes today, which is its bound', w.bound_bytes) end
+    from whole w where w.mails >= w.bound_mails or w.bytes >= w.bound_bytes
+  ), opened as (
+    delete from pgmail.door d where not exists (
+      select from wanted w where w.tenant_id = d.tenant_id and w.stream = d.stream and w.kind = d.kind)
+  ), closed as (
+    insert into pgmail.door as d (tenant_id, stream, kind, priority, until, spread, reason)
+    select w.tenant_id, w.stream, w.kind, w.priority, w.until, w.spread, w.reason from wanted w order by 1, 2, 3
+    on conflict (tenant_id, stream, kind) do update set priority = excluded.priority, until = excluded.until, spread = excluded.spread,
+      reason = excluded.reason
+    where (d.priority, d.until, d.spread, d.reason) is distinct from (excluded.priority, excluded.until, excluded.spread, excluded.reason)
+  )
+  select count(*) into n from wanted;
+  return n;
+end
 $$;
 
 CREATE FUNCTION pgmail.drop_partition_v1(p_base text, OUT name text, OUT moved bigint) RETURNS record
@@ -1057,6 +1176,10 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.fits(p_variables jsonb, p_most integer) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$ select octet_length(p_variables::text) <= p_most and not p_variables @? '$.**{33}' $_$;
+
 CREATE FUNCTION pgmail.fold_reply(p_text text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1086,12 +1209,13 @@ begin
   with gone as (
     delete from pgmail.tally
     where ctid = any (array(select ctid from pgmail.tally limit p_most for update skip locked))
-    returning tenant_id, stream, kind, tally.n
+    returning tenant_id, stream, kind, tally.n, tally.bytes
   ), summed as (
-    select tenant_id, stream, kind, sum(g.n) as n from gone g group by tenant_id, stream, kind order by tenant_id, stream, kind
+    select tenant_id, stream, kind, sum(g.n) as n, coalesce(sum(g.bytes), 0) as bytes
+    from gone g group by tenant_id, stream, kind order by tenant_id, stream, kind
   ), folded as (
-    insert into pgmail.tally_total as t (tenant_id, stream, kind, n) select * from summed
-    on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n returning 1
+    insert into pgmail.tally_total as t (tenant_id, stream, kind, n, bytes) select * from summed
+    on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n, bytes = t.bytes + excluded.bytes returning 1
   )
   select count(*) into n from folded;
   return n;
@@ -1265,6 +1389,10 @@ CREATE FUNCTION pgmail.is_sender_domain(p_tenant integer, p_domain text) RETURNS
   select exists (select from pgmail.sender_domain d where d.tenant_id = p_tenant and d.state = 'verified'
                  and d.domain = any (pgmail.domain_and_above(p_domain)))
 $$;
+
+CREATE FUNCTION pgmail.iso_time(p_at timestamp with time zone) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') $$;
 
 CREATE FUNCTION pgmail.kept_days(p_base text) RETURNS integer
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -1500,6 +1628,8 @@ CREATE TABLE pgmail.sender_domain (
     CONSTRAINT sender_domain_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'verified'::text, 'failed'::text])))
 );
 
+ALTER TABLE ONLY pgmail.sender_domain FORCE ROW LEVEL SECURITY;
+
 CREATE FUNCTION pgmail.need_domain(p_domain text) RETURNS pgmail.sender_domain
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1563,6 +1693,33 @@ CREATE FUNCTION pgmail.needed_recipients(p_low uuid, p_high uuid, p_most integer
     union all
     select d.message_id, d.recipient_id from pgmail.dead_letter d where d.tenant_id = t.id and d.recipient_id >= p_low and d.recipient_id < p_high) x
   limit p_most
+$$;
+
+CREATE FUNCTION pgmail.oldest_due() RETURNS TABLE(tenant_id integer, due_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+  with recursive present as (
+    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  )
+  select p.tenant_id, min(x.due_at)
+  from present p
+  join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
+  cross join lateral (
+    select q.due_at from pgmail.queue q
+    where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
+    order by q.due_at, q.id limit 1) x
+  where not exists (
+    select from pgmail.pause s
+    where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
+      and s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end)
+  group by p.tenant_id
 $$;
 
 CREATE FUNCTION pgmail.orphans_v1() RETURNS SETOF bigint
@@ -1784,11 +1941,11 @@ declare
 begin
   -- A key that nobody knows is a fault though it be null; the others are as if absent then.
   if p_body - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers','attachments',
-       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key'] <> '{}' then
+       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key','test'] <> '{}' then
     return null;
   end if;
   b := pgmail.without_nulls(p_body); t := b->'template'; shared := b->'variables';
-  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata'];
+  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata', 'test'];
   if o.texts - array['subject', 'text', 'html'] <> '{}' then return null; end if;
   if shared is not null and jsonb_typeof(shared) <> 'object' then return null; end if;
   if t is not null then
@@ -1808,7 +1965,7 @@ begin
     if not shared ?& required then o.missing := array(select r from unnest(required) r where not shared ? r); end if;
   end if;
   o.stream := coalesce(b->>'stream', 'transactional');
-  if jsonb_typeof(b->'stream') <> 'string' then return null; end if;
+  if jsonb_typeof(b->'stream') <> 'string' or jsonb_typeof(b->'test') <> 'boolean' then return null; end if;
   o.on_limit := coalesce(b->>'on_limit', 'delay');
   if o.on_limit not in ('delay', 'hold', 'error') then return null; end if;
   if b ? 'priority' then
@@ -1828,6 +1985,7 @@ begin
   if o.mode not in ('envelope', 'personal') then return null; end if;
   -- One recipient's own variables make templates of the texts for all of them.
   if shared is null and o.mode = 'personal' and p_body->'to' @? '$[*].variables ? (@ != null)' then shared := '{}'; end if;
+  if not pgmail.fits(shared, 1048576) then return null; end if;
   o.variables := shared;
   return o;
 end
@@ -1842,7 +2000,8 @@ begin
     select o, (p).address collate "C" as address, (p).rcpt, name, (p).domain, variables,
       (p).address is not null and plain and coalesce(octet_length(name) <= 600, true)
         and case when variables is null then p_missing = '{}'
-                 else p_personal and jsonb_typeof(variables) = 'object' and variables ?& p_missing end as plain
+                 else p_personal and jsonb_typeof(variables) = 'object' and variables ?& p_missing
+                      and pgmail.fits(variables, 262144) end as plain
     from (
       select o, pgmail.plain_mailbox(x->>'address') as p, nullif(btrim(x->>'name', ' '), '') as name,
         nullif(x->'variables', 'null') as variables,
@@ -1968,6 +2127,60 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.quota_gate_v1(p_key uuid) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare t integer := pgmail.need_tenant(); now_ timestamptz := pgmail.now(); rules jsonb; doors jsonb; low jsonb;
+begin
+  select jsonb_agg(jsonb_build_array(q.scope, q.name) order by q.scope, q.name) into rules from pgmail.quota q
+   where q.tenant_id = t and (q.scope <> 'key' or q.name = p_key::text) and coalesce(q.per_second, q.per_day, q.max_queued) is not null;
+  select jsonb_agg(jsonb_build_object('stream', d.stream, 'kind', d.kind, 'priority', d.priority, 'reason', d.reason,
+           'seconds', extract(epoch from d.until - now_)) order by d.stream, d.kind) into doors from pgmail.door d
+   where d.tenant_id = t and d.until > now_;
+  if doors @> '[{"kind": "pressure"}]' then
+    select jsonb_agg(s.name order by s.name) into low from pgmail.stream s where s.tenant_id = t and s.priority = 3;
+  end if;
+  return jsonb_build_object('rules', coalesce(rules, '[]'), 'doors', coalesce(doors, '[]'), 'low', coalesce(low, '[]'));
+end
+$$;
+
+CREATE FUNCTION pgmail.quota_target(p_scope text, p_name text, p_tenant text, OUT tenant integer, OUT named text) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  named := '';
+  if p_scope = 'fleet' then return; end if;
+  if p_scope is null or p_scope not in ('tenant', 'stream', 'key') then
+    perform pgmail.refuse('invalid_scope', '/scope', 'must be fleet, tenant, stream or key');
+  end if;
+  if p_scope = 'tenant' then p_tenant := coalesce(p_tenant, nullif(p_name, '')); end if;
+  if p_tenant is null then
+    tenant := pgmail.need_tenant();
+  else
+    select t.id into tenant from pgmail.tenant t where t.name = p_tenant;
+    if not found then perform pgmail.refuse('unknown_tenant', '/tenant', format('no tenant is named %L', left(p_tenant, 63)), 404); end if;
+  end if;
+  if p_scope = 'stream' then
+    named := p_name;
+    if not exists (select from pgmail.stream s where s.tenant_id = tenant and s.name = p_name) then
+      perform pgmail.refuse('unknown_stream', '/name', format('no stream is named %L', left(p_name, 63)), 404);
+    end if;
+  elsif p_scope = 'key' then
+    -- Keys have ids that no two tenants share.
+    select k.tenant_id, k.id::text into tenant, named from pgmail.api_key k
+     where k.id::text = lower(p_name) and (p_tenant is null or k.tenant_id = tenant);
+    if not found then perform pgmail.refuse('unknown_key', '/name', 'no key has this id; pgmail key list shows ids', 404); end if;
+  end if;
+end
+$$;
+
+CREATE FUNCTION pgmail.quota_words(p_scope text, p_name text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select case p_scope when 'stream' then 'stream ' || p_name when 'tenant' then 'the tenant' when 'key' then 'the key' else 'the fleet' end $$;
+
 CREATE FUNCTION pgmail.rate_words(p_messages integer, p_per_seconds real) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -2000,11 +2213,11 @@ begin
   end if;
   if b - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers',
                'attachments','tags','metadata','stream','priority','scheduled_at','expires_at','on_limit',
-               'idempotency_key'] <> '{}' then
+               'idempotency_key','test'] <> '{}' then
     select min(x collate "C") into k from jsonb_object_keys(b) x
      where x <> all (array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables',
                            'headers','attachments','tags','metadata','stream','priority','scheduled_at','expires_at',
-                           'on_limit','idempotency_key']);
+                           'on_limit','idempotency_key','test']);
     return pgmail.faulty('unknown_key', '/' || pgmail.pointer(k), format('no such key: %s', left(k, 80)));
   end if;
   b := pgmail.without_nulls(b);
@@ -2157,6 +2370,18 @@ begin
     return pgmail.faulty('invalid_variables',
       case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, 'must be an object');
   end if;
+  k := pgmail.variables_fault(b->'variables', 1048576);
+  if k is not null then return pgmail.faulty('invalid_variables', '/variables', k); end if;
+  k := pgmail.variables_fault(v->'variables', 1048576);
+  if k is not null then return pgmail.faulty('invalid_variables', '/template/variables', k); end if;
+  if exists (select from unnest(people) p where p.variables is not null) then
+    select ord - 1, pgmail.variables_fault(x->'variables', 262144) into n, k
+      from jsonb_array_elements(case when jsonb_typeof(b->'to') = 'array' then b->'to' else jsonb_build_array(b->'to') end) with ordinality u(x, ord)
+     where jsonb_typeof(x) = 'object' and not pgmail.fits(x->'variables', 262144) order by ord limit 1;
+    if found then
+      return pgmail.faulty('invalid_variables', case when jsonb_typeof(b->'to') = 'array' then format('/to/%s/variables', n) else '/to/variables' end, k);
+    end if;
+  end if;
   if v is not null and v->'variables' <> 'null' then
     vars := (v->'variables') || coalesce(b->'variables', '{}');
   else
@@ -2234,6 +2459,12 @@ begin
     e.idempotency_key := b->>'idempotency_key';
     e.body_hash := pgmail.body_hash(b);
   end if;
+
+  -- 18b: test
+  if b ? 'test' and jsonb_typeof(b->'test') <> 'boolean' then
+    return pgmail.faulty('invalid_test', '/test', 'must be true or false');
+  end if;
+  e.test := coalesce(b->'test' = 'true', false);
 
   -- 19: size. read_extras left the attachments' part in size_bytes.
   bytes := coalesce(e.size_bytes, 0)::bigint + coalesce(octet_length(sub), 0) + coalesce(octet_length(txt), 0) + coalesce(octet_length(htm), 0);
@@ -2415,7 +2646,7 @@ begin
   e.sender := p.address; from_name := p.name;
   head := '{"from": ' || pgmail.shown(coalesce(p.rcpt, p.address), p.name);
 
-  e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay';
+  e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay'; e.test := false;
   if p_body - array['from', 'to', 'subject', 'text', 'html'] = '{}' then
     texts := jsonb_strip_nulls(p_body - array['from', 'to']);
   else
@@ -2423,6 +2654,7 @@ begin
     if o.mode is null then return null; end if;
     e.stream := o.stream; e.priority := o.priority; e.mode := o.mode; e.template := o.template; e.template_version := o.template_version;
     e.metadata := o.metadata; e.on_limit := o.on_limit; e.idempotency_key := o.idempotency_key; e.body_hash := o.body_hash;
+    e.test := coalesce(p_body->'test' = 'true', false);
     texts := o.texts;
   end if;
 
@@ -2564,6 +2796,17 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.refuse_email(e pgmail.email, p_before text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+  if e.due_at is null then perform pgmail.refuse(e.fault_code, p_before || e.fault_field, e.fault_message, e.fault_status); end if;
+  raise exception using errcode = 'PM' || e.fault_status, constraint = e.fault_code, detail = p_before || e.fault_field,
+    message = p_before || e.fault_field || ': ' || e.fault_message, hint = 'Try again after ' || pgmail.iso_time(e.due_at)
+      || ', or let it wait: "on_limit": "delay".';
+end
+$$;
+
 CREATE FUNCTION pgmail.refuse_first(p_faults pgmail.email[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -2572,7 +2815,7 @@ begin
   select x.* into r from (select generate_subscripts(p_faults, 1) - 1 as i, unnest(p_faults) as e) x
    where (x.e).fault_code is not null order by x.i limit 1;
   if found then
-    perform pgmail.refuse((r.e).fault_code, '/' || r.i || (r.e).fault_field, (r.e).fault_message, (r.e).fault_status);
+    perform pgmail.refuse_email(r.e, '/' || r.i);
   end if;
 end
 $$;
@@ -2710,6 +2953,28 @@ begin
   return true;
 end
 $$;
+
+CREATE FUNCTION pgmail.remove_quota(p_scope text, p_name text, p_tenant text DEFAULT NULL::text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+declare x record;
+begin
+  if p_scope = 'fleet' then perform pgmail.refuse('not_allowed', '/scope', 'the fleet''s rule stays; set what it should not limit to none', 409); end if;
+  if p_scope = 'key' and p_name ~ '^[0-9a-fA-F-]{36}$' then
+    select q.tenant_id as tenant, q.name as named into x from pgmail.quota q where q.scope = 'key' and q.name = lower(p_name);
+    if not found then return false; end if;   -- its key may have gone since
+  else
+    select * into x from pgmail.quota_target(p_scope, p_name, p_tenant);
+  end if;
+  delete from pgmail.quota q where q.tenant_id = x.tenant and q.scope = p_scope and q.name = x.named;
+  if not found then return false; end if;
+  delete from pgmail.quota_bucket b where b.tenant_id = x.tenant and b.scope = p_scope and b.name = x.named;
+  if p_scope = 'stream' then delete from pgmail.quota_meter m where m.tenant_id = x.tenant and m.scope = 'stream' and m.name = x.named; end if;
+  perform pgmail.record_act(x.tenant, 'quota.remove', concat_ws(' ', p_scope, nullif(x.named, '')), null);
+  return true;
+end
+$_$;
 
 CREATE FUNCTION pgmail.repair_lanes_v1() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3204,6 +3469,9 @@ begin
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 128 of A-Z a-z 0-9 _ . -, led by a letter or digit');
   end if;
   if p_text is null and p_html is null then perform pgmail.refuse('missing_field', '/text', 'text or html is required'); end if;
+  if octet_length(p_subject) > 16384 then perform pgmail.refuse('too_large', '/subject', 'more than 16,384 octets', 413); end if;
+  if octet_length(p_text) > 1048576 then perform pgmail.refuse('too_large', '/text', 'more than 1,048,576 octets', 413); end if;
+  if octet_length(p_html) > 1048576 then perform pgmail.refuse('too_large', '/html', 'more than 1,048,576 octets', 413); end if;
   -- Two people saving at once get two versions, not a fault.
   perform pg_advisory_xact_lock(hashtextextended('pgmail.template/' || t || '/' || p_name, 0));
   select coalesce(max(x.version), 0) + 1 into v from pgmail.template x where x.tenant_id = t and x.name = p_name;
@@ -3258,7 +3526,7 @@ CREATE FUNCTION pgmail.send(email jsonb) RETURNS uuid
     AS $$
 declare
   t integer; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
-  gone boolean; message_ uuid; recipient_ uuid; held uuid; done record;
+  gone boolean; closed_ boolean; message_ uuid; recipient_ uuid; held uuid; done record;
 begin
   -- as current_tenant says, without its price
   select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end
@@ -3279,11 +3547,12 @@ begin
                 and y.address = any (case when exists (select from pgmail.erasure_salt x where x.tenant_id = t)
                                      then pgmail.suppressed_as(t, p.address) else array[p.address] end)
                 and (y.expires_at is null or y.expires_at > now_)),
-        e.due_at is null and exists (select from pgmail.worker w where w.asleep)
-      into site_, lane_, active_, gone, asleep_
+        e.due_at is null and exists (select from pgmail.worker w where w.asleep),
+        exists (select from pgmail.door d where d.tenant_id = t and d.stream in ('', e.stream) and d.until > now_ and d.priority <= e.priority)
+      into site_, lane_, active_, gone, asleep_, closed_
       from (select site, pgmail.lane_id(t, e.stream, e.priority, site) as lane
-            from (select coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) as site offset 0) x offset 0) y;
-    if not gone then
+            from (select case when e.test then pgmail.test_site() else coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) end as site offset 0) x offset 0) y;
+    if not (gone or closed_) then
       message_ := pgmail.uuid7(); recipient_ := pgmail.uuid7();
       if e.idempotency_key is not null then
         held := pgmail.take_key(t, e.idempotency_key, e.body_hash, message_);
@@ -3306,22 +3575,20 @@ begin
         values (t, recipient_, message_, lane_, coalesce(e.due_at, now_), e.due_at is not null,
           case when e.due_at is not null then 'scheduled' end, e.expires_at)
       ), counted as (
-        insert into pgmail.tally (tenant_id, stream, kind, n, at) values (t, e.stream, 'enqueued', 1, now_)
+        insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
+        values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0))
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
-        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content)
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, test)
       values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
-        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content);
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, e.test);
       if asleep_ then perform pgmail.wake(); end if;
       return message_;
     end if;
   end if;
 
   done := pgmail.store_emails(t, array[e]);
-  if done.ids[1] is null then
-    e := done.faults[1];
-    perform pgmail.refuse(e.fault_code, e.fault_field, e.fault_message, e.fault_status);
-  end if;
+  if done.ids[1] is null then perform pgmail.refuse_email(done.faults[1], ''); end if;
   return done.ids[1];
 end
 $$;
@@ -3452,6 +3719,57 @@ begin
   return named;
 end
 $$;
+
+CREATE FUNCTION pgmail.set_quota(p_scope text, p_name text, p_settings jsonb, p_tenant text DEFAULT NULL::text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+declare x record; r record; row_ pgmail.quota; top bigint; fits text[];
+begin
+  select * into x from pgmail.quota_target(p_scope, p_name, p_tenant);
+  if jsonb_typeof(p_settings) is distinct from 'object' or p_settings = '{}' then
+    perform pgmail.refuse('invalid_body', '', 'a quota is a JSON object of what it limits');
+  end if;
+  fits := case p_scope when 'fleet' then array['pressure_depth', 'pressure_seconds', 'bound_mails', 'bound_bytes']
+    when 'tenant' then array['per_second', 'per_day', 'max_queued', 'pressure_depth', 'pressure_seconds', 'bound_mails', 'bound_bytes']
+    when 'stream' then array['per_second', 'per_day', 'max_queued'] else array['per_second', 'per_day'] end;
+  for r in select key, value from jsonb_each(p_settings) order by key collate "C" loop
+    if r.key = 'note' then
+      if jsonb_typeof(r.value) not in ('string', 'null') or length(r.value #>> '{}') > 1000 then
+        perform pgmail.refuse('invalid_quota', '/note', 'must be a text of at most 1,000 characters');
+      end if;
+    elsif r.key <> all (fits) then
+      perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(r.key),
+        format('a quota of a %s has %s and note', p_scope, array_to_string(fits, ', ')));
+    else
+      top := case r.key when 'per_second' then 1000000 when 'pressure_seconds' then 31536000 when 'bound_bytes' then 1000000000000000 else 1000000000000 end;
+      if r.value <> 'null' and (jsonb_typeof(r.value) <> 'number' or r.value #>> '{}' !~ '^[0-9]{1,16}$'
+          or not (r.value #>> '{}')::bigint between case r.key when 'max_queued' then 0 else 1 end and top) then
+        perform pgmail.refuse('invalid_quota', '/' || r.key, format('must be a whole number from %s to %s',
+          case r.key when 'max_queued' then 0 else 1 end, top));
+      end if;
+    end if;
+  end loop;
+  insert into pgmail.quota (tenant_id, scope, name) values (x.tenant, p_scope, x.named) on conflict do nothing;
+  select * into row_ from pgmail.quota q where q.tenant_id is not distinct from x.tenant and q.scope = p_scope and q.name = x.named for update;
+  row_ := jsonb_populate_record(row_, p_settings);
+  update pgmail.quota q set per_second = row_.per_second, per_day = row_.per_day, max_queued = row_.max_queued,
+    pressure_depth = row_.pressure_depth, pressure_seconds = row_.pressure_seconds, bound_mails = row_.bound_mails,
+    bound_bytes = row_.bound_bytes, note = row_.note, changed_at = pgmail.now(), changed_by = pgmail.actor()
+  where q.tenant_id is not distinct from x.tenant and q.scope = p_scope and q.name = x.named;
+  if p_scope = 'stream' then
+    -- What came before the rule does not count.
+    insert into pgmail.quota_meter (tenant_id, scope, name, seen, seen_bytes, paid_until, day)
+    select x.tenant, 'stream', x.named, coalesce(sum(t.n), 0), coalesce(sum(t.bytes), 0), pgmail.now(), (pgmail.now() at time zone 'UTC')::date
+    from pgmail.tally_total t where t.tenant_id = x.tenant and t.stream = x.named and t.kind = 'enqueued'
+    on conflict do nothing;
+  end if;
+  -- What came in under the old rule is not held against the new one.
+  update pgmail.quota_meter m set paid_until = pgmail.now() where m.tenant_id = x.tenant and m.scope = p_scope and m.name = x.named;
+  perform pgmail.record_act(x.tenant, 'quota.set', concat_ws(' ', p_scope, nullif(x.named, '')), p_settings::text);
+  return x.named;
+end
+$_$;
 
 CREATE FUNCTION pgmail.set_retention(p_content_days integer, p_record_days integer, p_reason text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3814,7 +4132,8 @@ begin
   select x.id, m, x.address, x.role, pgmail.phase_of(x.s), x.s, coalesce(x.o_attempts, x.d_attempts, x.q_attempts),
     nullif(x.q_due, 'infinity'), coalesce(x.o_at, x.d_at, x.leased_at, x.last_at, pgmail.uuid_time(x.id)),
     coalesce(x.o_code, x.d_code, x.last_code), coalesce(x.o_enhanced, x.d_enhanced, x.last_enhanced),
-    coalesce(x.o_reply, x.d_reply, x.last_reply), coalesce(x.o_reason, x.d_reason, x.hold_reason)
+    coalesce(x.o_reply, x.d_reply, x.last_reply), coalesce(x.o_reason, x.d_reason, x.hold_reason,
+      case when (select g.test from pgmail.message g where g.tenant_id = t and g.id = m) then 'a test email: it goes to the sandbox only' end)
   from (
     select r.id, r.position, r.address, r.role, o.attempts as o_attempts, d.attempts as d_attempts, q.attempts as q_attempts,
       q.due_at as q_due, q.leased_at, o.at as o_at, d.died_at as d_at, o.code as o_code, d.code as d_code,
@@ -3876,6 +4195,8 @@ begin
     return;
   end if;
 
+  if p_site = pgmail.test_site() then return; end if;   -- no relay takes test email, and no limit counts it
+
   select coalesce(s.relays, array[s.relay]) into relays_ from pgmail.stream s where s.tenant_id = t and s.name = p_stream;
   relays_ := coalesce(relays_, array['default']);
   select array_agg(n.name order by n.i) filter (where coalesce(y.state, 'up') = 'up') as up, min(n.name) as name,
@@ -3934,13 +4255,15 @@ CREATE FUNCTION pgmail.store_emails(p_tenant integer, p_emails pgmail.email[], O
     AS $$
 declare
   now_ timestamptz := pgmail.now(); r record; held uuid; wake boolean;
-  suspended text; asking boolean; keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; full_streams text[]; fresh boolean[];
+  suspended text; asking boolean; keyed boolean; limited boolean; attached boolean; tagged boolean; suppressing boolean; erased boolean; shut boolean; fresh boolean[];
+  kinds text[]; untils timestamptz[]; spreads real[]; reasons text[]; done pgmail.email;   -- of the door that is closed to each, if one is
 begin
   select array_agg(case when (e).fault_code is null then pgmail.uuid7() end), array_agg(case when (e).fault_code is not null then e end),
       array_agg((e).fault_code is null), bool_or((e).idempotency_key is not null), bool_or((e).max_queued is not null),
       bool_or((e).attachments is not null), bool_or((e).tags is not null), bool_or((e).on_limit <> 'delay'),
-      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant))
-    into ids, faults, fresh, keyed, limited, attached, tagged, asking, suppressing, erased from (select unnest(p_emails) as e) x;
+      (select exists (select from pgmail.suppression s where s.tenant_id = p_tenant)), (select pgmail.has_erased(p_tenant)),
+      (select exists (select from pgmail.door d where d.tenant_id = p_tenant and d.until > now_))
+    into ids, faults, fresh, keyed, limited, attached, tagged, asking, suppressing, erased, shut from (select unnest(p_emails) as e) x;
 
   -- A suspended tenant's mail waits by itself (011_tenants.sql): only those who asked for something else are told here.
   if asking then suspended := pgmail.suspension(p_tenant); end if;
@@ -3954,23 +4277,43 @@ begin
     end loop;
   end if;
 
-  if limited then
-    -- Depth comes from folded tallies: seconds old, never a count. A limit is a wall with a soft edge.
-    select array_agg(s.stream) into full_streams
-    from (select distinct (e).stream, (e).max_queued from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (e).max_queued is not null) s
-    where (select coalesce(sum(case kind when 'enqueued' then t.n else -t.n end), 0) from pgmail.tally_total t
-           where t.tenant_id = p_tenant and t.stream = s.stream) >= s.max_queued;
-    if full_streams is not null then
-      for r in select x.stream, x.ordinality as i from unnest(p_emails) with ordinality x
-               where x.stream = any (full_streams) and x.on_limit = 'error' and fresh[x.ordinality]
-                 -- A key that was used already answers with what it holds, however full the stream is by now.
-                 and not exists (select from pgmail.idempotency d where d.tenant_id = p_tenant
-                                 and d.key = x.idempotency_key and d.expires_at > now_)
-      loop
-        fresh[r.i] := false; ids[r.i] := null;
-        faults[r.i] := pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429);
-      end loop;
-    end if;
+  if limited or shut then
+    -- Each email's strictest door: a bound before all others, then what stays closed longest. A full stream's depth comes from
+    -- folded tallies, seconds old, never a count: a wall with a soft edge, as doors are.
+    with kinds as (
+      select distinct (e).stream, (e).priority, (e).max_queued from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept
+    ), closed as materialized (
+      select k.stream, k.priority, d.kind, d.until, d.spread, d.reason from kinds k cross join lateral (
+        select u.* from (
+          select y.kind, y.until, y.spread, y.reason from pgmail.door y
+          where y.tenant_id = p_tenant and y.stream in ('', k.stream) and y.until > now_ and y.priority <= k.priority
+          union all
+          select 'full', now_ + interval '30 seconds', 30, 'the stream holds as many queued emails as it may'
+          where (select coalesce(sum(case kind when 'enqueued' then t.n else -t.n end), 0) from pgmail.tally_total t
+                 where t.tenant_id = p_tenant and t.stream = k.stream) >= k.max_queued) u
+        order by u.kind = 'bound' desc, u.until desc limit 1) d
+    )
+    select array_agg(c.kind order by x.i), array_agg(c.until order by x.i), array_agg(c.spread order by x.i), array_agg(c.reason order by x.i)
+      into kinds, untils, spreads, reasons
+      from (select generate_subscripts(p_emails, 1) as i, unnest(p_emails) as e) x
+      left join closed c on c.stream = (x.e).stream and c.priority = (x.e).priority;
+    for r in select x.stream, x.ordinality as i from unnest(p_emails) with ordinality x
+             where kinds[x.ordinality] is not null and (x.on_limit = 'error' or kinds[x.ordinality] = 'bound') and fresh[x.ordinality]
+               -- A key that was used already answers with what it holds, however full the stream is by now.
+               and not exists (select from pgmail.idempotency d where d.tenant_id = p_tenant
+                               and d.key = x.idempotency_key and d.expires_at > now_)
+    loop
+      fresh[r.i] := false; ids[r.i] := null;
+      if kinds[r.i] = 'full' then
+        done := pgmail.faulty('limit_reached', '/stream', format('stream %L holds as many queued emails as it may', r.stream), 429);
+      elsif kinds[r.i] = 'pressure' then
+        done := pgmail.faulty('backpressure', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 503);
+      else
+        done := pgmail.faulty('limit_reached', '/stream', format('%s; try again after %s', reasons[r.i], pgmail.iso_time(untils[r.i])), 429);
+      end if;
+      done.due_at := untils[r.i];
+      faults[r.i] := done;
+    end loop;
   end if;
 
   if keyed then
@@ -3988,10 +4331,10 @@ begin
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
-    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content)
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, test)
   select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, (e).content
+    (e).idempotency_key, (e).content, (e).test
   from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
   if attached then
@@ -4010,17 +4353,20 @@ begin
   end if;
 
   with people as (
-    select id as message_id, (e).stream as stream, (e).priority as priority, (e).due_at as due_at, (e).expires_at as expires_at, (e).on_limit as on_limit,
+    select id as message_id, (e).test as test, (e).stream as stream, (e).priority as priority, (e).due_at as due_at, (e).expires_at as expires_at, (e).on_limit as on_limit,
       -- mail for later meets the limit then, unless its sender wants to be asked
-      coalesce((e).stream = any (full_streams), false)
-        and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < now_ + interval '1 minute') as is_full,
+      (kind is not null and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < until)) or (suspended is not null and (e).on_limit = 'hold') as is_full,
+      -- strewn, or all that waited would come at once
+      until + random() * spread * interval '1 second' as later_at,
+      case when (e).on_limit = 'hold' then coalesce(suspended, reason) else reason end as limit_said,
       unnest((e).people) as p, generate_subscripts((e).people, 1) as position
-    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept
+    from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept, unnest(kinds) as kind, unnest(untils) as until,
+            unnest(spreads) as spread, unnest(reasons) as reason) x where kept
   ), judged as materialized (
     select pgmail.uuid7() as id, x.*, pgmail.lane_id(p_tenant, x.stream, x.priority, x.site) as lane, u.reason as suppressed, u.source
     from (
-      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.position, (m.p).role, (m.p).address,
-        (m.p).rcpt, (m.p).name, (m.p).variables, coalesce(s.site, (m.p).domain) as site
+      select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.later_at, m.limit_said, m.position, (m.p).role, (m.p).address,
+        (m.p).rcpt, (m.p).name, (m.p).variables, case when m.test then pgmail.test_site() else coalesce(s.site, (m.p).domain) end as site
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
       select y.reason, y.source from pgmail.suppression y
@@ -4033,22 +4379,19 @@ begin
   ), queued as (
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, later, wait, hold_reason, held_due_at, expires_at)
     select p_tenant, id, message_id, lane,
-      case when (is_full or suspended is not null) and on_limit = 'hold' then 'infinity'
-           when is_full then now_ + interval '1 minute'
+      case when is_full and on_limit = 'hold' then 'infinity'
+           when is_full then later_at
            else coalesce(due_at, now_) end,
       due_at is not null or is_full,
       case when is_full then 'delayed' when due_at is not null then 'scheduled' end,
-      case when on_limit <> 'hold' then null when suspended is not null then suspended
-           when is_full then 'the stream holds as many queued emails as it may' end,
-      case when (is_full or suspended is not null) and on_limit = 'hold' then coalesce(due_at, now_) end,
+      case when is_full and on_limit = 'hold' then limit_said end,
+      case when is_full and on_limit = 'hold' then coalesce(due_at, now_) end,
       expires_at
     from judged where suppressed is null
   ), limits_said as (
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, at, site, detail)
-    select p_tenant, id, message_id, case on_limit when 'hold' then 'email.held' else 'email.delayed' end, now_, site,
-      case when on_limit = 'hold' then coalesce(suspended, 'the stream holds as many queued emails as it may')
-           else 'the stream holds as many queued emails as it may' end
-    from judged where (is_full or (suspended is not null and on_limit = 'hold')) and suppressed is null
+    select p_tenant, id, message_id, case on_limit when 'hold' then 'email.held' else 'email.delayed' end, now_, site, limit_said
+    from judged where is_full and suppressed is null
   ), settled as (
     insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, reason)
     select p_tenant, id, message_id, 'suppressed', now_, stream, site, suppressed from judged where suppressed is not null
@@ -4063,10 +4406,13 @@ begin
           from judged where suppressed is null group by lane) j
     where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = j.lane and l.active)
   ), counted as (
-    insert into pgmail.tally (tenant_id, stream, kind, n, at)
-    select p_tenant, stream, 'enqueued', count(*), now_ from judged group by stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
+    select p_tenant, j.stream, 'enqueued', count(*), now_, coalesce(sum(octet_length(j.variables::text)), 0) + (
+        select sum(octet_length((x.e).content) + case when (x.e).attachments is not null then (x.e).size_bytes else 0 end)
+        from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (x.e).stream = j.stream)
+      from judged j group by j.stream
     union all
-    select p_tenant, stream, 'suppressed', count(*), now_ from judged where suppressed is not null group by stream
+    select p_tenant, stream, 'suppressed', count(*), now_, null from judged where suppressed is not null group by stream
   )
   select bool_or(suppressed is null and due_at is null) into wake from judged;
   if wake then perform pgmail.wake(); end if;
@@ -4276,6 +4622,109 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.take_quota_v1(p_key uuid, p_groups integer[], p_streams text[], p_counts integer[]) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare
+  slots constant integer := 52; length constant double precision := 0.02;
+  t integer := pgmail.need_tenant(); now_ timestamptz; today date; midnight double precision; slot_ bigint; g record; r record; d record;
+  answers jsonb := '[]'; rules jsonb; i integer; k integer; n bigint; room bigint; away double precision; worst double precision;
+  scopes text[]; names text[]; seconds integer[]; days bigint[]; used_ bigint[]; counts_ jsonb := '[]'; in_second bigint[]; mine integer[];
+  no_scope text; no_kind text; no_seconds double precision; no_most bigint;
+begin
+  insert into pgmail.quota_bucket (tenant_id, scope, name)
+  select q.tenant_id, q.scope, q.name from pgmail.quota q
+  where q.tenant_id = t and (q.scope = 'tenant' or q.scope = 'key' and q.name = p_key::text or q.scope = 'stream' and q.name = any (p_streams))
+    and coalesce(q.per_second, q.per_day) is not null
+    and not exists (select from pgmail.quota_bucket b where b.tenant_id = t and b.scope = q.scope and b.name = q.name)
+  order by q.scope, q.name on conflict do nothing;
+  perform from pgmail.quota_bucket b
+  where b.tenant_id = t and (b.scope = 'tenant' or b.scope = 'key' and b.name = p_key::text or b.scope = 'stream' and b.name = any (p_streams))
+  order by b.scope, b.name for no key update;
+  -- The wait for the lock is over: it is later now.
+  now_ := pgmail.now() + (clock_timestamp() - statement_timestamp());
+  today := (now_ at time zone 'UTC')::date;
+  midnight := extract(epoch from (today + 1)::timestamp at time zone 'UTC' - now_);
+  slot_ := floor(extract(epoch from now_) / length);
+
+  for r in
+    select q.scope, q.name, q.per_second, q.per_day, case when b.day = today then b.used else 0 end as used,
+      -- Ten seconds ahead of now is another clock, one that was set back.
+      array(select case when b.slot > slot_ + 500 or b.slot - ((b.slot - p) % slots + slots) % slots <= slot_ - slots then 0
+                        else coalesce(b.counts[p + 1], 0) end from generate_series(0, slots - 1) p) as counts
+    from pgmail.quota q join pgmail.quota_bucket b on b.tenant_id = t and b.scope = q.scope and b.name = q.name
+    where q.tenant_id = t and (q.scope = 'tenant' or q.scope = 'key' and q.name = p_key::text or q.scope = 'stream' and q.name = any (p_streams))
+      and coalesce(q.per_second, q.per_day) is not null
+    order by q.scope, q.name
+  loop
+    scopes := scopes || r.scope; names := names || r.name; seconds := seconds || r.per_second; days := days || r.per_day; used_ := used_ || r.used;
+    counts_ := counts_ || jsonb_build_array(to_jsonb(r.counts));
+    in_second := in_second || (select sum(x) from unnest(r.counts) x);
+  end loop;
+
+  for g in
+    select u.number, sum(u.n)::bigint as n from unnest(p_groups, p_counts) u(number, n) group by u.number order by u.number
+  loop
+    no_scope := null; no_seconds := -1; no_most := null;
+    -- Closed by what came in otherwise, or holding as much as it may.
+    select x.kind, x.stream, extract(epoch from x.until - now_) as seconds into d from pgmail.door x
+     where x.tenant_id = t and x.until > now_ and x.kind <> 'pressure'
+       and x.stream in (select '' union all select u.stream from unnest(p_groups, p_streams) u(number, stream) where u.number = g.number)
+     order by x.until desc limit 1;
+    if found then
+      no_scope := case d.stream when '' then 'tenant' else 'stream' end; no_kind := d.kind; no_seconds := d.seconds;
+    end if;
+    mine := '{}';
+    for i in 1 .. coalesce(cardinality(scopes), 0) loop
+      n := case when scopes[i] = 'stream' then (select sum(u.n) from unnest(p_groups, p_streams, p_counts) u(number, stream, n)
+                                               where u.number = g.number and u.stream = names[i]) else g.n end;
+      mine := mine || coalesce(n, 0)::integer;
+      continue when coalesce(n, 0) = 0;
+      if n > least(seconds[i], days[i]) then   -- too many at once, whenever that is
+        no_scope := scopes[i]; no_kind := case when n > seconds[i] then 'rate' else 'day' end; no_seconds := null;
+        no_most := least(seconds[i], days[i]); exit;
+      end if;
+      if in_second[i] + n > seconds[i] then
+        -- until so many of the oldest have left the window
+        room := in_second[i] + n - seconds[i]; away := 0;
+        for k in 1 .. slots loop
+          room := room - (counts_ #>> array[(i - 1)::text, ((slot_ + k) % slots)::text])::bigint;
+          away := k * length;
+          exit when room <= 0;
+        end loop;
+        if away > no_seconds then no_scope := scopes[i]; no_kind := 'rate'; no_seconds := away; end if;
+      end if;
+      if used_[i] + n > days[i] and midnight > no_seconds then no_scope := scopes[i]; no_kind := 'day'; no_seconds := midnight; end if;
+    end loop;
+    if no_scope is null then
+      for i in 1 .. coalesce(cardinality(scopes), 0) loop
+        in_second[i] := in_second[i] + mine[i]; used_[i] := used_[i] + mine[i];
+        k := slot_ % slots;
+        counts_ := jsonb_set(counts_, array[(i - 1)::text, k::text],
+          to_jsonb((counts_ #>> array[(i - 1)::text, k::text])::bigint + mine[i]));
+      end loop;
+      answers := answers || jsonb_build_array('{"granted": true}'::jsonb);
+    else
+      answers := answers || jsonb_build_array(jsonb_build_object('granted', false, 'scope', no_scope, 'kind', no_kind, 'seconds', no_seconds, 'most', no_most));
+    end if;
+  end loop;
+
+  if scopes is not null then
+    update pgmail.quota_bucket b set slot = slot_, day = today, used = used_[x.i],
+      counts = array(select v::integer from jsonb_array_elements_text(counts_->(x.i::integer - 1)) with ordinality w(v, o) order by o)
+    from unnest(scopes, names) with ordinality x(scope, name, i)
+    where b.tenant_id = t and b.scope = x.scope and b.name = x.name;
+    select jsonb_agg(jsonb_build_object('scope', x.scope, 'stream', case x.scope when 'stream' then x.name end,
+             'per_second', x.per_second, 'left', greatest(x.per_second - x.busy, 0), 'per_day', x.per_day, 'left_today', greatest(x.per_day - x.used, 0),
+             'midnight', midnight) order by x.i)
+      into rules from unnest(scopes, names, seconds, days, in_second, used_) with ordinality x(scope, name, per_second, per_day, busy, used, i);
+  end if;
+  return jsonb_build_object('answers', answers, 'rules', coalesce(rules, '[]'));
+end
+$$;
+
 CREATE FUNCTION pgmail.take_tokens_v1(p_epoch bigint, p_scopes text[], p_names text[], p_wants integer[]) RETURNS TABLE(scope text, name text, granted integer, starts_in double precision, gap double precision, wait double precision)
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4441,6 +4890,10 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.test_site() RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select 'test:' $$;
+
 CREATE FUNCTION pgmail.touch_lanes(p_tenant integer, p_lanes bigint[], p_due timestamp with time zone[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4474,7 +4927,7 @@ begin
     union all
     select g.created_at, case when g.scheduled_at is null then 'email.queued' else 'email.scheduled' end, i,
       null, null, null, null, null, null, null, null, null, null,
-      concat_ws(', ', 'by ' || g.created_by, 'stream ' || g.stream,
+      concat_ws(', ', case when g.test then 'a test, for the sandbox only' end, 'by ' || g.created_by, 'stream ' || g.stream,
         'template ' || g.template || ' v' || g.template_version,
         'for ' || to_char(g.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), i
     from pgmail.message g, unnest(ids) i where g.tenant_id = t and g.id = m
@@ -4531,6 +4984,11 @@ CREATE FUNCTION pgmail.uuid_time(p_id uuid) RETURNS timestamp with time zone
     BEGIN ATOMIC
  SELECT to_timestamp((((((('x'::text || lpad("left"(replace((p_id)::text, '-'::text, ''::text), 12), 16, '0'::text)))::bit(64))::bigint)::numeric / 1000.0))::double precision) AS to_timestamp;
 END;
+
+CREATE FUNCTION pgmail.variables_fault(p_variables jsonb, p_most integer) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select case when octet_length(p_variables::text) > p_most then p_most || ' octets as JSON at most' else 'nested more than 32 deep' end
+      where not pgmail.fits(p_variables, p_most) $$;
 
 CREATE FUNCTION pgmail.wake() RETURNS void
     LANGUAGE plpgsql
@@ -4638,14 +5096,16 @@ begin
         w := case when s.code is null and s.reason is not null then format('counts as sent since %s: %s', s.changed_at, s.reason)
                   else format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply)) end;
       when 'bounced' then w := format('bounced at %s: the remote side answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
-      when 'suppressed' then w := format('was not sent: the address is suppressed (%s)', s.reason);
+      when 'suppressed' then
+        w := case when s.reason like 'not in the allow-list%' then format('was not sent: it is %s', s.reason)
+                  else format('was not sent: the address is suppressed (%s)', s.reason) end;
       when 'expired' then w := format('expired at %s: %s', s.changed_at, s.reason);
       when 'cancelled' then w := format('was cancelled at %s%s', s.changed_at, coalesce(' (' || s.reason || ')', ''));
       when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', s.changed_at, s.attempts,
           s.reason, coalesce('; last reply ' || nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), ''));
       else w := 'has no state: this is a fault of pgmail, please report it';
     end case;
-    words := words || (s.address || ' ' || w);
+    words := words || (s.address || ' ' || case when m.test then '(a test email, for the sandbox only) ' else '' end || w);
   end loop;
   return array_to_string(words, E'\n');
 end
@@ -4677,6 +5137,14 @@ CREATE FUNCTION pgmail.worker_start_v1(p_host text, p_pid integer, p_program tex
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
   insert into pgmail.worker (host, pid, program, concurrency) values (p_host, p_pid, p_program, p_concurrency) returning epoch
+$$;
+
+CREATE FUNCTION pgmail.worker_start_v2(p_host text, p_pid integer, p_program text, p_concurrency integer, p_staging text) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  insert into pgmail.worker (host, pid, program, concurrency, staging)
+  values (p_host, p_pid, p_program, p_concurrency, p_staging) returning epoch
 $$;
 
 CREATE FUNCTION pgmail.worker_stop_v1(p_epoch bigint) RETURNS void
@@ -4856,6 +5324,20 @@ CREATE TABLE pgmail.dead_letter (
 
 ALTER TABLE ONLY pgmail.dead_letter FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.door (
+    tenant_id integer NOT NULL,
+    stream text NOT NULL,
+    kind text NOT NULL,
+    priority smallint DEFAULT 1 NOT NULL,
+    until timestamp with time zone NOT NULL,
+    spread real DEFAULT 0 NOT NULL,
+    reason text NOT NULL,
+    CONSTRAINT door_kind_check CHECK ((kind = ANY (ARRAY['rate'::text, 'day'::text, 'queued'::text, 'pressure'::text, 'bound'::text])))
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.door FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.erasure_salt (
     tenant_id integer NOT NULL,
     salt bytea NOT NULL
@@ -4992,6 +5474,7 @@ CREATE TABLE pgmail.leader (
     singleton boolean DEFAULT true NOT NULL,
     epoch bigint,
     until timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    doors_at timestamp with time zone,
     CONSTRAINT leader_singleton_check CHECK (singleton)
 );
 
@@ -5029,6 +5512,7 @@ CREATE TABLE pgmail.tally (
     kind text NOT NULL,
     n bigint NOT NULL,
     at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    bytes bigint,
     CONSTRAINT tally_kind_check CHECK ((kind = ANY (ARRAY['enqueued'::text, 'sent'::text, 'bounced'::text, 'suppressed'::text, 'expired'::text, 'cancelled'::text, 'dead'::text])))
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
@@ -5039,7 +5523,8 @@ CREATE TABLE pgmail.tally_total (
     tenant_id integer NOT NULL,
     stream text NOT NULL,
     kind text NOT NULL,
-    n bigint NOT NULL
+    n bigint NOT NULL,
+    bytes bigint DEFAULT 0 NOT NULL
 )
 WITH (fillfactor='50');
 
@@ -5162,6 +5647,7 @@ CREATE TABLE pgmail.message (
     idempotency_key text,
     content bytea NOT NULL,
     key_id integer,
+    test boolean DEFAULT false NOT NULL,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 )
 PARTITION BY RANGE (id);
@@ -5189,6 +5675,7 @@ CREATE TABLE pgmail.message_default (
     idempotency_key text,
     content bytea CONSTRAINT message_content_not_null NOT NULL,
     key_id integer,
+    test boolean DEFAULT false CONSTRAINT message_test_not_null NOT NULL,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 );
 
@@ -5523,6 +6010,69 @@ WITH (fillfactor='50');
 
 ALTER TABLE ONLY pgmail.permit FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.quota (
+    tenant_id integer,
+    scope text NOT NULL,
+    name text NOT NULL,
+    per_second integer,
+    per_day bigint,
+    max_queued bigint,
+    pressure_depth bigint,
+    pressure_seconds integer,
+    bound_mails bigint,
+    bound_bytes bigint,
+    note text,
+    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    changed_by text DEFAULT SESSION_USER NOT NULL,
+    CONSTRAINT quota_bound_bytes_check CHECK (((bound_bytes >= 1) AND (bound_bytes <= '1000000000000000'::bigint))),
+    CONSTRAINT quota_bound_mails_check CHECK (((bound_mails >= 1) AND (bound_mails <= '1000000000000'::bigint))),
+    CONSTRAINT quota_check CHECK (((scope = 'fleet'::text) = (tenant_id IS NULL))),
+    CONSTRAINT quota_check1 CHECK (((scope = ANY (ARRAY['fleet'::text, 'tenant'::text])) = (name = ''::text))),
+    CONSTRAINT quota_check2 CHECK (((scope <> 'fleet'::text) OR ((per_second IS NULL) AND (per_day IS NULL) AND (max_queued IS NULL)))),
+    CONSTRAINT quota_check3 CHECK (((scope = ANY (ARRAY['fleet'::text, 'tenant'::text])) OR ((pressure_depth IS NULL) AND (pressure_seconds IS NULL) AND (bound_mails IS NULL) AND (bound_bytes IS NULL)))),
+    CONSTRAINT quota_check4 CHECK (((scope <> 'key'::text) OR (max_queued IS NULL))),
+    CONSTRAINT quota_max_queued_check CHECK (((max_queued >= 0) AND (max_queued <= '1000000000000'::bigint))),
+    CONSTRAINT quota_per_day_check CHECK (((per_day >= 1) AND (per_day <= '1000000000000'::bigint))),
+    CONSTRAINT quota_per_second_check CHECK (((per_second >= 1) AND (per_second <= 1000000))),
+    CONSTRAINT quota_pressure_depth_check CHECK (((pressure_depth >= 1) AND (pressure_depth <= '1000000000000'::bigint))),
+    CONSTRAINT quota_pressure_seconds_check CHECK (((pressure_seconds >= 1) AND (pressure_seconds <= 31536000))),
+    CONSTRAINT quota_scope_check CHECK ((scope = ANY (ARRAY['fleet'::text, 'tenant'::text, 'stream'::text, 'key'::text])))
+);
+
+ALTER TABLE ONLY pgmail.quota FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.quota_bucket (
+    tenant_id integer NOT NULL,
+    scope text NOT NULL,
+    name text NOT NULL,
+    slot bigint DEFAULT 0 NOT NULL,
+    counts integer[] DEFAULT '{}'::integer[] NOT NULL,
+    day date DEFAULT '-infinity'::date NOT NULL,
+    used bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT quota_bucket_scope_check CHECK ((scope = ANY (ARRAY['tenant'::text, 'stream'::text, 'key'::text])))
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.quota_bucket FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.quota_meter (
+    tenant_id integer NOT NULL,
+    scope text NOT NULL,
+    name text NOT NULL,
+    seen bigint NOT NULL,
+    seen_bytes bigint NOT NULL,
+    lately bigint DEFAULT 0 NOT NULL,
+    paid_until timestamp with time zone NOT NULL,
+    day date NOT NULL,
+    owed bigint DEFAULT 0 NOT NULL,
+    mails bigint DEFAULT 0 NOT NULL,
+    bytes bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT quota_meter_scope_check CHECK ((scope = ANY (ARRAY['tenant'::text, 'stream'::text])))
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.quota_meter FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.recipient_default (
     tenant_id integer CONSTRAINT recipient_tenant_id_not_null NOT NULL,
     id uuid CONSTRAINT recipient_id_not_null NOT NULL,
@@ -5642,7 +6192,8 @@ ALTER TABLE ONLY pgmail.schema_version FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.site_domain (
     domain text NOT NULL,
-    site text NOT NULL
+    site text NOT NULL,
+    CONSTRAINT site_domain_site_check CHECK ((site <> 'test:'::text))
 );
 
 ALTER TABLE ONLY pgmail.site_domain FORCE ROW LEVEL SECURITY;
@@ -5734,6 +6285,7 @@ CREATE TABLE pgmail.worker (
     beat bigint DEFAULT 0 NOT NULL,
     beat_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     started_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    staging text,
     CONSTRAINT worker_state_check CHECK ((state = ANY (ARRAY['running'::text, 'draining'::text])))
 )
 WITH (fillfactor='50');
@@ -5791,6 +6343,9 @@ ALTER TABLE ONLY pgmail.database_role
 ALTER TABLE ONLY pgmail.dead_letter
     ADD CONSTRAINT dead_letter_pkey PRIMARY KEY (tenant_id, recipient_id);
 
+ALTER TABLE ONLY pgmail.door
+    ADD CONSTRAINT door_pkey PRIMARY KEY (tenant_id, stream, kind);
+
 ALTER TABLE ONLY pgmail.erasure_salt
     ADD CONSTRAINT erasure_salt_pkey PRIMARY KEY (tenant_id);
 
@@ -5838,6 +6393,15 @@ ALTER TABLE ONLY pgmail.permit
 
 ALTER TABLE ONLY pgmail.queue
     ADD CONSTRAINT queue_pkey PRIMARY KEY (tenant_id, id);
+
+ALTER TABLE ONLY pgmail.quota_bucket
+    ADD CONSTRAINT quota_bucket_pkey PRIMARY KEY (tenant_id, scope, name);
+
+ALTER TABLE ONLY pgmail.quota_meter
+    ADD CONSTRAINT quota_meter_pkey PRIMARY KEY (tenant_id, scope, name);
+
+ALTER TABLE ONLY pgmail.quota
+    ADD CONSTRAINT quota_tenant_id_scope_name_key UNIQUE NULLS NOT DISTINCT (tenant_id, scope, name);
 
 ALTER TABLE ONLY pgmail.recipient
     ADD CONSTRAINT recipient_pkey PRIMARY KEY (tenant_id, id);
@@ -5967,6 +6531,8 @@ ALTER TABLE pgmail.database_role ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.dead_letter ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.door ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.erasure_salt ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.event ENABLE ROW LEVEL SECURITY;
@@ -6017,6 +6583,8 @@ CREATE POLICY owner ON pgmail.database_role TO pgmail_owner USING (true) WITH CH
 
 CREATE POLICY owner ON pgmail.dead_letter TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.door TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.erasure_salt TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.event TO pgmail_owner USING (true) WITH CHECK (true);
@@ -6051,6 +6619,12 @@ CREATE POLICY owner ON pgmail.permit TO pgmail_owner USING (true) WITH CHECK (tr
 
 CREATE POLICY owner ON pgmail.queue TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.quota TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.quota_bucket TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.quota_meter TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.recipient TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.recipient_default TO pgmail_owner USING (true) WITH CHECK (true);
@@ -6066,6 +6640,8 @@ CREATE POLICY owner ON pgmail.reply_rule TO pgmail_owner USING (true) WITH CHECK
 CREATE POLICY owner ON pgmail.retention TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.schema_version TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.sender_domain TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.site_domain TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -6097,6 +6673,12 @@ ALTER TABLE pgmail.permit ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.queue ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.quota ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.quota_bucket ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.quota_meter ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.recipient ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.recipient_default ENABLE ROW LEVEL SECURITY;
@@ -6112,6 +6694,8 @@ ALTER TABLE pgmail.reply_rule ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.retention ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.schema_version ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.sender_domain ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.site_domain ENABLE ROW LEVEL SECURITY;
 
