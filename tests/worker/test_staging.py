@@ -123,7 +123,7 @@ def test_a_worker_of_before_gets_no_test_email(app, owner, db):
     for mail in (body("real@example.org"), body("test@example.org", test=True)):
         one(app, "select pgmail.send(%s)", [json.dumps(mail)])
     owner.execute("select pgmail.fold_touches_v1()")
-    assert not any(lease.id in tests_of(owner) for lease in hand.claim_as_of_old())
+    assert not any(lease.id in marked(owner) for lease in hand.claim_as_of_old())
     lanes = hand.lanes()
     old = rows(
         owner,
@@ -132,10 +132,10 @@ def test_a_worker_of_before_gets_no_test_email(app, owner, db):
         [hand.epoch, lanes, NOBODY],
     )
     assert old == []  # the first one has the real one by now
-    assert {lease.id for lease in hand.claim()} == tests_of(owner)
+    assert {lease.id for lease in hand.claim()} == marked(owner)
 
 
-def tests_of(owner: Any) -> set[Any]:
+def marked(owner: Any) -> set[Any]:
     found = rows(owner, "select id from pgmail.recipient where address = 'test@example.org'")
     return {id_ for (id_,) in found}
 
