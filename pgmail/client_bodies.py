@@ -79,9 +79,9 @@ def check_inline(body: Mapping[str, Any]) -> None:
 @lru_cache(maxsize=256)
 def _required(subject: str | None, text: str | None, html: str | None) -> frozenset[str]:
     """Names that a rendering certainly needs. Kept: an application sends few texts with many variables."""
-    from pgmail.render.templates import Source, check_source  # noqa: PLC0415 - most mail needs no compiler
+    from pgmail.render.templates import Source, check_between  # noqa: PLC0415 - most mail needs no compiler
 
-    return check_source(Source(subject=subject, text=text, html=html), {})
+    return check_between(Source(subject=subject, text=text, html=html))
 
 
 def _given_to_all(people: object) -> set[str]:

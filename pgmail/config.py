@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from pgmail.config_people import recipients_fault, redirect_fault, subject_fault
 from pgmail.config_rows import (
     PREFIX,
     Row,
@@ -175,6 +176,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_seconds: Annotated[
         float, Row("Longest wait for mail under way when told to stop.", "s", low=0, high=3_600)
     ] = 30.0
+
+    redirect_to: Annotated[
+        str,
+        Row("For staging: the one address that all mail goes to.", fault=redirect_fault, empty="no redirect"),
+    ] = ""
+    allowed_recipients: Annotated[
+        str,
+        Row(
+            "For staging: addresses and domains that alone get mail, separated by blanks.",
+            fault=recipients_fault,
+            empty="all",
+        ),
+    ] = ""
+    subject_prefix: Annotated[
+        str, Row("For staging: the word that each subject begins with.", fault=subject_fault, empty="none")
+    ] = ""
+    test_folder: Annotated[
+        str, Row("Folder that keeps test email as .eml files.", empty="none: it is recorded only")
+    ] = ""
 
     log_level: Annotated[
         str, Row("Least severe lines that are logged.", words=("debug", "info", "warning", "error"))

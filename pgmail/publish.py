@@ -12,6 +12,7 @@ right, and refused when somebody publishes it. Faults are `Refused`: `invalid_te
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -108,7 +109,8 @@ async def check(
 async def _check(connection: Lent, name: str, source: Source, *, draft: bool) -> Checked:
     try:
         others, depends = await _gather(connection, name, source, draft=draft)
-        return Checked(check_source(source, others), depends)
+        # Up to a second: others go on meanwhile.
+        return Checked(await asyncio.to_thread(check_source, source, others), depends)
     except TemplateFault as fault:
         if fault.kind == "unknown_template":
             if draft:

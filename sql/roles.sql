@@ -98,6 +98,7 @@ grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(
 grant execute on function
   pgmail.claim_v1(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[]),
   pgmail.claim_v2(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]),
+  pgmail.claim_v3(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]),
   pgmail.begin_v1(integer, bigint, uuid[], integer[], text[]),
   pgmail.release_v1(integer, bigint, uuid[], integer[], text), pgmail.settle_v1(integer, bigint, jsonb),
   pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
@@ -109,7 +110,8 @@ grant execute on function
   pgmail.share_permits_v1(bigint, text[], text[], integer[], integer[]), pgmail.register_relays_v1(text[])
   to {prefix}worker;
 grant execute on function
-  pgmail.worker_start_v1(text, integer, text, integer), pgmail.worker_beat_v1(bigint, text, boolean), pgmail.worker_stop_v1(bigint),
+  pgmail.worker_start_v1(text, integer, text, integer), pgmail.worker_start_v2(text, integer, text, integer, text),
+  pgmail.worker_beat_v1(bigint, text, boolean), pgmail.worker_stop_v1(bigint),
   pgmail.lead_v1(bigint, double precision), pgmail.rescue_v1(bigint), pgmail.orphans_v1(), pgmail.fold_touches_v1(), pgmail.wake_due_v1(timestamptz),
   pgmail.repair_lanes_v1(), pgmail.expire_v1(integer), pgmail.fold_tallies_v1(integer), pgmail.purge_idempotency_v1(integer),
   pgmail.purge_suppressions_v1(integer),

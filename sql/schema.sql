@@ -45,7 +45,8 @@ CREATE TYPE pgmail.email AS (
 	body_hash bytea,
 	size_bytes integer,
 	message_id uuid,
-	seal_key integer
+	seal_key integer,
+	test boolean
 );
 
 CREATE TYPE pgmail.options AS (
@@ -92,6 +93,55 @@ CREATE FUNCTION pgmail.act_source() RETURNS text
     (select nullif(left(current_setting('pgmail.source', true), 100), '') from pgmail.database_role r
       where r.role_name = session_user and r.carries_tenant),
     host(inet_client_addr()), 'local')
+$$;
+
+CREATE FUNCTION pgmail.now() RETURNS timestamp with time zone
+    LANGUAGE sql STABLE PARALLEL SAFE
+    BEGIN ATOMIC
+ SELECT statement_timestamp() AS statement_timestamp;
+END;
+
+CREATE FUNCTION pgmail.uuid7() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$select uuidv7()$$;
+
+CREATE TABLE pgmail.api_key (
+    tenant_id integer NOT NULL,
+    id uuid DEFAULT pgmail.uuid7() NOT NULL,
+    name text NOT NULL,
+    hint text NOT NULL,
+    hash bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    created_by text DEFAULT SESSION_USER NOT NULL,
+    revoked_at timestamp with time zone,
+    scopes text[] DEFAULT '{send,read,manage}'::text[] NOT NULL,
+    test boolean DEFAULT false NOT NULL,
+    streams text[],
+    from_domains text[],
+    networks cidr[],
+    expires_at timestamp with time zone,
+    family uuid,
+    replaced_by uuid,
+    last_used_at timestamp with time zone,
+    last_used_from inet,
+    CONSTRAINT api_key_scopes CHECK (((cardinality(scopes) > 0) AND (scopes <@ '{send,read,manage,admin}'::text[])))
+);
+
+ALTER TABLE ONLY pgmail.api_key FORCE ROW LEVEL SECURITY;
+
+CREATE FUNCTION pgmail.acting_admin() RETURNS pgmail.api_key
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare k pgmail.api_key;
+begin
+  if not exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then return k; end if;
+  select * into k from pgmail.api_key x
+   where x.tenant_id = pgmail.need_tenant() and x.id = pgmail.current_key() and x.revoked_at is null
+     and (x.expires_at is null or x.expires_at > pgmail.now()) and 'admin' = any (x.scopes);
+  if k.id is null then perform pgmail.refuse('missing_scope', '', 'this takes a key with the scope admin', 403); end if;
+  return k;
+end
 $$;
 
 CREATE FUNCTION pgmail.actor() RETURNS text
@@ -246,6 +296,8 @@ begin
       if jsonb_typeof(v) <> 'number' or v::text !~ '^[0-9]{1,18}$' then
         perform pgmail.refuse('invalid_field', '/filter/worker', 'must be the number of a worker');
       end if;
+    elsif k = 'streams' then
+      if jsonb_typeof(v) <> 'array' then perform pgmail.refuse('invalid_field', '/filter/streams', 'must be an array of names'); end if;
     elsif jsonb_typeof(v) <> 'string' then
       perform pgmail.refuse('invalid_field', '/filter/' || k, 'must be a string');
     elsif k = 'recipient' then
@@ -266,7 +318,19 @@ CREATE FUNCTION pgmail.check_key_v1(p_hash bytea) RETURNS TABLE(tenant_id intege
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  select k.tenant_id, k.id, k.name from pgmail.api_key k where k.hash = p_hash and k.revoked_at is null
+  select k.tenant_id, k.id, k.name from pgmail.api_key k
+  where k.hash = p_hash and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
+    and not k.test and k.scopes @> '{send,read,manage}' and num_nonnulls(k.streams, k.from_domains, k.networks) = 0
+$$;
+
+CREATE FUNCTION pgmail.check_key_v2(p_hash bytea) RETURNS TABLE(tenant_id integer, key_id uuid, name text, hash bytea, scopes text[], test boolean, streams text[], from_domains text[], networks text[], seconds_left double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select k.tenant_id, k.id, k.name, k.hash, k.scopes, k.test, k.streams, k.from_domains, k.networks::text[],
+    extract(epoch from k.expires_at - pgmail.now())::double precision
+  from pgmail.api_key k
+  where k.hash = p_hash and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
 $$;
 
 CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone)
@@ -279,6 +343,18 @@ CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint
 $$;
 
 CREATE FUNCTION pgmail.claim_v2(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[], p_holds boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone, vowed boolean)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select c.* from (
+    select array_agg(lane order by n) as lanes, array_agg(due order by n) as due, array_agg(after order by n) as after,
+      array_agg(most order by n) as most, array_agg(traced order by n) as traced, array_agg(holds order by n) as holds
+    from unnest(p_lanes, p_due, p_after, p_limits, p_traced, p_holds) with ordinality u(lane, due, after, most, traced, holds, n)
+    where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = u.lane and l.site = pgmail.test_site())) x
+  cross join lateral pgmail.claim_v3(p_tenant, p_epoch, x.lanes, x.due, x.after, x.most, x.traced, x.holds) c
+$$;
+
+CREATE FUNCTION pgmail.claim_v3(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[], p_holds boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone, vowed boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
@@ -355,6 +431,13 @@ CREATE FUNCTION pgmail.classify(p_code integer, p_enhanced text, p_phase text, p
   order by r.position limit 1
 $_$;
 
+CREATE FUNCTION pgmail.covers_domain(p_domains text[], p_domain text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select exists (select from unnest(p_domains) d
+                 where d = p_domain or left(d, 2) = '*.' and right(p_domain, length(d) - 1) = substr(d, 2))
+$$;
+
 CREATE FUNCTION pgmail.create_key(p_name text, p_hint text, p_hash bytea) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -381,6 +464,14 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.current_key() RETURNS uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select nullif(current_setting('pgmail.key', true), '')::uuid
+  from pgmail.database_role r where r.role_name = session_user and r.carries_tenant
+$$;
+
 CREATE FUNCTION pgmail.current_tenant() RETURNS integer
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -396,12 +487,13 @@ CREATE FUNCTION pgmail.dead_letter_ids(filter jsonb DEFAULT '{}'::jsonb, most in
     AS $$
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,site,reason,recipient,text,died_after,died_before}');
+  perform pgmail.check_filter(f, '{stream,streams,site,reason,recipient,text,died_after,died_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select d.recipient_id from pgmail.dead_letter d
   where d.tenant_id = t
     and (f->>'stream' is null or d.stream = f->>'stream')
+    and (f->>'streams' is null or f->'streams' ? d.stream)
     and (f->>'site' is null or d.site = f->>'site')
     and (f->>'reason' is null or d.reason = f->>'reason')
     and (f->>'recipient' is null or exists (
@@ -1329,7 +1421,7 @@ CREATE FUNCTION pgmail.in_doubt(filter jsonb DEFAULT '{}'::jsonb, most integer D
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,site,relay,worker,recipient,doubted_after,doubted_before}');
+  perform pgmail.check_filter(f, '{stream,streams,site,relay,worker,recipient,doubted_after,doubted_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select q.id, q.message_id, r.address, m.stream, r.site, coalesce(e.at, q.held_due_at), coalesce(e.attempt, q.attempts),
@@ -1345,6 +1437,7 @@ begin
   where q.tenant_id = t and q.in_doubt
     and (below is null or q.id < below) and (above is null or q.id > above)
     and (f->>'stream' is null or m.stream = f->>'stream')
+    and (f->>'streams' is null or f->'streams' ? m.stream)
     and (f->>'site' is null or r.site = f->>'site')
     and (f->>'recipient' is null or r.address = who)
     and (f->>'relay' is null or coalesce(e.relay, q.begun_relay) = f->>'relay')
@@ -1383,6 +1476,65 @@ CREATE FUNCTION pgmail.key_conflict() RETURNS pgmail.email
     LANGUAGE sql IMMUTABLE
     AS $$ select pgmail.faulty('idempotency_conflict', '/idempotency_key', 'this key was used with another email in the last 24 hours', 409) $$;
 
+CREATE FUNCTION pgmail.key_limits(k pgmail.api_key, p jsonb) RETURNS pgmail.api_key
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+declare f text; v jsonb; i integer; x text; xs text[]; n cidr;
+begin
+  if jsonb_typeof(p) is distinct from 'object' then perform pgmail.refuse('invalid_body', '', 'the limits of a key are a JSON object'); end if;
+  k.scopes := '{send,read,manage}'; k.test := false;
+  for f, v in select key, value from jsonb_each(p) order by key collate "C" loop
+    if f not in ('scopes', 'test', 'streams', 'from_domains', 'networks', 'expires_at') then
+      perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(f), 'no such key');
+    end if;
+    if jsonb_typeof(v) = 'null' then continue; end if;
+    if f = 'test' then
+      if jsonb_typeof(v) <> 'boolean' then perform pgmail.refuse('invalid_field', '/test', 'must be true or false'); end if;
+      k.test := v::boolean;
+      continue;
+    elsif f = 'expires_at' then
+      begin
+        k.expires_at := (v #>> '{}')::timestamptz;
+      exception when others then
+        perform pgmail.refuse('invalid_time', '/expires_at', 'must be a moment');
+      end;
+      if not isfinite(k.expires_at) then perform pgmail.refuse('invalid_time', '/expires_at', 'must be a moment'); end if;
+      if k.expires_at <= pgmail.now() then perform pgmail.refuse('time_in_past', '/expires_at', 'it has passed'); end if;
+      continue;
+    end if;
+    if jsonb_typeof(v) <> 'array' or jsonb_array_length(v) not between 1 and 100
+       or exists (select from jsonb_array_elements(v) e where jsonb_typeof(e) <> 'string') then
+      perform pgmail.refuse('invalid_field', '/' || f, 'must be an array of 1 to 100 strings, or left out');
+    end if;
+    xs := array(select distinct lower(e) from jsonb_array_elements_text(v) e order by 1);
+    for x, i in select e, o - 1 from jsonb_array_elements_text(v) with ordinality u(e, o) loop
+      if f = 'scopes' and x not in ('send', 'read', 'manage', 'admin') then
+        perform pgmail.refuse('unknown_scope', '/scopes/' || i, 'must be send, read, manage or admin');
+      elsif f = 'streams' and not exists (select from pgmail.stream s where s.tenant_id = k.tenant_id and s.name = x) then
+        perform pgmail.refuse('unknown_stream', '/streams/' || i, format('no stream is named %L', left(x, 63)));
+      elsif f = 'from_domains' and (octet_length(x) > 255 or lower(x) !~
+          '^(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?$') then
+        perform pgmail.refuse('invalid_domain', '/from_domains/' || i, 'must be a domain in ASCII (A-labels), or *. and one');
+      elsif f = 'networks' then
+        begin
+          n := x::cidr;
+        exception when others then
+          perform pgmail.refuse('invalid_network', '/networks/' || i, 'must be a network such as 192.0.2.0/24, without bits beyond its length');
+        end;
+      end if;
+    end loop;
+    case f
+      when 'scopes' then k.scopes := xs;
+      when 'streams' then k.streams := array(select distinct e from jsonb_array_elements_text(v) e order by 1);
+      when 'from_domains' then k.from_domains := xs;
+      when 'networks' then k.networks := array(select distinct e::cidr from unnest(xs) e order by 1);
+    end case;
+  end loop;
+  return k;
+end
+$_$;
+
 CREATE FUNCTION pgmail.lane_id(p_tenant integer, p_stream text, p_priority integer, p_site text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select hashtextextended(p_tenant || '/' || p_stream || '/' || p_priority || '/' || p_site, 0) $$;
@@ -1401,12 +1553,6 @@ begin
   return found;
 end
 $$;
-
-CREATE FUNCTION pgmail.now() RETURNS timestamp with time zone
-    LANGUAGE sql STABLE PARALLEL SAFE
-    BEGIN ATOMIC
- SELECT statement_timestamp() AS statement_timestamp;
-END;
 
 CREATE TABLE pgmail.limits (
     scope text NOT NULL,
@@ -1465,12 +1611,27 @@ begin
 end
 $_$;
 
-CREATE FUNCTION pgmail.list_keys() RETURNS TABLE(id uuid, name text, hint text, created_at timestamp with time zone, created_by text, revoked_at timestamp with time zone)
-    LANGUAGE sql STABLE SECURITY DEFINER
+CREATE FUNCTION pgmail.list_keys() RETURNS TABLE(id uuid, name text, hint text, created_at timestamp with time zone, created_by text, revoked_at timestamp with time zone, scopes text[], test boolean, streams text[], from_domains text[], networks text[], expires_at timestamp with time zone, replaced_by uuid, last_used_at timestamp with time zone, last_used_from text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  select k.id, k.name, k.hint, k.created_at, k.created_by, k.revoked_at from pgmail.api_key k
-  where k.tenant_id = pgmail.need_tenant() order by k.created_at
+#variable_conflict use_column
+declare maker pgmail.api_key := pgmail.acting_admin();
+begin
+  return query
+  select k.id, k.name, k.hint, k.created_at, k.created_by, k.revoked_at, k.scopes, k.test, k.streams, k.from_domains,
+    k.networks::text[], k.expires_at, k.replaced_by, k.last_used_at, host(k.last_used_from)
+  from pgmail.api_key k
+  where k.tenant_id = pgmail.need_tenant()
+    and (maker.id is null or k.id = maker.id or (
+      (k.test or not maker.test)
+      and (maker.streams is null or k.streams <@ maker.streams)
+      and (maker.from_domains is null or k.from_domains is not null
+        and not exists (select from unnest(k.from_domains) d where not pgmail.covers_domain(maker.from_domains, d)))
+      and (maker.networks is null or k.networks is not null
+        and not exists (select from unnest(k.networks) n where not n <<= any (maker.networks)))))
+  order by k.created_at, k.id;
+end
 $$;
 
 CREATE FUNCTION pgmail.load_reply_rules(p_table jsonb) RETURNS integer
@@ -1502,6 +1663,38 @@ CREATE FUNCTION pgmail.lower_text(p_text text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$ select case when p_text ~ '[^\x01-\x7f]' then lower(translate(p_text, U&'\0130\03A3', U&'i\03C3') collate pg_catalog.pg_c_utf8) collate "default"
                        else lower(p_text collate "C") collate "default" end $$;
+
+CREATE FUNCTION pgmail.make_key(p_name text, p_hint text, p_hash bytea, p_limits jsonb) RETURNS TABLE(id uuid, scopes text[], test boolean, streams text[], from_domains text[], networks text[], expires_at timestamp with time zone)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare maker pgmail.api_key := pgmail.acting_admin(); k pgmail.api_key;
+begin
+  k.tenant_id := pgmail.need_tenant();
+  if p_name is null or btrim(p_name) = '' or octet_length(p_name) > 200 or pgmail.has_control(p_name) then
+    perform pgmail.refuse('invalid_name', '/name', 'must say in 1 to 200 octets who uses the key');
+  end if;
+  if octet_length(p_hash) is distinct from 32 or p_hint is null then
+    perform pgmail.refuse('invalid_key', '', 'a key is stored by its SHA-256 and its first characters');
+  end if;
+  k := pgmail.key_limits(k, p_limits);
+  k.test := k.test or coalesce(maker.test, false);
+  k.streams := coalesce(k.streams, maker.streams);
+  k.from_domains := coalesce(k.from_domains, maker.from_domains);
+  k.networks := coalesce(k.networks, maker.networks);
+  k.expires_at := coalesce(k.expires_at, maker.expires_at);
+  perform pgmail.need_within(k, maker);
+  if starts_with(p_hint, 'pgm_test_') is distinct from k.test then
+    perform pgmail.refuse('invalid_key', '/test', 'keys for tests begin with pgm_test_, and no others do');
+  end if;
+  insert into pgmail.api_key as a (tenant_id, name, hint, hash, created_by, scopes, test, streams, from_domains, networks, expires_at)
+  values (k.tenant_id, p_name, p_hint, p_hash, pgmail.actor(), k.scopes, k.test, k.streams, k.from_domains, k.networks, k.expires_at)
+  returning a.id into k.id;
+  perform pgmail.record_act(k.tenant_id, 'key.create', k.id::text, p_name || ': ' || array_to_string(k.scopes, ', '));
+  return query select k.id, k.scopes, k.test, k.streams, k.from_domains, k.networks::text[], k.expires_at;
+end
+$$;
 
 CREATE FUNCTION pgmail.make_partition(p_base text, p_week timestamp with time zone) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1587,10 +1780,6 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.uuid7() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    AS $$select uuidv7()$$;
-
 CREATE TABLE pgmail.sender_domain (
     tenant_id integer NOT NULL,
     domain text NOT NULL,
@@ -1625,6 +1814,28 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.need_key(p_id uuid) RETURNS pgmail.api_key
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare maker pgmail.api_key := pgmail.acting_admin(); k pgmail.api_key; like_k pgmail.api_key;
+begin
+  select * into k from pgmail.api_key x
+   where x.tenant_id = pgmail.need_tenant() and x.id = p_id and x.revoked_at is null
+     and (x.expires_at is null or x.expires_at > pgmail.now()) for update;
+  if k.id is not null then
+    like_k := k;
+    like_k.expires_at := maker.expires_at;   -- one may end or replace a key that would have outlived one's own
+    begin
+      perform pgmail.need_within(like_k, maker);
+      return k;
+    exception when sqlstate 'PM403' then null;   -- as list_keys does not show it either
+    end;
+  end if;
+  perform pgmail.refuse('not_found', '/id', format('no valid key has the id %s', p_id), 404);
+end
+$$;
+
 CREATE FUNCTION pgmail.need_recipients(p_tenant integer, p_id uuid, OUT message_id uuid, OUT recipients uuid[]) RETURNS record
     LANGUAGE plpgsql STABLE
     AS $$
@@ -1655,6 +1866,25 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.need_within(k pgmail.api_key, maker pgmail.api_key) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare f text;
+begin
+  if maker.id is null then return; end if;
+  f := case
+    when maker.test and not k.test then '/test'
+    when maker.streams is not null and not coalesce(k.streams <@ maker.streams, false) then '/streams'
+    when maker.from_domains is not null and (k.from_domains is null
+      or exists (select from unnest(k.from_domains) d where not pgmail.covers_domain(maker.from_domains, d))) then '/from_domains'
+    when maker.networks is not null and (k.networks is null
+      or exists (select from unnest(k.networks) n where not n <<= any (maker.networks))) then '/networks'
+    when maker.expires_at is not null and (k.expires_at is null or k.expires_at > maker.expires_at) then '/expires_at'
+  end;
+  if f is not null then perform pgmail.refuse('exceeds_key', f, 'this would be more than the key that asks has', 403); end if;
+end
+$$;
+
 CREATE FUNCTION pgmail.needed_messages(p_low uuid, p_high uuid) RETURNS TABLE(tenant_id integer, message_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1673,6 +1903,28 @@ CREATE FUNCTION pgmail.needed_recipients(p_low uuid, p_high uuid, p_most integer
     union all
     select d.message_id, d.recipient_id from pgmail.dead_letter d where d.tenant_id = t.id and d.recipient_id >= p_low and d.recipient_id < p_high) x
   limit p_most
+$$;
+
+CREATE FUNCTION pgmail.note_guesses_v1(p_from text, p_tries integer) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select pgmail.record_act(null, 'key.guess', left(p_from, 64), format('%s tries with keys that are none', p_tries))
+$$;
+
+CREATE FUNCTION pgmail.note_keys_v1(p_tenants integer[], p_keys uuid[], p_from inet[], p_ages double precision[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  with free as materialized (
+    select k.tenant_id, k.id, u.origin, pgmail.now() - u.age * interval '1 second' as at
+    from unnest(p_tenants, p_keys, p_from, p_ages) u(tenant, key, origin, age)
+    join pgmail.api_key k on k.tenant_id = u.tenant and k.id = u.key
+    where k.last_used_at is null or k.last_used_at < pgmail.now() - u.age * interval '1 second' - interval '30 seconds'
+    order by k.tenant_id, k.id for update of k skip locked
+  )
+  update pgmail.api_key k set last_used_at = f.at, last_used_from = coalesce(f.origin, k.last_used_from)
+  from free f where k.tenant_id = f.tenant_id and k.id = f.id
 $$;
 
 CREATE FUNCTION pgmail.octets_of(p_base64 jsonb) RETURNS bytea
@@ -1932,11 +2184,11 @@ declare
 begin
   -- A key that nobody knows is a fault though it be null; the others are as if absent then.
   if p_body - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers','attachments',
-       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key'] <> '{}' then
+       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key','test'] <> '{}' then
     return null;
   end if;
   b := pgmail.without_nulls(p_body); t := b->'template'; shared := b->'variables';
-  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata'];
+  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata', 'test'];
   if o.texts - array['subject', 'text', 'html'] <> '{}' then return null; end if;
   if shared is not null and jsonb_typeof(shared) <> 'object' then return null; end if;
   if t is not null then
@@ -1956,7 +2208,7 @@ begin
     if not shared ?& required then o.missing := array(select r from unnest(required) r where not shared ? r); end if;
   end if;
   o.stream := coalesce(b->>'stream', 'transactional');
-  if jsonb_typeof(b->'stream') <> 'string' then return null; end if;
+  if jsonb_typeof(b->'stream') <> 'string' or jsonb_typeof(b->'test') <> 'boolean' then return null; end if;
   o.on_limit := coalesce(b->>'on_limit', 'delay');
   if o.on_limit not in ('delay', 'hold', 'error') then return null; end if;
   if b ? 'priority' then
@@ -2036,7 +2288,7 @@ begin
     order by q.id for update of q skip locked
   ), freed as (
     update pgmail.queue q set leased_by = null, leased_at = null, later = true, wait = 'delayed',
-      due_at = now_ + p_seconds * interval '1 second'
+      due_at = now_ + least(greatest(p_seconds, 1), 3600) * interval '1 second'
     where q.tenant_id = p_tenant and q.id = any (array(select locked.id from locked))
     returning q.id, q.message_id
   )
@@ -2274,6 +2526,30 @@ CREATE FUNCTION pgmail.rate_words(p_messages integer, p_per_seconds real) RETURN
     when 86400 then ' a day' else ' in ' || p_per_seconds || ' seconds' end
 $$;
 
+CREATE FUNCTION pgmail.reach_v1(p_ids uuid[]) RETURNS TABLE(id uuid, stream text, own boolean)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare t integer := pgmail.need_tenant(); mine uuid[];
+begin
+  mine := array(select f.id from pgmail.api_key k join pgmail.api_key f
+                  on f.tenant_id = t and coalesce(f.family, f.id) = coalesce(k.family, k.id)
+                where k.tenant_id = t and k.id = pgmail.current_key());
+  return query
+  select i, m.stream, coalesce(m.api_key = any (mine), false)
+  from unnest(p_ids) i
+  cross join lateral (
+    select i as message_id
+    union all
+    select x.message_id from pgmail.recipient x where x.tenant_id = t and x.id = i
+  ) r
+  join pgmail.message m on m.tenant_id = t and m.id = r.message_id;
+end
+$$;
+
 CREATE FUNCTION pgmail.read_any(p_tenant integer, p_body jsonb) RETURNS pgmail.email
     LANGUAGE plpgsql STABLE
     AS $$
@@ -2299,11 +2575,11 @@ begin
   end if;
   if b - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers',
                'attachments','tags','metadata','stream','priority','scheduled_at','expires_at','on_limit',
-               'idempotency_key'] <> '{}' then
+               'idempotency_key','test'] <> '{}' then
     select min(x collate "C") into k from jsonb_object_keys(b) x
      where x <> all (array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables',
                            'headers','attachments','tags','metadata','stream','priority','scheduled_at','expires_at',
-                           'on_limit','idempotency_key']);
+                           'on_limit','idempotency_key','test']);
     return pgmail.faulty('unknown_key', '/' || pgmail.pointer(k), format('no such key: %s', left(k, 80)));
   end if;
   b := pgmail.without_nulls(b);
@@ -2546,6 +2822,12 @@ begin
     e.body_hash := pgmail.body_hash(b);
   end if;
 
+  -- 18b: test
+  if b ? 'test' and jsonb_typeof(b->'test') <> 'boolean' then
+    return pgmail.faulty('invalid_test', '/test', 'must be true or false');
+  end if;
+  e.test := coalesce(b->'test' = 'true', false);
+
   -- 19: size. read_extras left the attachments' part in size_bytes.
   bytes := coalesce(e.size_bytes, 0)::bigint + coalesce(octet_length(sub), 0) + coalesce(octet_length(txt), 0) + coalesce(octet_length(htm), 0);
   if bytes > 26214400 then
@@ -2726,7 +3008,7 @@ begin
   e.sender := p.address; from_name := p.name;
   head := '{"from": ' || pgmail.shown(coalesce(p.rcpt, p.address), p.name);
 
-  e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay';
+  e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay'; e.test := false;
   if p_body - array['from', 'to', 'subject', 'text', 'html'] = '{}' then
     texts := jsonb_strip_nulls(p_body - array['from', 'to']);
   else
@@ -2734,6 +3016,7 @@ begin
     if o.mode is null then return null; end if;
     e.stream := o.stream; e.priority := o.priority; e.mode := o.mode; e.template := o.template; e.template_version := o.template_version;
     e.metadata := o.metadata; e.on_limit := o.on_limit; e.idempotency_key := o.idempotency_key; e.body_hash := o.body_hash;
+    e.test := coalesce(p_body->'test' = 'true', false);
     texts := o.texts;
   end if;
 
@@ -3447,11 +3730,15 @@ CREATE FUNCTION pgmail.revoke_key(p_id uuid, p_reason text DEFAULT NULL::text) R
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.need_tenant();
+declare k pgmail.api_key;
 begin
-  update pgmail.api_key k set revoked_at = pgmail.now() where k.tenant_id = t and k.id = p_id and k.revoked_at is null;
-  if not found then return false; end if;
-  perform pgmail.record_act(t, 'key.revoke', p_id::text, p_reason);
+  begin
+    k := pgmail.need_key(p_id);
+  exception when sqlstate 'PM404' then
+    return false;
+  end;
+  update pgmail.api_key x set revoked_at = pgmail.now() where x.tenant_id = k.tenant_id and x.id = k.id;
+  perform pgmail.record_act(k.tenant_id, 'key.revoke', p_id::text, p_reason);
   return true;
 end
 $$;
@@ -3484,6 +3771,36 @@ begin
   return true;
 end
 $_$;
+
+CREATE FUNCTION pgmail.rotate_key(p_id uuid, p_hint text, p_hash bytea, p_overlap interval, p_reason text DEFAULT NULL::text) RETURNS TABLE(id uuid, name text, scopes text[], test boolean, streams text[], from_domains text[], networks text[], expires_at timestamp with time zone, old_expires_at timestamp with time zone)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare k pgmail.api_key := pgmail.need_key(p_id); maker pgmail.api_key := pgmail.acting_admin(); made uuid; ends timestamptz;
+begin
+  if k.replaced_by is not null then
+    perform pgmail.refuse('already_rotated', '/id', format('the key %s has replaced it', k.replaced_by), 409);
+  end if;
+  if p_overlap is null or p_overlap not between interval '0' and interval '366 days' then
+    perform pgmail.refuse('invalid_field', '/overlap', 'must be from 0 to 366 days');
+  end if;
+  if octet_length(p_hash) is distinct from 32 or starts_with(p_hint, 'pgm_test_') is distinct from k.test then
+    perform pgmail.refuse('invalid_key', '', 'a key is stored by its SHA-256 and its first characters; those for tests begin with pgm_test_');
+  end if;
+  ends := least(pgmail.now() + (k.expires_at - k.created_at), maker.expires_at);
+  insert into pgmail.api_key as a (tenant_id, name, hint, hash, created_by, scopes, test, streams, from_domains, networks, expires_at, family)
+  values (k.tenant_id, k.name, p_hint, p_hash, pgmail.actor(), k.scopes, k.test, k.streams, k.from_domains, k.networks, ends,
+    coalesce(k.family, k.id))
+  returning a.id into made;
+  update pgmail.api_key x set replaced_by = made, expires_at = least(x.expires_at, pgmail.now() + p_overlap)
+   where x.tenant_id = k.tenant_id and x.id = k.id
+  returning x.expires_at into k.expires_at;
+  perform pgmail.record_act(k.tenant_id, 'key.rotate', k.id::text,
+    concat_ws(': ', format('%s follows it, it ends %s', made, k.expires_at), p_reason));
+  return query select made, k.name, k.scopes, k.test, k.streams, k.from_domains, k.networks::text[], ends, k.expires_at;
+end
+$$;
 
 CREATE FUNCTION pgmail.rows_to_keep(p_base text, p_part text, p_low uuid, p_high uuid) RETURNS tid[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -3658,12 +3975,13 @@ CREATE FUNCTION pgmail.send(email jsonb) RETURNS uuid
     SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 declare
-  t integer; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
+  t integer; key_ uuid; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
   gone boolean; closed_ boolean; message_ uuid; recipient_ uuid; held uuid; done record;
 begin
-  -- as current_tenant says, without its price
-  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end
-    into t from pgmail.database_role r where r.role_name = session_user;
+  -- as current_tenant and current_key say, without their price
+  select case when r.carries_tenant then nullif(current_setting('pgmail.tenant', true), '')::integer else r.tenant_id end,
+      case when r.carries_tenant then nullif(current_setting('pgmail.key', true), '')::uuid end
+    into t, key_ from pgmail.database_role r where r.role_name = session_user;
   if t is null then t := pgmail.need_tenant(); end if;
 
   e := pgmail.read_plain(t, email);
@@ -3685,7 +4003,7 @@ begin
         exists (select from pgmail.door d where d.tenant_id = t and d.stream in ('', e.stream) and d.until > now_ and d.priority <= e.priority)
       into site_, lane_, active_, gone, asleep_, closed_
       from (select site, pgmail.lane_id(t, e.stream, e.priority, site) as lane
-            from (select coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) as site offset 0) x offset 0) y;
+            from (select case when e.test then pgmail.test_site() else coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) end as site offset 0) x offset 0) y;
     if not (gone or closed_) then
       message_ := pgmail.uuid7(); recipient_ := pgmail.uuid7();
       if e.idempotency_key is not null then
@@ -3713,9 +4031,9 @@ begin
         values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0))
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
-        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content)
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test)
       values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
-        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content);
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_, e.test);
       if asleep_ then perform pgmail.wake(); end if;
       return message_;
     end if;
@@ -4267,7 +4585,8 @@ begin
   select x.id, m, x.address, x.role, pgmail.phase_of(x.s), x.s, coalesce(x.o_attempts, x.d_attempts, x.q_attempts),
     nullif(x.q_due, 'infinity'), coalesce(x.o_at, x.d_at, x.leased_at, x.last_at, pgmail.uuid_time(x.id)),
     coalesce(x.o_code, x.d_code, x.last_code), coalesce(x.o_enhanced, x.d_enhanced, x.last_enhanced),
-    coalesce(x.o_reply, x.d_reply, x.last_reply), coalesce(x.o_reason, x.d_reason, x.hold_reason)
+    coalesce(x.o_reply, x.d_reply, x.last_reply), coalesce(x.o_reason, x.d_reason, x.hold_reason,
+      case when (select g.test from pgmail.message g where g.tenant_id = t and g.id = m) then 'a test email: it goes to the sandbox only' end)
   from (
     select r.id, r.position, r.address, r.role, o.attempts as o_attempts, d.attempts as d_attempts, q.attempts as q_attempts,
       q.due_at as q_due, q.leased_at, o.at as o_at, d.died_at as d_at, o.code as o_code, d.code as d_code,
@@ -4328,6 +4647,8 @@ begin
       p.paused_by, p.paused_at, ' until ' || p.until, p.reason);
     return;
   end if;
+
+  if p_site = pgmail.test_site() then return; end if;   -- no relay takes test email, and no limit counts it
 
   select coalesce(s.relays, array[s.relay]) into relays_ from pgmail.stream s where s.tenant_id = t and s.name = p_stream;
   relays_ := coalesce(relays_, array['default']);
@@ -4483,10 +4804,10 @@ begin
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
-    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id)
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id, api_key, test)
   select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, (e).content, (e).seal_key
+    (e).idempotency_key, (e).content, (e).seal_key, (select pgmail.current_key()), (e).test
   from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
   if attached then
@@ -4505,7 +4826,7 @@ begin
   end if;
 
   with people as (
-    select id as message_id, (e).stream as stream, (e).priority as priority, (e).due_at as due_at, (e).expires_at as expires_at, (e).on_limit as on_limit,
+    select id as message_id, (e).test as test, (e).stream as stream, (e).priority as priority, (e).due_at as due_at, (e).expires_at as expires_at, (e).on_limit as on_limit,
       -- mail for later meets the limit then, unless its sender wants to be asked
       (kind is not null and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < until)) or (suspended is not null and (e).on_limit = 'hold') as is_full,
       -- strewn, or all that waited would come at once
@@ -4518,7 +4839,7 @@ begin
     select pgmail.uuid7() as id, x.*, pgmail.lane_id(p_tenant, x.stream, x.priority, x.site) as lane, u.reason as suppressed, u.source
     from (
       select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.later_at, m.limit_said, m.key_id, m.position, (m.p).role, (m.p).address,
-        (m.p).rcpt, (m.p).name, (m.p).variables, coalesce(s.site, (m.p).domain) as site
+        (m.p).rcpt, (m.p).name, (m.p).variables, case when m.test then pgmail.test_site() else coalesce(s.site, (m.p).domain) end as site
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
       select y.reason, y.source from pgmail.suppression y
@@ -5044,6 +5365,10 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.test_site() RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select 'test:' $$;
+
 CREATE FUNCTION pgmail.touch_lanes(p_tenant integer, p_lanes bigint[], p_due timestamp with time zone[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -5077,7 +5402,7 @@ begin
     union all
     select g.created_at, case when g.scheduled_at is null then 'email.queued' else 'email.scheduled' end, i,
       null, null, null, null, null, null, null, null, null, null,
-      concat_ws(', ', 'by ' || g.created_by, 'stream ' || g.stream,
+      concat_ws(', ', case when g.test then 'a test, for the sandbox only' end, 'by ' || g.created_by, 'stream ' || g.stream,
         'template ' || g.template || ' v' || g.template_version,
         'for ' || to_char(g.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), i
     from pgmail.message g, unnest(ids) i where g.tenant_id = t and g.id = m
@@ -5246,14 +5571,16 @@ begin
         w := case when s.code is null and s.reason is not null then format('counts as sent since %s: %s', s.changed_at, s.reason)
                   else format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply)) end;
       when 'bounced' then w := format('bounced at %s: the remote side answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
-      when 'suppressed' then w := format('was not sent: the address is suppressed (%s)', s.reason);
+      when 'suppressed' then
+        w := case when s.reason like 'not in the allow-list%' then format('was not sent: it is %s', s.reason)
+                  else format('was not sent: the address is suppressed (%s)', s.reason) end;
       when 'expired' then w := format('expired at %s: %s', s.changed_at, s.reason);
       when 'cancelled' then w := format('was cancelled at %s%s', s.changed_at, coalesce(' (' || s.reason || ')', ''));
       when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', s.changed_at, s.attempts,
           s.reason, coalesce('; last reply ' || nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), ''));
       else w := 'has no state: this is a fault of pgmail, please report it';
     end case;
-    words := words || (s.address || ' ' || w);
+    words := words || (s.address || ' ' || case when m.test then '(a test email, for the sandbox only) ' else '' end || w);
   end loop;
   return array_to_string(words, E'\n');
 end
@@ -5287,6 +5614,14 @@ CREATE FUNCTION pgmail.worker_start_v1(p_host text, p_pid integer, p_program tex
   insert into pgmail.worker (host, pid, program, concurrency) values (p_host, p_pid, p_program, p_concurrency) returning epoch
 $$;
 
+CREATE FUNCTION pgmail.worker_start_v2(p_host text, p_pid integer, p_program text, p_concurrency integer, p_staging text) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  insert into pgmail.worker (host, pid, program, concurrency, staging)
+  values (p_host, p_pid, p_program, p_concurrency, p_staging) returning epoch
+$$;
+
 CREATE FUNCTION pgmail.worker_stop_v1(p_epoch bigint) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -5305,19 +5640,6 @@ $$;
 CREATE TABLE pgmail.alembic_version (
     version_num character varying(32) NOT NULL
 );
-
-CREATE TABLE pgmail.api_key (
-    tenant_id integer NOT NULL,
-    id uuid DEFAULT pgmail.uuid7() NOT NULL,
-    name text NOT NULL,
-    hint text NOT NULL,
-    hash bytea NOT NULL,
-    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    created_by text DEFAULT SESSION_USER NOT NULL,
-    revoked_at timestamp with time zone
-);
-
-ALTER TABLE ONLY pgmail.api_key FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.asset (
     tenant_id integer NOT NULL,
@@ -5799,6 +6121,8 @@ CREATE TABLE pgmail.message (
     idempotency_key text,
     content bytea NOT NULL,
     key_id integer,
+    api_key uuid,
+    test boolean DEFAULT false NOT NULL,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 )
 PARTITION BY RANGE (id);
@@ -5826,6 +6150,8 @@ CREATE TABLE pgmail.message_default (
     idempotency_key text,
     content bytea CONSTRAINT message_content_not_null NOT NULL,
     key_id integer,
+    api_key uuid,
+    test boolean DEFAULT false CONSTRAINT message_test_not_null NOT NULL,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 );
 
@@ -6344,7 +6670,8 @@ ALTER TABLE ONLY pgmail.schema_version FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.site_domain (
     domain text NOT NULL,
-    site text NOT NULL
+    site text NOT NULL,
+    CONSTRAINT site_domain_site_check CHECK ((site <> 'test:'::text))
 );
 
 ALTER TABLE ONLY pgmail.site_domain FORCE ROW LEVEL SECURITY;
@@ -6436,6 +6763,7 @@ CREATE TABLE pgmail.worker (
     beat bigint DEFAULT 0 NOT NULL,
     beat_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     started_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    staging text,
     CONSTRAINT worker_state_check CHECK ((state = ANY (ARRAY['running'::text, 'draining'::text])))
 )
 WITH (fillfactor='50');

@@ -205,7 +205,7 @@ async def list_events(request: AnyRequest) -> dict[str, Any]:
     return shapes.listed([shapes.event(row) for row in rows])
 
 
-def _ready(
+def _ready(  # noqa: PLR0917 - as `aside` hands them on
     caller: Caller, body: Body, key: str | None, now: datetime, strict: bool, seal: TenantSeal | None
 ) -> ReadyBatch:
     return ready_batch(body.value, key, now, strict=strict, plain=body.plain, seal=seal, caller=caller)

@@ -88,6 +88,9 @@ EMAIL: Mapping[str, Schema] = {
     "expires_at": _MOMENT,
     "on_limit": _words("delay", "hold", "error"),
     "idempotency_key": Schema(type=_STRING, max_length=256, description="or the header Idempotency-Key"),
+    "test": Schema(
+        type=OpenAPIType.BOOLEAN, description="recorded as any email, delivered to the sandbox only"
+    ),
 }
 
 _DEAD = _object(

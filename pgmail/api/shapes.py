@@ -84,6 +84,7 @@ def email(message: Any, content: Shape, recipients: list[Any], *, closed: bool) 
         "variables": content.get("variables"),
         "metadata": message.metadata,
         "recipients": [_recipient(row) for row in recipients],
+        "test": message.test,
         "replay_of": None if message.replay_of is None else str(message.replay_of),
     }
 

@@ -199,6 +199,19 @@ async def _workers(connection: Connection, settings: Settings) -> Finding:
     return Finding("workers", "ok", message)
 
 
+async def _staging(connection: Connection, _: Settings) -> Finding:
+    rows = [row for row in await _ask(connection, "workers") if row["program"] == "worker"]
+    found = {row["staging"] for row in rows}
+    mend = "PGMAIL_REDIRECT_TO, PGMAIL_ALLOWED_RECIPIENTS, PGMAIL_SUBJECT_PREFIX of each worker"
+    if len(found) > 1:
+        each = ". ".join(f"worker {row['epoch']}: {row['staging'] or 'sends to everybody'}" for row in rows)
+        return Finding("staging", "failed", f"workers differ in what they make of mail. {each}", mend)
+    said = found.pop() if found else None
+    if said is not None:
+        return Finding("staging", "warning", f"mail is changed on its way: {said}", mend)
+    return Finding("staging", "ok", "mail goes to its recipients, unchanged")
+
+
 async def _leader(connection: Connection, _: Settings) -> Finding:
     (row,) = await _ask(connection, "leader")
     if not row["leads"]:
@@ -289,6 +302,7 @@ _CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
     "restore": _restore,
     "senders": _senders,
     "workers": _workers,
+    "staging": _staging,
     "leader": _leader,
     "relays": _relays,
     "ledger": _ledger,

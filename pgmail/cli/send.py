@@ -80,6 +80,7 @@ def _one_or_many(values: tuple[str, ...]) -> str | list[str] | None:
 @click.option(
     "--on-limit", metavar="WORD", help="What a limit does: delay, hold or error. Defaults to delay."
 )
+@click.option("--test", is_flag=True, help="A test: recorded as any email, delivered to the sandbox only.")
 @click.option("--idempotency-key", metavar="KEY", help="The same key within 24 hours sends only once.")
 @send_csv.options
 @click.option(
@@ -121,6 +122,7 @@ def _body(options: dict[str, Any]) -> dict[str, Any]:
     keys = ("mode", "subject", "text", "html", "metadata", "stream", "priority", "scheduled_at")
     body = {key: options[key] for key in (*keys, "expires_at", "on_limit", "idempotency_key")}
     body["from"] = options["sender"]
+    body["test"] = options["test"] or None
     for key in ("to", "cc", "bcc", "reply_to"):
         body[key] = _one_or_many(options[key])
     if options["template"] is not None:

@@ -35,7 +35,7 @@ KEYS = (
         "headers",
     ),
     *("attachments", "tags", "metadata", "stream", "priority", "scheduled_at", "expires_at", "on_limit"),
-    "idempotency_key",
+    *("idempotency_key", "test"),
 )
 PRIORITIES = ("high", "normal", "low")
 ON_LIMIT = ("delay", "hold", "error")
@@ -74,6 +74,7 @@ def check_email(body: object, *, now: datetime) -> None:
     _check_expires(body, now, scheduled)
     _check_word(body, "on_limit", ON_LIMIT)
     check_idempotency_key(body.get("idempotency_key"))
+    _check_test(body)
     _check_size(body, attached)
 
 
@@ -149,6 +150,13 @@ def _check_expires(body: dict[str, Any], now: datetime, scheduled: datetime) -> 
         refuse("time_in_past", "expires_at", because="not later than scheduled_at")
     if moment > now + 2 * FUTURE:
         refuse("time_too_far", "expires_at", because="more than 732 days ahead")
+
+
+def _check_test(body: dict[str, Any]) -> None:
+    """Row 18b."""
+    test = body.get("test")
+    if not isinstance(test, bool | None):
+        refuse("invalid_test", "test", because=f"true or false, not {kind(test)}")
 
 
 def _check_size(body: dict[str, Any], attached: int) -> None:

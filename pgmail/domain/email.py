@@ -90,6 +90,7 @@ class Email(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"sender": 
     expires_at: datetime | str | None = None
     on_limit: str | None = None
     idempotency_key: str | None = None
+    test: bool | None = None
 
     def to_body(self) -> dict[str, Any]:
         """Return the body as JSON has it: only str, int, float, bool, None, dict and list.

@@ -5,7 +5,7 @@ operation of a template that could be large says beforehand, or right after, how
 of a loop and each call looks at the clock. Two rules keep any single operation small:
 
 - a text has at most `max_chars` characters, and all texts made in one render at most `ALLOWANCE` times that;
-- a container built in a template weighs at most `MAX_NODES` (its members, theirs, and so on, each as often as
+- a container built in a template weighs at most `max_nodes` (its members, theirs, and so on, each as often as
 it is
   reached), so that printing, comparing or sorting it cannot explode, however it was nested.
 
@@ -24,7 +24,7 @@ from time import monotonic, thread_time
 from typing import Any
 
 MAX_NODES = 100_000
-"""Members, counted all the way down, of a container that a template makes."""
+"""Members, counted all the way down, of a container that a template makes, unless told otherwise."""
 MAX_BITS = 1024
 """Bits of an integer that a template calculates with."""
 MAX_WIDTH = 1_000
@@ -62,11 +62,13 @@ class Account:
         "look_at",
         "made",
         "max_chars",
+        "max_nodes",
         "seconds",
         "started",
     )
 
-    def __init__(self, seconds: float, max_chars: int) -> None:
+    def __init__(self, seconds: float, max_chars: int, max_nodes: int = MAX_NODES) -> None:
+        self.max_nodes = max_nodes
         self.seconds = seconds
         self.started = thread_time()
         self.deadline = monotonic() + seconds
@@ -145,8 +147,8 @@ _SMALL = frozenset({bool, int, float, type(None)})
 def weigh(value: Any) -> int:
     """Return the size of `value`: its characters and members all the way down; charge for finding out.
 
-    Raises `Stop` where a container is over `MAX_NODES`, nested over `MAX_DEPTH`, or its texts are too long in
-    sum.
+    Raises `Stop` where a container is over the `max_nodes` of the account, nested over `MAX_DEPTH`, or its
+    texts are too long in sum.
     """
     if type(value) in _SMALL:
         return 1
@@ -170,7 +172,7 @@ def weigh(value: Any) -> int:
                 break
         else:
             stack.pop()
-        if nodes > MAX_NODES or len(stack) > MAX_DEPTH or chars > current.max_chars:
+        if nodes > current.max_nodes or len(stack) > MAX_DEPTH or chars > current.max_chars:
             raise Stop("too_big", "a list or mapping is too large, or nested too deep")
     current.charge(nodes + chars)
     return nodes + chars
@@ -211,7 +213,8 @@ def width(value: Any, at_most: int = MAX_WIDTH) -> int:
 
 def listed(items: Iterable[Any]) -> list[Any]:
     """Return the members as a list, looking at the clock on each, refused if too many or too heavy."""
-    if isinstance(items, Sized) and len(items) > MAX_NODES:
+    most = account.get().max_nodes
+    if isinstance(items, Sized) and len(items) > most:
         raise Stop("too_big", f"a list of {len(items)} members")
     if isinstance(items, (list, tuple, range, str)):  # nothing runs while these are read
         made = list(items)
@@ -219,8 +222,8 @@ def listed(items: Iterable[Any]) -> list[Any]:
         made = []
         for item in Turns(items):
             made.append(item)
-            if len(made) > MAX_NODES:
-                raise Stop("too_big", f"a list of more than {MAX_NODES} members")
+            if len(made) > most:
+                raise Stop("too_big", f"a list of more than {most} members")
     weigh(made)
     return made
 

@@ -20,7 +20,6 @@ from markupsafe import EscapeFormatter, Markup
 
 from pgmail.render.bounds import (
     MAX_FORMAT,
-    MAX_NODES,
     MAX_WIDTH,
     Stop,
     account,
@@ -136,17 +135,18 @@ def replace(text: str, old: Any, new: Any, count: int | None = None) -> Any:
 def split(text: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:
     """`str.split` into at most `MAX_NODES` pieces."""
     charge(len(text))
-    most = MAX_NODES if maxsplit < 0 else min(maxsplit, MAX_NODES)
+    nodes = account.get().max_nodes
+    most = nodes if maxsplit < 0 else min(maxsplit, nodes)
     pieces = text.split(sep, most)
-    if most == MAX_NODES and len(pieces) > MAX_NODES:
-        raise Stop("too_big", f"a text split into more than {MAX_NODES} pieces")
+    if most == nodes and len(pieces) > nodes:
+        raise Stop("too_big", f"a text split into more than {nodes} pieces")
     return listed(pieces)
 
 
 def splitlines(text: str, keepends: bool = False) -> list[str]:
     """`str.splitlines` of a text that cannot have more than a list may hold."""
     charge(len(text))
-    if len(text) > 10 * MAX_NODES:
+    if len(text) > 10 * account.get().max_nodes:
         raise Stop("too_big", "a text too long to split into lines")
     return listed(text.splitlines(keepends))
 

@@ -56,6 +56,7 @@ def parse(sandbox: Sandbox, part: str, name: str | None, source: str) -> Page:
     if len(source) > MAX_SOURCE:
         raise fault("too_big", part, name, f"a template of more than {MAX_SOURCE} characters")
     try:
+        sandbox.meter.source(len(source))
         tree = sandbox.parse(source)
     except TemplateSyntaxError as error:
         raise fault("syntax", part, name, error.message or "bad syntax", error.lineno) from error
@@ -66,6 +67,22 @@ def parse(sandbox: Sandbox, part: str, name: str | None, source: str) -> Page:
     except ValueError as error:  # a number of more digits than Python reads
         raise fault("syntax", part, name, str(error)) from error
     return Page(name, tree, tuple(_check(sandbox, part, name, tree)))
+
+
+def measure(sandbox: Sandbox, part: str, source: str) -> None:
+    """Read a page's tokens and build nothing of them. Raises TemplateFault as `parse`, but for its grammar."""
+    if len(source) > MAX_SOURCE:
+        raise fault("too_big", part, None, f"a template of more than {MAX_SOURCE} characters")
+    try:
+        sandbox.meter.source(len(source))
+        for _ in sandbox.tokens(source):
+            pass
+    except TemplateSyntaxError as error:
+        raise fault("syntax", part, None, error.message or "bad syntax", error.lineno) from error
+    except Stop as error:
+        raise fault(error.kind, part, None, str(error)) from error
+    except ValueError as error:
+        raise fault("syntax", part, None, str(error)) from error
 
 
 def _check(sandbox: Sandbox, part: str, name: str | None, tree: nodes.Template) -> Iterator[Reference]:

@@ -29,7 +29,6 @@ from pgmail.render import methods
 from pgmail.render.bounds import (
     MAX_BITS,
     MAX_DEPTH,
-    MAX_NODES,
     Stop,
     Turns,
     account,
@@ -47,7 +46,42 @@ from pgmail.render.output import printed_html, printed_text, put
 from pgmail.render.words import words
 
 MAX_TOKENS = 15_000
-"""Tokens of one page, some thousand tags: compiling them takes up to a second."""
+"""Tokens of all pages of a bundle together, some thousand tags: compiling them takes up to a second."""
+
+MAX_SOURCES = 2_000_000
+"""Characters of all pages of a bundle together."""
+
+
+class Meter:
+    """What a bundle may still cost to compile, counted as its pages are read and before any is compiled.
+
+    Measured over fifty shapes of templates, a token costs 20 to 65 us of parsing and compiling, whatever it is, so
+    this bounds the time; nothing can stop Python's compiler once it runs.
+    """
+
+    __slots__ = ("chars", "left", "most")
+
+    def __init__(self, most: int = MAX_TOKENS, chars: int = MAX_SOURCES) -> None:
+        self.most = self.left = most
+        self.chars = chars
+
+    @property
+    def spent(self) -> bool:
+        """Whether more was read than may be."""
+        return self.left < 0 or self.chars < 0
+
+    def source(self, size: int) -> None:
+        """A page more, of so many characters. Raises `Stop`."""
+        self.chars -= size
+        if self.chars < 0:
+            raise Stop("too_big", "a template of too many characters, with what it reaches")
+
+    def token(self) -> None:
+        """One more. Raises `Stop`."""
+        self.left -= 1
+        if self.left < 0:
+            raise Stop("too_big", f"a template of more than {self.most} tokens, with what it reaches")
+
 
 _LOAD = 200  # what starting another template costs, in characters
 
@@ -73,6 +107,20 @@ class _Namespace(Namespace):
         return "<namespace>"
 
 
+class _Cycler(Cycler):
+    """Jinja's cycler, that does not print where in memory it is."""
+
+    def __repr__(self) -> str:
+        return "<cycler>"
+
+
+class _Joiner(Joiner):
+    """The same of its joiner."""
+
+    def __repr__(self) -> str:
+        return "<joiner>"
+
+
 class _Template(Template):
     """A template whose import gives a fresh module each time: no mail sees another's."""
 
@@ -94,8 +142,9 @@ def _range(*bounds: int) -> range:
         if isinstance(bound, int) and abs(bound) >= 1 << 60:
             raise Stop("too_big", "a bound of range() is too large")
     made = range(*bounds)
-    if len(made) > MAX_NODES:
-        raise Stop("too_big", f"range() of {len(made)} numbers; at most {MAX_NODES} are allowed")
+    most = account.get().max_nodes
+    if len(made) > most:
+        raise Stop("too_big", f"range() of {len(made)} numbers; at most {most} are allowed")
     return made
 
 
@@ -114,19 +163,19 @@ GLOBALS: dict[str, Any] = {
     "range": Allowed(_range),
     "dict": Allowed(_dict),
     "namespace": Allowed(_Namespace),
-    "cycler": Allowed(Cycler),
-    "joiner": Allowed(lambda sep=", ": Joiner(sep)),
+    "cycler": Allowed(_Cycler),
+    "joiner": Allowed(lambda sep=", ": _Joiner(sep)),
 }
 
 _ATTRIBUTES: dict[type, frozenset[str]] = {
     LoopContext: words("depth depth0 first index index0 last length nextitem previtem revindex revindex0"),
     BlockReference: frozenset({"name", "super"}),
     Macro: frozenset({"arguments", "caller", "catch_kwargs", "catch_varargs", "name"}),
-    Cycler: frozenset({"current"}),
+    _Cycler: frozenset({"current"}),
 }
 _METHODS: dict[type, frozenset[str]] = {
     LoopContext: frozenset({"changed", "cycle"}),
-    Cycler: frozenset({"next", "reset"}),
+    _Cycler: frozenset({"next", "reset"}),
 }
 _CALLABLE = (Allowed, Macro, BlockReference, LoopContext, Joiner)
 _NUMBERS = (int, float)
@@ -154,7 +203,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops: ClassVar[frozenset[str]] = frozenset(_OPERATORS)  # type: ignore[misc]
     concat = staticmethod(joined)
 
-    def __init__(self, *, html: bool, keep_trailing_newline: bool) -> None:
+    def __init__(self, *, html: bool, keep_trailing_newline: bool, meter: Meter | None = None) -> None:
+        self.meter = meter or Meter()
         super().__init__(
             autoescape=html,
             undefined=Missing,
@@ -178,12 +228,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         tokens = super()._tokenize(source, name, filename, state)
 
         def counted() -> Iterator[Token]:
-            for count, token in enumerate(tokens):
-                if count > MAX_TOKENS:
-                    raise Stop("too_big", f"a template of more than {MAX_TOKENS} tokens")
+            for token in tokens:
+                self.meter.token()
                 yield token
 
         return TokenStream(counted(), name, filename)
+
+    def tokens(self, source: str) -> Iterator[Token]:
+        """The tokens of a page, counted."""
+        return iter(self._tokenize(source, None))
 
     # -- other templates
 
@@ -320,7 +373,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             for some, times in ((left, right), (right, left)):
                 if isinstance(some, (str, list, tuple)) and isinstance(times, int) and times > 0:
                     current.room(weigh(some) * times)
-                    if not isinstance(some, str) and len(some) * times > MAX_NODES:
+                    if not isinstance(some, str) and len(some) * times > current.max_nodes:
                         raise Stop("too_big", f"a list of {len(some) * times} members")
         elif operator == "+":
             current.room(weigh(left) + weigh(right))

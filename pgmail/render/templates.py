@@ -23,11 +23,11 @@ from jinja2 import Template, TemplateNotFound, TemplateSyntaxError, UndefinedErr
 from jinja2.exceptions import SecurityError
 
 from pgmail.errors import TemplateFault
-from pgmail.render.bounds import Account, Stop, account, joined
+from pgmail.render.bounds import MAX_NODES, Account, Stop, account, joined
 from pgmail.render.needs import needs
 from pgmail.render.output import traced
-from pgmail.render.pages import Page, fault, is_literal, parse, reach
-from pgmail.render.sandbox import GLOBALS, Sandbox
+from pgmail.render.pages import Page, fault, is_literal, measure, parse, reach
+from pgmail.render.sandbox import GLOBALS, MAX_SOURCES, MAX_TOKENS, Meter, Sandbox
 from pgmail.render.textplan import Printed, TextPlans
 from pgmail.render.totext import text_from_html
 
@@ -36,6 +36,10 @@ SECONDS: Final = 0.25
 """How long one render of all parts may compute, unless told otherwise; waiting for a processor is free."""
 MAX_CHARS: Final = 5_000_000
 """How many characters one part may come to, unless told otherwise."""
+
+QUICK_TOKENS: Final = 1_500
+QUICK_SOURCE: Final = 150_000
+"""Tokens and characters of a template that are compiled while others wait: a tenth of a second at worst."""
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -88,6 +92,7 @@ class Compiled:
         *,
         seconds: float = SECONDS,
         max_chars: int = MAX_CHARS,
+        max_nodes: int = MAX_NODES,
         with_text: bool = False,
     ) -> Rendered:
         """Render all parts with `variables` (plain data, as JSON has it), within one budget for all of them.
@@ -96,7 +101,7 @@ class Compiled:
         what the HTML was. Raises TemplateFault.
         """
         names = {**GLOBALS, **variables}
-        token = account.set(Account(seconds, max_chars))
+        token = account.set(Account(seconds, max_chars, max_nodes))
         try:
             subject = _render("subject", self._subject, names)
             if subject is not None and not subject.isprintable() and _CONTROL.search(subject):
@@ -160,21 +165,27 @@ def _place(trace: TracebackType | None) -> tuple[str | None, int | None]:
     return name, line
 
 
-def compile_bundle(bundle: Bundle) -> Compiled:
-    """Compile the main template and what it reaches. Raises TemplateFault."""
-    subject, text, html = (_compile_part(part, bundle.main, bundle.others) for part in PARTS)
+def compile_bundle(
+    bundle: Bundle, *, most_tokens: int = MAX_TOKENS, most_source: int = MAX_SOURCES
+) -> Compiled:
+    """Compile the main template and what it reaches, if that is no more than so many tokens and characters.
+
+    Raises TemplateFault.
+    """
+    meter = Meter(most_tokens, most_source)
+    subject, text, html = (_compile_part(part, bundle.main, bundle.others, meter) for part in PARTS)
     # Room for how a missing text part is made from the HTML: several times what the template prints once.
     plans = 2 * html[2] if text[0] is None and isinstance(html[0], Template) else 0
     return Compiled(subject[0], text[0], html[0], 2_000 + subject[2] + text[2] + html[2] + plans, plans)
 
 
 def _compile_part(
-    part: str, main: Source, others: Mapping[str, Source]
+    part: str, main: Source, others: Mapping[str, Source], meter: Meter
 ) -> tuple[str | Template | None, dict[str | None, Page], int]:
     source: str | None = getattr(main, part)
     if source is None or is_literal(source):
         return source, {}, len(source or "")
-    sandbox = Sandbox(html=part == "html", keep_trailing_newline=part != "subject")
+    sandbox = Sandbox(html=part == "html", keep_trailing_newline=part != "subject", meter=meter)
     sources: dict[str, str | None] = {name: getattr(other, part) for name, other in others.items()}
     pages = reach(sandbox, part, source, sources)
     for name, page in pages.items():
@@ -198,18 +209,40 @@ def _compile(sandbox: Sandbox, part: str, page: Page) -> Template:
     return sandbox.template_class.from_code(sandbox, code, GLOBALS)
 
 
-def check_source(source: Source, others: Mapping[str, Source]) -> frozenset[str]:
+def check_source(
+    source: Source, others: Mapping[str, Source], *, meter: Meter | None = None
+) -> frozenset[str]:
     """Compile all of it and return the variables without which a render certainly fails.
 
     Raises TemplateFault for whatever compiling would. The names are those of all parts together, since all of
     them are rendered; see `needs` for what counts.
     """
     found: set[str] = set()
+    meter = meter or Meter()
     for part in PARTS:
-        _, pages, _ = _compile_part(part, source, others)
+        _, pages, _ = _compile_part(part, source, others, meter)
         if pages:
             found |= needs(pages)
     return frozenset(found)
+
+
+def check_between(source: Source) -> frozenset[str]:
+    """As `check_source`, between other requests, which wait meanwhile: what is large is counted and not compiled.
+
+    Of those nothing is known but that they are not too large for a worker, and none of their names is returned.
+    """
+    meter = Meter(QUICK_TOKENS, QUICK_SOURCE)
+    try:
+        return check_source(source, {}, meter=meter)
+    except TemplateFault:
+        if not meter.spent:
+            raise
+    meter = Meter()
+    for part in PARTS:
+        text: str | None = getattr(source, part)
+        if text is not None and not is_literal(text):
+            measure(Sandbox(html=part == "html", keep_trailing_newline=True, meter=meter), part, text)
+    return frozenset()
 
 
 def referenced(source: Source) -> frozenset[str]:

@@ -62,7 +62,12 @@ class Caller(NamedTuple):
 
     def settings(self) -> dict[str, str]:
         """Return the parameters of the query `act_as`."""
-        return {"tenant_id": str(self.tenant_id), "actor": self.actor, "key_id": str(self.key_id), "source": self.source}
+        return {
+            "tenant_id": str(self.tenant_id),
+            "actor": self.actor,
+            "key_id": str(self.key_id),
+            "source": self.source,
+        }
 
 
 class Valid(NamedTuple):

@@ -117,6 +117,12 @@ async def pauses(database: Database) -> list[PauseRow]:
     return [PauseRow(*row) for row in await database.many(_Q["pauses"])]
 
 
+async def site(database: Database, domain: str) -> str:
+    """The site of a domain: the group that it belongs to, or itself."""
+    row = await database.one(_Q["limit_name"], {"scope": "site", "name": domain})
+    return str(row.name) if row else domain
+
+
 async def weights(database: Database) -> dict[int, float]:
     """Each tenant's share beside others, by its id; 1 is usual."""
     return {row.id: row.weight for row in await database.many(_Q["weights"])}

@@ -31,14 +31,25 @@ class Presence(Loop):
     """Keeps one worker row alive, from `start` until `stop`."""
 
     def __init__(
-        self, database: Database, *, program: str, concurrency: int, beat_ms: int, silence_seconds: float
+        self,
+        database: Database,
+        *,
+        program: str,
+        concurrency: int,
+        beat_ms: int,
+        silence_seconds: float,
+        staging: str | None = None,
     ) -> None:
-        """`silence_seconds` is how long the rescuer waits before it declares a silent worker dead."""
+        """`silence_seconds` is how long the rescuer waits before it declares a silent worker dead.
+
+        `staging` is what this worker's settings make of mail, in words; it stands in its row.
+        """
         super().__init__("presence")
         self.epoch = 0
         self._database = database
         self._program = program
         self._concurrency = concurrency
+        self._staging = staging
         self._beat_seconds = beat_ms / 1000
         self._silence_seconds = silence_seconds
         self._beaten_at = 0.0
@@ -87,6 +98,7 @@ class Presence(Loop):
                         "pid": os.getpid(),
                         "program": self._program,
                         "concurrency": self._concurrency,
+                        "staging": self._staging,
                     },
                 )
             except DatabaseAway as error:

@@ -150,6 +150,7 @@ class MessageRow(msgspec.Struct, frozen=True):
     content: bytes
     scheduled_at: datetime | None = None
     key_id: int | None = None  # of what sealed it
+    test: bool = False  # it goes to the sandbox, and nowhere else
 
 
 async def claim_each(

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -45,6 +46,7 @@ class Render(msgspec.Struct, tag=True):
     parts: tuple[Part, ...]
     bundle: Bundle | None
     eightbit: bool
+    subject_prefix: str = ""
 
 
 class Deliver(msgspec.Struct, tag=True):
@@ -95,6 +97,10 @@ class Delivered(msgspec.Struct, tag=True):
 
 Order = Render | Deliver | Go
 Answer = Ready | Made | Faulty | Failed | Dot | Delivered
+NICENESS = 10  # what takes long takes the processor from no other mail
+MEMORY_BYTES = (
+    3 * 1024**3
+)  # of addresses, of which a process at rest has a tenth; one mail must not take the host
 KEPT_TEMPLATES, KEPT_BYTES = 20, 8 * 1024 * 1024
 _encode = msgspec.msgpack.Encoder().encode
 _read_order = msgspec.msgpack.Decoder(Order).decode
@@ -104,6 +110,10 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 def serve(make_transports: Callable[[], Mapping[str, Transport]]) -> None:
     """Be a process apart: render and deliver what comes on standard input until it ends."""
     die_with_parent(seconds=0, by=signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    with contextlib.suppress(ValueError, OSError):  # a lower limit holds already
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # its worker decides when it ends
     # Answers have the pipe for themselves: what else is printed goes where errors go.
@@ -141,6 +151,8 @@ async def _serve(
                 answer(await _deliver(order, make_transports(), orders, answer))
         except BrokenPipeError:
             return
+        except MemoryError:
+            answer(Faulty("too_big", "mail", "it takes more memory than one mail may", None))
         except Exception as error:  # noqa: BLE001 - the worker settles it, in these words
             answer(Failed(f"{type(error).__name__}: {error}"))
 
@@ -163,6 +175,7 @@ class Renderer:
                 # By what is in it: two tenants may have templates of one name.
                 digest = hashlib.blake2b(_encode(bundle), digest_size=16).digest()
                 message.compiled = self._compiled.get(digest, lambda: compile_bundle(bundle))
+            self._library.subject_prefix = order.subject_prefix
             made = self._library.wire_now(0, message, order.person, eightbit=order.eightbit)
         except TemplateFault as fault:
             return Faulty(fault.kind, fault.part, fault.message, fault.line)

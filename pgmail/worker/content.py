@@ -19,9 +19,22 @@ import structlog
 
 from pgmail.domain.mail import Mail, Mailbox, Part
 from pgmail.errors import KeyMissing, PgmailError, SealBroken, TemplateFault
+from pgmail.render.bounds import MAX_NODES
 from pgmail.render.cache import TemplateCache
 from pgmail.render.mime import Wire, assemble
-from pgmail.render.templates import Bundle, Compiled, Rendered, Source, compile_bundle, complete
+from pgmail.render.sandbox import MAX_SOURCES, MAX_TOKENS
+from pgmail.render.templates import (
+    MAX_CHARS,
+    QUICK_SOURCE,
+    QUICK_TOKENS,
+    SECONDS,
+    Bundle,
+    Compiled,
+    Rendered,
+    Source,
+    compile_bundle,
+    complete,
+)
 from pgmail.sealing.mail import open_attachment, open_content, open_variables
 from pgmail.seals import Opener
 from pgmail.store import work
@@ -33,6 +46,30 @@ _log = structlog.get_logger()
 CACHE_BYTES = 24 * 1024 * 1024
 CACHE_MESSAGES = 2000
 CACHE_BUNDLES = 200
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """What making one mail here may cost: tokens and characters that are compiled, a render's time and sizes.
+
+    `html` is the longest literal HTML, in characters, of which a text part is made here; None is any.
+    """
+
+    tokens: int = MAX_TOKENS
+    source: int = MAX_SOURCES
+    seconds: float = SECONDS
+    max_chars: int = MAX_CHARS
+    max_nodes: int = MAX_NODES
+    html: int | None = None
+
+    def compile(self, bundle: Bundle) -> Compiled:
+        """Compile a bundle within these bounds."""
+        return compile_bundle(bundle, most_tokens=self.tokens, most_source=self.source)
+
+
+QUICK = Bounds(
+    tokens=QUICK_TOKENS, source=QUICK_SOURCE, seconds=0.03, max_chars=150_000, max_nodes=5_000, html=300_000
+)
+"""Between other mail, which waits meanwhile. What needs more is made in a process apart, within `Bounds()`."""
 
 
 class Impossible(PgmailError):  # noqa: N818 - a state of affairs
@@ -102,12 +139,20 @@ class Library:
         database: Database,
         message_id_domain: str,
         templates: TemplateCache | None = None,
+        *,
         opener: Opener | None = None,
+        subject_prefix: str = "",
+        bounds: Bounds = Bounds(),  # noqa: B008 - frozen
     ) -> None:
-        """`opener` has the keys of sealed mail; without one it waits for a worker that has them."""
+        """`opener` has the keys of sealed mail; without one it waits for a worker that has them.
+
+        `subject_prefix` leads each subject, as a setting for staging wants it.
+        """
+        self._bounds = bounds
         self._database = database
         self._opener = opener
         self._domain = message_id_domain
+        self.subject_prefix = subject_prefix
         self._messages: OrderedDict[tuple[int, UUID], Message] = OrderedDict()
         self._bytes = 0
         self._templates = TemplateCache() if templates is None else templates
@@ -230,6 +275,9 @@ class Library:
         if message.parts is None:
             return None
         if message.row.template is None and content.variables is None and not person.variables:
+            most = self._bounds.html
+            if most is not None and content.text is None and len(content.html or "") > most:
+                raise TemplateFault("too_big", "html", "too long to make a text of between other mail")
             rendered = complete(Rendered(content.subject or "", content.text, content.html))
         else:
             compiled = message.compiled or self._known(tenant, message)
@@ -239,7 +287,13 @@ class Library:
             if person.variables:
                 own = _decode_variables(person.variables)
                 variables = {**variables, **own} if variables else own
-            rendered = compiled.render(variables or {}, with_text=True)
+            rendered = compiled.render(
+                variables or {},
+                seconds=self._bounds.seconds,
+                max_chars=self._bounds.max_chars,
+                max_nodes=self._bounds.max_nodes,
+                with_text=True,
+            )
         personal = message.personal
         wire = assemble(
             Mail(
@@ -249,7 +303,7 @@ class Library:
                 to=(Mailbox(person.rcpt, person.name),) if personal else content.to,
                 cc=content.cc,
                 reply_to=content.reply_to,
-                subject=rendered.subject or "",
+                subject=self.subject_prefix + (rendered.subject or ""),
                 text=rendered.text,
                 html=rendered.html,
                 headers=message.headers,
@@ -305,7 +359,10 @@ class Library:
             source = Source(content.subject, content.text, content.html)
             # Applications send one inline template with many variables: its text is its key.
             digest = hashlib.blake2b(msgspec.json.encode(source), digest_size=16).digest()
-            compiled = self._templates.get(("inline", digest), lambda: compile_bundle(Bundle(source, {})))
+            compiled = self._templates.get(
+                ("inline", digest),
+                lambda: self._bounds.compile(Bundle(source, {})),
+            )
             if row.recipients > 1:  # else it would outlive the cache for nothing
                 message.compiled = compiled
                 self._weigh(tenant, message)
@@ -315,7 +372,7 @@ class Library:
         if bundle is None:
             return None
         self._bundles.move_to_end(key)
-        return self._templates.get(key, lambda: compile_bundle(bundle))
+        return self._templates.get(key, lambda: self._bounds.compile(bundle))
 
     async def _fetch(self, tenant: int, name: str, version: int, subject: str | None) -> None:
         """Fetch the sources of a stored template."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from uuid import UUID
 
 import structlog
@@ -30,8 +31,9 @@ from pgmail.store.listen import Listener
 from pgmail.store.presence import Presence
 from pgmail.transport.base import Transport
 from pgmail.transport.relay import SmtpRelay
+from pgmail.transport.sandbox import SandboxTransport
 from pgmail.worker.claimer import Claimer
-from pgmail.worker.content import Library
+from pgmail.worker.content import QUICK, Bounds, Library
 from pgmail.worker.intents import Intents
 from pgmail.worker.limiter import Limiter
 from pgmail.worker.outbox import Outbox
@@ -41,6 +43,7 @@ from pgmail.worker.sender import Sender
 from pgmail.worker.settler import Settler
 from pgmail.worker.slots import Slots
 from pgmail.worker.slowing import Slowing
+from pgmail.worker.staging import Staging
 from pgmail.worker.ward import Ward
 
 _log = structlog.get_logger()
@@ -48,6 +51,8 @@ _log = structlog.get_logger()
 IDLE_SECONDS = (
     20.0  # after a burst each of the pool's connections but one is closed, so soon one after the other
 )
+
+HEAVY_AT_ONCE = 2  # mails that are made apart since they take long: processors that strangers may use
 
 MakeLeader = Callable[[Database, Presence], tuple[Service, Callable[[], bool]]]
 
@@ -66,6 +71,7 @@ async def run_worker(
 
     `ward` is where mail is made that a worker died with; it is closed at the end.
     """
+    staging = Staging.of(settings)
     witness = Witness("worker", settings.state_dir)
     database = Database(
         dsn,
@@ -83,6 +89,7 @@ async def run_worker(
         concurrency=concurrency,
         beat_ms=settings.beat_interval_ms,
         silence_seconds=settings.silence_seconds,
+        staging=staging.words(),
     )
 
     def may_begin() -> bool:
@@ -93,9 +100,17 @@ async def run_worker(
     for transport in transports.values():
         if isinstance(transport, SmtpRelay):
             transport.set_guard(may_begin)
-    relays = Relays(database, transports, outbox)
-    rules = Rules(database, relays, limiter, lambda: witness.clear)
-    library = Library(database, settings.message_id_domain, opener=Opener(database, keks.read(settings)))
+    sandbox = SandboxTransport(Path(settings.test_folder) if settings.test_folder else None)
+    relays = Relays(database, transports, outbox, sandbox)
+    rules = Rules(database, relays, limiter, lambda: witness.clear, receiver=staging.redirect_domain)
+    library = Library(
+        database,
+        settings.message_id_domain,
+        opener=Opener(database, keks.read(settings)),
+        subject_prefix=staging.subject_prefix,
+        # What takes longer is made apart, so that other mail need not wait; without a ward there is no apart.
+        bounds=Bounds() if ward is None else QUICK,
+    )
     leader, leading = make_leader(database, presence)
     # By a lambda: the claimer, which it wakes, is made with it in hand.
     listener = Listener(dsn, lambda: claimer.wake()) if settings.notify else None  # noqa: PLW0108
@@ -119,7 +134,8 @@ async def run_worker(
     sender = Sender(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
-        begin=intents.commit, ward=ward, slowing=Slowing(database),
+        begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
+        heavy_at_once=HEAVY_AT_ONCE,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
@@ -128,6 +144,8 @@ async def run_worker(
     await database.open()
     await beats.open()
     _log.info("worker.starts", concurrency=concurrency, relays=sorted(transports))
+    if staging:
+        _log.warning("worker.staging", does=staging.words())
     try:
         await run_all(parts, until=until, drain_seconds=settings.drain_seconds)
     finally:

@@ -30,6 +30,8 @@ from pgmail.store.database import Database
 from pgmail.store.work import StreamRow
 from pgmail.transport.base import Transport, ready
 from pgmail.transport.relay import SmtpRelay
+from pgmail.transport.sandbox import SandboxTransport
+from pgmail.worker.staging import TEST_RELAY
 
 if TYPE_CHECKING:
     from pgmail.worker.job import Job
@@ -47,7 +49,15 @@ RAMP_START, RAMP_DONE = 1, 100  # mails on the wire at once; after so many answe
 class Relays:
     """The transports of this process, by relay name, and whether each may be used now."""
 
-    def __init__(self, database: Database, transports: Mapping[str, Transport], outbox: Outbox) -> None:
+    def __init__(
+        self,
+        database: Database,
+        transports: Mapping[str, Transport],
+        outbox: Outbox,
+        sandbox: Transport | None = None,
+    ) -> None:
+        """`sandbox` takes test email: it has no circuit, no ramp and no row, and never refuses."""
+        self._sandbox = SandboxTransport() if sandbox is None else sandbox
         self._database, self._outbox = database, outbox
         self._transports = dict(transports)
         self._ramps: dict[str, Gate] = {}
@@ -63,10 +73,12 @@ class Relays:
 
     def get(self, name: str) -> Transport | None:
         """The transport of a relay, or None when this process has none by that name."""
-        return self._transports.get(name)
+        return self._sandbox if name == TEST_RELAY else self._transports.get(name)
 
     def blocked(self, name: str) -> bool:
         """Tell whether nothing should be claimed for this relay now."""
+        if name == TEST_RELAY:
+            return False
         circuit = self._circuits.get(name)
         if circuit is None or circuit.state != "closed":
             return True
@@ -154,6 +166,8 @@ class Relays:
 
     def well(self, name: str, verdict: Verdict) -> bool:
         """Take an answer in. Tell whether it changes nothing: the relay was known to be there, and is."""
+        if name == TEST_RELAY:
+            return True
         if self._ramps and verdict.code is not None and verdict.kind not in ("delay", "pause_relay"):
             self._grow(name)
         return (
@@ -232,7 +246,7 @@ class Relays:
 
     async def close(self) -> None:
         """Let go of all connections."""
-        for transport in self._transports.values():
+        for transport in (*self._transports.values(), self._sandbox):
             await transport.close()
 
 

@@ -19,6 +19,7 @@ from pgmail.store.work import StreamRow
 from pgmail.worker.lanes import Lane, LaneBook
 from pgmail.worker.limiter import Limiter
 from pgmail.worker.relays import Relays
+from pgmail.worker.staging import TEST_RELAY, TEST_SITE
 
 LEARN_SECONDS = 1.0
 FREED_AT_ONCE = 200  # lanes of an exhausted limit that look again when a token comes
@@ -49,9 +50,19 @@ class Rules:
     """Streams, pauses, limits and weights. `learn` raises DatabaseAway."""
 
     def __init__(
-        self, database: Database, relays: Relays, limiter: Limiter, clear: Callable[[], bool] = lambda: True
+        self,
+        database: Database,
+        relays: Relays,
+        limiter: Limiter,
+        clear: Callable[[], bool] = lambda: True,
+        *,
+        receiver: str = "",
     ) -> None:
-        """`clear` tells whether the database was found whole, so that its mail may be sent."""
+        """`clear` tells whether the database was found whole, so that its mail may be sent.
+
+        `receiver` is the domain that all mail goes to, if a setting redirects it: its limits count.
+        """
+        self._receiver = receiver
         self._database, self._relays, self._limiter, self._clear = database, relays, limiter, clear
         self._streams: dict[tuple[int, str], StreamRow] = {}
         self._pauses: list[PauseRow] = []
@@ -67,6 +78,8 @@ class Rules:
         self._streams = {(row.tenant, row.name): row for row in await work.streams(self._database)}
         self._pauses = await limit_store.pauses(self._database)
         self._limiter.learn(await limit_store.limits(self._database))
+        if self._receiver:
+            self._limiter.receiver = await limit_store.site(self._database, self._receiver)
         self.weights = await limit_store.weights(self._database)
         await self._relays.learn()
         self._learned_at = at
@@ -99,6 +112,8 @@ class Rules:
 
     def relay(self, lane: Lane) -> str | None:
         """Who carries the lane's next mail; None while no relay can be used."""
+        if lane.site == TEST_SITE:
+            return TEST_RELAY
         return self._relays.pick(self.stream(lane.tenant, lane.stream))
 
     def stopped(self, lane: Lane) -> Hashable | None:

@@ -11,9 +11,11 @@ import logging
 import random
 import time
 import traceback
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -32,6 +34,7 @@ from pgmail.worker.job import Delay, Job
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
 from pgmail.worker.slowing import Slowing
+from pgmail.worker.staging import NONE, NOT_ALLOWED, TEST_RELAY, Staging
 from pgmail.worker.ward import Crashed, Ward, WardAway
 
 _log = structlog.get_logger()
@@ -48,6 +51,9 @@ KEPT_BYTES = 64 * 1024 * 1024  # of mail that was made and missed its moment; on
 UNCOMMITTED_SECONDS = 0.1, 5.0  # a mail waits whose intent the database did not take
 UNCOMMITTED_TOLD = 1.0  # seconds that this has lasted, when the mail tells of it
 KEY_SECONDS = 60.0  # a sealed mail waits whose key is not in this worker
+HEAVY = frozenset({"too_slow", "too_big"})  # faults of a template that a process apart may not find
+KNOWN_HEAVY = 10_000
+HEAVY_WAIT = 10.0  # seconds, for a place
 WARD_SECONDS = 5.0  # a mail waits when no process apart can be started
 
 
@@ -68,13 +74,16 @@ class Sender:
         begin: Begin | None = None,
         ward: Ward | None = None,
         slowing: Slowing | None = None,
+        staging: Staging = NONE,
+        heavy_at_once: int = 1,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
         `present` is the database's time: what expires, and how old a mail is, must not hang on this machine's clock.
         `lapsed` takes mail back that missed the moment its tokens were for. `begin` commits the intent to send a
         lease to a relay, or raises Withheld; without it, mail that needs one is not sent. `ward` is where mail is
-        made that a worker died with; without one it is made here, as any other.
+        made that a worker died with, or that is too heavy to be made between others, of these `heavy_at_once`; without
+        one it is made here, as any other. `delay` puts off what finds no room there.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
@@ -84,7 +93,9 @@ class Sender:
         self._kept: WeakKeyDictionary[Job, Wire] = WeakKeyDictionary()
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
         self.withheld = 0  # mails whose end of data was not sent, at our own wish
-        self._slowing = slowing
+        self._slowing, self._staging = slowing, staging
+        self._heavy_at_once, self._heavy = heavy_at_once, 0
+        self._known_heavy: OrderedDict[UUID, None] = OrderedDict()  # messages: not tried here again
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -99,6 +110,16 @@ class Sender:
             return
         if job.person.suppressed is not None:
             self._settle(job, "suppressed", reason=job.person.suppressed)
+            return
+        test = job.relay == TEST_RELAY
+        if job.message.row.test is not test:
+            # It cannot be: a test has lanes of its own. Whichever of the two is wrong, nobody gets it unasked.
+            _log.error("mail.misrouted", id=str(lease.id), message=str(lease.message_id), test=not test)
+            why = "its lane and its message differ on whether it is a test"
+            self._settle(job, "held", reason=why, error="this is a fault of pgmail, please report it")
+            return
+        if not test and self._staging.refuses(job.person.address):
+            self._settle(job, "suppressed", reason=NOT_ALLOWED, error="PGMAIL_ALLOWED_RECIPIENTS")
             return
         if lease.expires_at is not None and lease.expires_at <= self._present():
             self._settle(job, "expired", reason="expires_at passed before it was sent")
@@ -140,13 +161,16 @@ class Sender:
         """Hand it over; None where it was given back, waits for its next moment, or was settled."""
         lease = job.lease
         assert job.message is not None and job.person is not None  # noqa: S101, PT018 - looked at by `send`
-        rcpt = job.person.rcpt
+        rcpt, body, redirect = job.person.rcpt, wire.body, self._staging.redirect_to
+        if redirect and job.relay != TEST_RELAY:
+            body, rcpt = self._staging.body(rcpt, body), redirect
         envelope = Envelope(
-            sender=job.message.content.sender.address, recipient=rcpt, body=wire.body,
+            sender=job.message.content.sender.address, recipient=rcpt, body=body,
             smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
             not_after=job.until or None,
         )  # fmt: skip
-        ward = self._ward if lease.rescues >= SENT_APART else None
+        # The sandbox sends nothing: there is no remote side that could crash anyone.
+        ward = self._ward if lease.rescues >= SENT_APART and job.relay != TEST_RELAY else None
         # A transport apart knows nothing of this worker: it always asks.
         intent = (
             _Intent(self._begun, self._fresh, lease, job.relay) if lease.vowed or ward is not None else None
@@ -272,9 +296,19 @@ class Sender:
                 # died with; all others of a mailing need not go by a few processes because of these.
                 job.message.clear()
                 return apart
-            wire = self._library.wire_now(lease.tenant, job.message, job.person, eightbit=eightbit)
-            if wire is None:
-                wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
+            if self._ward is not None and lease.message_id in self._known_heavy:
+                return await self._wire_heavy(self._ward, job, eightbit=eightbit)
+            try:
+                wire = self._library.wire_now(lease.tenant, job.message, job.person, eightbit=eightbit)
+                if wire is None:
+                    wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
+            except TemplateFault as fault:
+                if self._ward is None or fault.kind not in HEAVY:
+                    raise
+                self._known_heavy[lease.message_id] = None
+                if len(self._known_heavy) > KNOWN_HEAVY:
+                    self._known_heavy.popitem(last=False)
+                return await self._wire_heavy(self._ward, job, eightbit=eightbit)
         except (TemplateFault, Impossible) as fault:
             # The words of a template's fault may hold a variable's value, which belongs to the mail, not to a log; and
             # where the mail is sealed, not to the record either.
@@ -310,13 +344,38 @@ class Sender:
             return None
         return wire
 
+    async def _wire_heavy(self, ward: Ward, job: Job, *, eightbit: bool) -> Wire | None:
+        """Make a mail apart that takes long; None where too many are being made, and this one waits.
+
+        Each has a slot meanwhile. Were all of them there, other mail would wait for what strangers write.
+        """
+        if self._heavy < self._heavy_at_once:
+            self._heavy += 1
+            try:
+                return await self._wire_apart(ward, job, eightbit=eightbit)
+            finally:
+                self._heavy -= 1
+        # The more there are the longer each waits: a place comes free some times a second.
+        seconds = random.uniform(0.5, 1) * (HEAVY_WAIT + len(self._known_heavy) / 4)  # noqa: S311 - to spread them
+        why = "its template takes long, and so do others: it waits its turn"
+        await self._give_back(job.lease, Delay(why, seconds))
+        return None
+
     async def _wire_apart(self, ward: Ward, job: Job, *, eightbit: bool) -> Wire:
         """Make a suspect's bytes in a process apart. Raises as `Ward.render`."""
         message, person = job.message, job.person
         assert message is not None and person is not None  # noqa: S101, PT018 - looked at by `send`
         bundle = await self._library.sources(job.lease.tenant, message)
         return await ward.render(
-            Render(message.row, message.domain, person, message.parts or (), bundle, eightbit)
+            Render(
+                message.row,
+                message.domain,
+                person,
+                message.parts or (),
+                bundle,
+                eightbit,
+                self._library.subject_prefix,
+            )
         )
 
     def _crashed(self, job: Job, crashed: Crashed, at: str, **facts: Any) -> None:
@@ -346,7 +405,7 @@ class Sender:
         verdict = decide(result)
         facts: dict[str, Any] = {
             "relay": relay, "code": verdict.code, "enhanced": verdict.enhanced, "reply": verdict.reply,
-            "error": verdict.error, "phase": result.phase.value, "remote_host": result.remote_host,
+            "error": verdict.error or self._note(job), "phase": result.phase.value, "remote_host": result.remote_host,
             "tls": result.tls, "ms": result.ms,
         }  # fmt: skip
         outcome = self._outcome(job, verdict, facts)
@@ -363,7 +422,8 @@ class Sender:
             self._settler.add(lease.tenant, outcome)
         try:
             if self._slowing is not None and (verdict.slow or verdict.alert):
-                await self._slowing.learn(lease.tenant, job.lane.site, relay, verdict)
+                site = self._staging.redirect_domain or job.lane.site  # who answered
+                await self._slowing.learn(lease.tenant, site, relay, verdict)
             # Before the lease goes back, or the mail is claimed for the same relay again.
             if not self._relays.well(relay, verdict):
                 await self._relays.record(relay, verdict)
@@ -375,6 +435,10 @@ class Sender:
                     lease, f"relay {relay}: {verdict.reason}" + (f": {said}" if said else "")
                 )
 
+    def _note(self, job: Job) -> str | None:
+        """What its events say of where it went, if that is not to its recipient."""
+        return "a test: not sent" if job.relay == TEST_RELAY else self._staging.note()
+
     def _outcome(self, job: Job, verdict: Verdict, facts: dict[str, Any]) -> Settlement | None:
         """The settlement that a verdict asks for; None to give the lease back."""
         match verdict.kind:
@@ -382,11 +446,16 @@ class Sender:
                 return job.settlement("sent", **facts)
             case "bounce":
                 # Never their own address: who writes from it would not get the copy of a mail to himself any more.
+                # Nor one that a redirect spared: it was another that bounced.
+                spared = self._staging.redirect_to != ""
                 own = job.message is not None and job.person is not None and (
                     job.person.address == job.message.content.sender.address.lower()
                 )  # fmt: skip
                 return job.settlement(
-                    "bounced", reason=verdict.reason, suppress=verdict.suppress and not own, **facts
+                    "bounced",
+                    reason=verdict.reason,
+                    suppress=verdict.suppress and not (own or spared),
+                    **facts,
                 )
             case "in_doubt" if job.stream.on_doubt == "hold":
                 why = "in doubt: the reply to the end of data was lost"

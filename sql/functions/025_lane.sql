@@ -3,6 +3,12 @@ create or replace function pgmail.lane_id(p_tenant integer, p_stream text, p_pri
 language sql immutable parallel safe
 as $$ select hashtextextended(p_tenant || '/' || p_stream || '/' || p_priority || '/' || p_site, 0) $$;
 
+-- The site of all test email, so that it has lanes of its own: none of its mail waits for a real receiver or costs one
+-- anything, and a worker sees by the lane that it goes to the sandbox. No domain has a colon, and site_domain refuses it.
+create or replace function pgmail.test_site() returns text
+language sql immutable parallel safe
+as $$ select 'test:' $$;
+
 -- Folds what send appended into active lanes. Any worker may; two at once share the rows.
 create or replace function pgmail.fold_touches_v1() returns integer
 language plpgsql security definer set search_path = pgmail, pg_temp

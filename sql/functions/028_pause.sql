@@ -120,6 +120,8 @@ begin
     return;
   end if;
 
+  if p_site = pgmail.test_site() then return; end if;   -- no relay takes test email, and no limit counts it
+
   select coalesce(s.relays, array[s.relay]) into relays_ from pgmail.stream s where s.tenant_id = t and s.name = p_stream;
   relays_ := coalesce(relays_, array['default']);
   select array_agg(n.name order by n.i) filter (where coalesce(y.state, 'up') = 'up') as up, min(n.name) as name,

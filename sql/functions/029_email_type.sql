@@ -40,3 +40,10 @@ do $do$ begin
     alter type pgmail.email add attribute message_id uuid, add attribute seal_key integer;
   end if;
 end $do$;
+
+-- Whether it is a test: recorded as any other, delivered to the sandbox only.
+do $do$ begin
+  if not exists (select 1 from pg_attribute where attrelid = 'pgmail.email'::regclass and attname = 'test' and not attisdropped) then
+    alter type pgmail.email add attribute test boolean;
+  end if;
+end $do$;

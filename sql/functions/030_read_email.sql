@@ -75,11 +75,11 @@ begin
   end if;
   if b - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers',
                'attachments','tags','metadata','stream','priority','scheduled_at','expires_at','on_limit',
-               'idempotency_key'] <> '{}' then
+               'idempotency_key','test'] <> '{}' then
     select min(x collate "C") into k from jsonb_object_keys(b) x
      where x <> all (array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables',
                            'headers','attachments','tags','metadata','stream','priority','scheduled_at','expires_at',
-                           'on_limit','idempotency_key']);
+                           'on_limit','idempotency_key','test']);
     return pgmail.faulty('unknown_key', '/' || pgmail.pointer(k), format('no such key: %s', left(k, 80)));
   end if;
   b := pgmail.without_nulls(b);
@@ -321,6 +321,12 @@ begin
     e.idempotency_key := b->>'idempotency_key';
     e.body_hash := pgmail.body_hash(b);
   end if;
+
+  -- 18b: test
+  if b ? 'test' and jsonb_typeof(b->'test') <> 'boolean' then
+    return pgmail.faulty('invalid_test', '/test', 'must be true or false');
+  end if;
+  e.test := coalesce(b->'test' = 'true', false);
 
   -- 19: size. read_extras left the attachments' part in size_bytes.
   bytes := coalesce(e.size_bytes, 0)::bigint + coalesce(octet_length(sub), 0) + coalesce(octet_length(txt), 0) + coalesce(octet_length(htm), 0);

@@ -100,11 +100,11 @@ declare
 begin
   -- A key that nobody knows is a fault though it be null; the others are as if absent then.
   if p_body - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers','attachments',
-       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key'] <> '{}' then
+       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key','test'] <> '{}' then
     return null;
   end if;
   b := pgmail.without_nulls(p_body); t := b->'template'; shared := b->'variables';
-  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata'];
+  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata', 'test'];
   if o.texts - array['subject', 'text', 'html'] <> '{}' then return null; end if;
   if shared is not null and jsonb_typeof(shared) <> 'object' then return null; end if;
   if t is not null then
@@ -124,7 +124,7 @@ begin
     if not shared ?& required then o.missing := array(select r from unnest(required) r where not shared ? r); end if;
   end if;
   o.stream := coalesce(b->>'stream', 'transactional');
-  if jsonb_typeof(b->'stream') <> 'string' then return null; end if;
+  if jsonb_typeof(b->'stream') <> 'string' or jsonb_typeof(b->'test') <> 'boolean' then return null; end if;
   o.on_limit := coalesce(b->>'on_limit', 'delay');
   if o.on_limit not in ('delay', 'hold', 'error') then return null; end if;
   if b ? 'priority' then
@@ -164,7 +164,7 @@ begin
   e.sender := p.address; from_name := p.name;
   head := '{"from": ' || pgmail.shown(coalesce(p.rcpt, p.address), p.name);
 
-  e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay';
+  e.stream := 'transactional'; e.mode := 'envelope'; e.on_limit := 'delay'; e.test := false;
   if p_body - array['from', 'to', 'subject', 'text', 'html'] = '{}' then
     texts := jsonb_strip_nulls(p_body - array['from', 'to']);
   else
@@ -172,6 +172,7 @@ begin
     if o.mode is null then return null; end if;
     e.stream := o.stream; e.priority := o.priority; e.mode := o.mode; e.template := o.template; e.template_version := o.template_version;
     e.metadata := o.metadata; e.on_limit := o.on_limit; e.idempotency_key := o.idempotency_key; e.body_hash := o.body_hash;
+    e.test := coalesce(p_body->'test' = 'true', false);
     texts := o.texts;
   end if;
 

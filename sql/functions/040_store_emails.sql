@@ -122,10 +122,10 @@ begin
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
-    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id, api_key)
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id, api_key, test)
   select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, (e).content, (e).seal_key, (select pgmail.current_key())
+    (e).idempotency_key, (e).content, (e).seal_key, (select pgmail.current_key()), (e).test
   from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
   if attached then
@@ -144,7 +144,7 @@ begin
   end if;
 
   with people as (
-    select id as message_id, (e).stream as stream, (e).priority as priority, (e).due_at as due_at, (e).expires_at as expires_at, (e).on_limit as on_limit,
+    select id as message_id, (e).test as test, (e).stream as stream, (e).priority as priority, (e).due_at as due_at, (e).expires_at as expires_at, (e).on_limit as on_limit,
       -- mail for later meets the limit then, unless its sender wants to be asked
       (kind is not null and ((e).on_limit = 'hold' or coalesce((e).due_at, now_) < until)) or (suspended is not null and (e).on_limit = 'hold') as is_full,
       -- strewn, or all that waited would come at once
@@ -157,7 +157,7 @@ begin
     select pgmail.uuid7() as id, x.*, pgmail.lane_id(p_tenant, x.stream, x.priority, x.site) as lane, u.reason as suppressed, u.source
     from (
       select m.message_id, m.stream, m.priority, m.due_at, m.expires_at, m.on_limit, m.is_full, m.later_at, m.limit_said, m.key_id, m.position, (m.p).role, (m.p).address,
-        (m.p).rcpt, (m.p).name, (m.p).variables, coalesce(s.site, (m.p).domain) as site
+        (m.p).rcpt, (m.p).name, (m.p).variables, case when m.test then pgmail.test_site() else coalesce(s.site, (m.p).domain) end as site
       from people m left join pgmail.site_domain s on s.domain = (m.p).domain offset 0) x
     left join lateral (
       select y.reason, y.source from pgmail.suppression y

@@ -33,7 +33,7 @@ begin
         exists (select from pgmail.door d where d.tenant_id = t and d.stream in ('', e.stream) and d.until > now_ and d.priority <= e.priority)
       into site_, lane_, active_, gone, asleep_, closed_
       from (select site, pgmail.lane_id(t, e.stream, e.priority, site) as lane
-            from (select coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) as site offset 0) x offset 0) y;
+            from (select case when e.test then pgmail.test_site() else coalesce((select d.site from pgmail.site_domain d where d.domain = p.domain), p.domain) end as site offset 0) x offset 0) y;
     if not (gone or closed_) then
       message_ := pgmail.uuid7(); recipient_ := pgmail.uuid7();
       if e.idempotency_key is not null then
@@ -61,9 +61,9 @@ begin
         values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0))
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
-        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key)
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test)
       values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
-        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_);
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_, e.test);
       if asleep_ then perform pgmail.wake(); end if;
       return message_;
     end if;

@@ -4,7 +4,7 @@
 -- most. A HOT update: it writes no column that an index names. MATERIALIZED and the array keep LIMIT honest with
 -- SKIP LOCKED. Lanes with p_traced get an email.sending event a row. A worker that was declared dead gets nothing.
 -- With p_holds[i] the worker vows to commit its intent (begin_v1) before it sends a mail of lane i; `vowed` repeats it.
-create or replace function pgmail.claim_v2(
+create or replace function pgmail.claim_v3(
   p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamptz[], p_after uuid[], p_limits integer[],
   p_traced boolean[], p_holds boolean[]
 ) returns table (id uuid, message_id uuid, lane bigint, due_at timestamptz, claims integer, attempts smallint,
@@ -51,6 +51,22 @@ begin
   select u.id, u.message_id, u.lane, u.due_at, u.claims, u.attempts, u.rescues, u.expires_at, u.tried_since, u.vowed
   from u order by u.due_at, u.id;
 end
+$$;
+
+-- The same as workers of 0.3 call it, which know no test email and would send it: they do not get its lanes.
+create or replace function pgmail.claim_v2(
+  p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamptz[], p_after uuid[], p_limits integer[],
+  p_traced boolean[], p_holds boolean[]
+) returns table (id uuid, message_id uuid, lane bigint, due_at timestamptz, claims integer, attempts smallint,
+                 rescues smallint, expires_at timestamptz, tried_since timestamptz, vowed boolean)
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  select c.* from (
+    select array_agg(lane order by n) as lanes, array_agg(due order by n) as due, array_agg(after order by n) as after,
+      array_agg(most order by n) as most, array_agg(traced order by n) as traced, array_agg(holds order by n) as holds
+    from unnest(p_lanes, p_due, p_after, p_limits, p_traced, p_holds) with ordinality u(lane, due, after, most, traced, holds, n)
+    where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = u.lane and l.site = pgmail.test_site())) x
+  cross join lateral pgmail.claim_v3(p_tenant, p_epoch, x.lanes, x.due, x.after, x.most, x.traced, x.holds) c
 $$;
 
 -- The same as workers of before call it, which make no vow: after a crash all that they held is in doubt.
@@ -137,8 +153,9 @@ begin
 end
 $$;
 
--- Gives leases back untried and lets them wait, each with the reason told once an hour: for what stands in the way of the mail
--- itself, as a key that this worker lacks. Released without a wait it would be claimed and given back all the time.
+-- Gives leases back untried and lets them wait, an hour at most, each with the reason told once an hour: for what stands in the
+-- way of the mail itself, as a key that this worker lacks or room for a heavy template. Released without a wait it would be
+-- claimed and given back all the time. A delay, that spends no attempt. Answers the ids given back.
 create or replace function pgmail.postpone_v1(
   p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_seconds double precision, p_reason text
 ) returns setof uuid
@@ -152,7 +169,7 @@ begin
     order by q.id for update of q skip locked
   ), freed as (
     update pgmail.queue q set leased_by = null, leased_at = null, later = true, wait = 'delayed',
-      due_at = now_ + p_seconds * interval '1 second'
+      due_at = now_ + least(greatest(p_seconds, 1), 3600) * interval '1 second'
     where q.tenant_id = p_tenant and q.id = any (array(select locked.id from locked))
     returning q.id, q.message_id
   )

@@ -6,6 +6,15 @@ as $$
   insert into pgmail.worker (host, pid, program, concurrency) values (p_host, p_pid, p_program, p_concurrency) returning epoch
 $$;
 
+-- staging: what its settings make of mail, in words (ops/docs/staging.md); null where they leave it alone.
+create or replace function pgmail.worker_start_v2(p_host text, p_pid integer, p_program text, p_concurrency integer, p_staging text)
+returns bigint
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  insert into pgmail.worker (host, pid, program, concurrency, staging)
+  values (p_host, p_pid, p_program, p_concurrency, p_staging) returning epoch
+$$;
+
 -- One beat: liveness, and whether it wants to be woken. False: declared dead; it must start over as a new worker.
 create or replace function pgmail.worker_beat_v1(p_epoch bigint, p_state text, p_asleep boolean) returns boolean
 language plpgsql volatile security definer set search_path = pgmail, pg_temp

@@ -81,7 +81,8 @@ begin
   select x.id, m, x.address, x.role, pgmail.phase_of(x.s), x.s, coalesce(x.o_attempts, x.d_attempts, x.q_attempts),
     nullif(x.q_due, 'infinity'), coalesce(x.o_at, x.d_at, x.leased_at, x.last_at, pgmail.uuid_time(x.id)),
     coalesce(x.o_code, x.d_code, x.last_code), coalesce(x.o_enhanced, x.d_enhanced, x.last_enhanced),
-    coalesce(x.o_reply, x.d_reply, x.last_reply), coalesce(x.o_reason, x.d_reason, x.hold_reason)
+    coalesce(x.o_reply, x.d_reply, x.last_reply), coalesce(x.o_reason, x.d_reason, x.hold_reason,
+      case when (select g.test from pgmail.message g where g.tenant_id = t and g.id = m) then 'a test email: it goes to the sandbox only' end)
   from (
     select r.id, r.position, r.address, r.role, o.attempts as o_attempts, d.attempts as d_attempts, q.attempts as q_attempts,
       q.due_at as q_due, q.leased_at, o.at as o_at, d.died_at as d_at, o.code as o_code, d.code as d_code,
@@ -127,7 +128,7 @@ begin
     union all
     select g.created_at, case when g.scheduled_at is null then 'email.queued' else 'email.scheduled' end, i,
       null, null, null, null, null, null, null, null, null, null,
-      concat_ws(', ', 'by ' || g.created_by, 'stream ' || g.stream,
+      concat_ws(', ', case when g.test then 'a test, for the sandbox only' end, 'by ' || g.created_by, 'stream ' || g.stream,
         'template ' || g.template || ' v' || g.template_version,
         'for ' || to_char(g.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), i
     from pgmail.message g, unnest(ids) i where g.tenant_id = t and g.id = m
@@ -190,14 +191,16 @@ begin
         w := case when s.code is null and s.reason is not null then format('counts as sent since %s: %s', s.changed_at, s.reason)
                   else format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply)) end;
       when 'bounced' then w := format('bounced at %s: the remote side answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
-      when 'suppressed' then w := format('was not sent: the address is suppressed (%s)', s.reason);
+      when 'suppressed' then
+        w := case when s.reason like 'not in the allow-list%' then format('was not sent: it is %s', s.reason)
+                  else format('was not sent: the address is suppressed (%s)', s.reason) end;
       when 'expired' then w := format('expired at %s: %s', s.changed_at, s.reason);
       when 'cancelled' then w := format('was cancelled at %s%s', s.changed_at, coalesce(' (' || s.reason || ')', ''));
       when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', s.changed_at, s.attempts,
           s.reason, coalesce('; last reply ' || nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), ''));
       else w := 'has no state: this is a fault of pgmail, please report it';
     end case;
-    words := words || (s.address || ' ' || w);
+    words := words || (s.address || ' ' || case when m.test then '(a test email, for the sandbox only) ' else '' end || w);
   end loop;
   return array_to_string(words, E'\n');
 end

@@ -108,6 +108,40 @@ alter table pgmail.tally drop column bytes;
 -- end of quotas
 
 ------------------------------------------------------------------------------------------------ test mail
+-- Programs of before would send test email: what of it waits is cancelled for good, and told.
+with gone as (
+  delete from pgmail.queue q using pgmail.message m, pgmail.recipient r
+  where m.tenant_id = q.tenant_id and m.id = q.message_id and m.test and r.tenant_id = q.tenant_id and r.id = q.id
+  returning q.tenant_id, q.id, q.message_id, m.stream, r.site
+), outcomes as (
+  insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, reason)
+  select tenant_id, id, message_id, 'cancelled', pgmail.now(), stream, site, 'a test email, which the older program would send' from gone
+), told as (
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, at, site, detail)
+  select tenant_id, id, message_id, 'email.cancelled', pgmail.now(), site, 'a test email, which the older program would send' from gone
+)
+insert into pgmail.tally (tenant_id, stream, kind, n, at)
+select tenant_id, stream, 'cancelled', count(*), pgmail.now() from gone group by tenant_id, stream;
+with gone as (
+  delete from pgmail.dead_letter d using pgmail.message m where m.tenant_id = d.tenant_id and m.id = d.message_id and m.test
+  returning d.tenant_id, d.recipient_id, d.message_id, d.stream, d.site, d.attempts
+), outcomes as (
+  insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
+  select tenant_id, recipient_id, message_id, 'cancelled', pgmail.now(), stream, site, attempts, 'a test email, which the older program would send' from gone
+), told as (
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, at, site, detail)
+  select tenant_id, recipient_id, message_id, 'email.cancelled', pgmail.now(), site, 'a test email, which the older program would send' from gone
+)
+insert into pgmail.tally (tenant_id, stream, kind, n, at)
+select g.tenant_id, g.stream, k.kind, k.sign * count(*), pgmail.now()
+from gone g, (values ('dead', -1), ('cancelled', 1)) k(kind, sign) group by g.tenant_id, g.stream, k.kind, k.sign;
+drop function if exists pgmail.claim_v3(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]);
+drop function if exists pgmail.worker_start_v2(text, integer, text, integer, text);
+drop function if exists pgmail.test_site();
+alter type pgmail.email drop attribute if exists test;
+alter table pgmail.worker drop column staging;
+alter table pgmail.site_domain drop constraint site_domain_site_check;
+alter table pgmail.message drop column test;
 
 -- end of test mail
 

@@ -148,6 +148,12 @@ from pgmail.tally_total where kind = 'enqueued' group by tenant_id;
 -- end of quotas
 
 ------------------------------------------------------------------------------------------------ test mail
+-- A test email goes through all states and to the sandbox only. Its lanes are its own: their site is no domain, and no
+-- domain may be mapped to it.
+alter table pgmail.message add column test boolean not null default false;
+alter table pgmail.site_domain add constraint site_domain_site_check check (site <> 'test:');
+-- What a worker's settings make of mail (redirect, allow-list, prefix), in words; null: nothing. For people to compare.
+alter table pgmail.worker add column staging text;
 
 -- end of test mail
 

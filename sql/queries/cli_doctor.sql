@@ -24,7 +24,7 @@ select r.content_days, r.record_days, r.overdue, r.kept from pgmail.retention_st
 
 -- name: workers :many
 -- Each process that beats, and how long ago it last did.
-select w.epoch, w.host, w.pid, w.program, w.concurrency, w.state, w.started_at,
+select w.epoch, w.host, w.pid, w.program, w.concurrency, w.state, w.started_at, w.staging,
        extract(epoch from clock_timestamp() - w.beat_at)::float8 as silent_seconds
 from pgmail.worker w order by w.epoch;
 

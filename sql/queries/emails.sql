@@ -41,7 +41,7 @@ order by r.position;
 -- name: message :one
 -- An email as it was handed over. Of content that is sealed (`key_id`) only the lists of people stand open.
 select m.id, m.created_at, m.stream, m.priority, m.mode, m.sender, m.recipients, m.scheduled_at, m.expires_at, m.template,
-       m.template_version, m.size_bytes, m.tags, m.metadata, m.replay_of,
+       m.template_version, m.size_bytes, m.tags, m.metadata, m.replay_of, m.test,
        m.content, m.key_id
 from pgmail.message m
 where m.tenant_id = (select pgmail.current_tenant()) and m.id = %(id)s;

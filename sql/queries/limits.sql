@@ -52,7 +52,7 @@ where (%(scope)s::text is null or l.scope = %(scope)s) and (%(name)s::text is nu
 order by array_position(array['relay', 'tenant', 'site'], l.scope), l.name;
 
 -- name: limit_name :one
--- The name of a limit in its normal form, to find the row by; what it cannot be is refused when it is set.
+-- The name of a limit in its normal form, the site of a domain for one, to find the row by; what it cannot be is refused when it is set.
 select case %(scope)s::text when 'site'
   then coalesce((select s.site from pgmail.site_domain s where s.domain = lower(btrim(%(name)s::text))), lower(btrim(%(name)s::text)))
   else %(name)s::text end as name;

@@ -6,7 +6,7 @@ select version, compatible_from from pgmail.schema_version;
 
 -- name: start :one
 -- A new worker epoch.
-select pgmail.worker_start_v1(%(host)s, %(pid)s, %(program)s, %(concurrency)s) as epoch;
+select pgmail.worker_start_v2(%(host)s, %(pid)s, %(program)s, %(concurrency)s, %(staging)s) as epoch;
 
 -- name: beat :one
 -- One beat; false when this epoch was declared dead.

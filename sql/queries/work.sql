@@ -2,7 +2,7 @@
 
 -- name: claim :many
 -- Take due rows of some lanes of one tenant, from the heads given.
-select * from pgmail.claim_v2(%(tenant)s, %(epoch)s, %(lanes)b::bigint[], %(due)b, %(after)b, %(limits)b::integer[], %(traced)b,
+select * from pgmail.claim_v3(%(tenant)s, %(epoch)s, %(lanes)b::bigint[], %(due)b, %(after)b, %(limits)b::integer[], %(traced)b,
   %(holds)b);
 
 -- name: begin :many
@@ -60,10 +60,10 @@ where x.tenant_id = %(tenant)s and x.address = any (pgmail.suppressed_as(%(tenan
 
 -- name: messages :many
 -- The content of messages, each fetched once a process while it is cached.
-select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content, m.scheduled_at, m.key_id
+select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content, m.scheduled_at, m.key_id, m.test
 from unnest(%(ids)b::uuid[]) u(id)
 cross join lateral (
-  select y.id, y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at, y.key_id
+  select y.id, y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at, y.key_id, y.test
   from pgmail.message y
   where y.tenant_id = %(tenant)s and y.id = u.id and y.id >= %(low)s and y.id <= %(high)s limit 1) m;
 

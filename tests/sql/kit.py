@@ -145,7 +145,7 @@ class Hand:
         n = len(lanes)
         answer = rows(
             self.connection,
-            "select * from pgmail.claim_v2(%s, %s, %s::bigint[], %s::timestamptz[], %s::uuid[], %s::int[],"
+            "select * from pgmail.claim_v3(%s, %s, %s::bigint[], %s::timestamptz[], %s::uuid[], %s::int[],"
             " %s::bool[], %s::bool[])",
             [
                 self.tenant,

@@ -128,6 +128,7 @@ _EMAILS = st.fixed_dictionaries(
         "stream": st.sampled_from(["transactional", "broadcast", "limited", "none", None, 7, ["broadcast"]]),
         "priority": st.sampled_from(["high", "normal", "low", "urgent", None, 1]),
         "on_limit": st.sampled_from(["delay", "hold", "error", "panic", None, True]),
+        "test": st.sampled_from([True, False, None, "true", 1, {}]),
         "metadata": st.one_of(st.just({"order": 7, "nothing": None}), _JSON),
         "idempotency_key": st.sampled_from(
             ["k", "a key", " k", "k ", "", "ü", None, 7, "k" * 256, "k" * 257]
@@ -184,6 +185,7 @@ def test_an_email_with_one_or_two_oddities_is_read_the_same_or_left_to_the_law(r
             "variables": _VARIABLES,
             "stream": st.just("broadcast"),
             "idempotency_key": st.just("k"),
+            "test": st.booleans(),
         },
     ),
     texts=st.one_of(

@@ -13,7 +13,7 @@ _INNER = re.compile(r"return query\n(?P<claim>.*?);\nend", re.DOTALL)
 @pytest.fixture
 def claim_plan(owner):
     """The plan of the claim's own statement, with a head and a limit put in for its parameters."""
-    source = kit.one(owner, "select prosrc from pg_proc where proname = 'claim_v2'")
+    source = kit.one(owner, "select prosrc from pg_proc where proname = 'claim_v3'")
     statement = _INNER.search(source)["claim"]
     values = {
         "p_lanes": "array[{0}]::bigint[]",

@@ -57,7 +57,7 @@ def test_the_corpus_has_every_code_of_the_law_and_names_no_need_or_way_that_is_n
         *("invalid_variables", "missing_variable", "invalid_header", "reserved_header"),
         *("invalid_attachment", "unknown_asset", "invalid_tag", "invalid_metadata", "unknown_stream"),
         *("invalid_priority", "invalid_time", "time_in_past", "time_too_far", "invalid_on_limit"),
-        *("invalid_idempotency_key", "too_large", "idempotency_conflict", "limit_reached"),
+        *("invalid_idempotency_key", "invalid_test", "too_large", "idempotency_conflict", "limit_reached"),
     }
     assert all(case.ways <= corpus.WAYS for case in corpus.cases(NOW))
     assert {need.partition(":")[0] for case in corpus.cases(NOW) for need in case.needs} == corpus.NEEDS

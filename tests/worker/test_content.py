@@ -210,7 +210,9 @@ async def test_a_missing_variable_names_itself_and_its_place(app, reader):
 async def test_an_inline_template_is_compiled_once_for_all_mail_that_brings_it(app, reader, monkeypatch):
     compiled = []
     real = module.compile_bundle
-    monkeypatch.setattr(module, "compile_bundle", lambda bundle: compiled.append(bundle) or real(bundle))
+    monkeypatch.setattr(
+        module, "compile_bundle", lambda bundle, **more: compiled.append(bundle) or real(bundle, **more)
+    )
     for n in range(3):
         send(app, f"a{n}@example.org", text="n is {{ n }}", variables={"n": n})
     assert len(await reader.wires()) == 3
