@@ -39,12 +39,12 @@ class Caller(NamedTuple):
     tenant_id: int
     key_id: UUID
     name: str
-    source: str = ""  # the client's address, for the audit; unknown where many send together
     scopes: frozenset[Scope] = USUAL
     test: bool = False
     streams: frozenset[str] | None = None
     from_domains: frozenset[str] | None = None
     networks: tuple[Network, ...] | None = None
+    source: str = ""  # the client's address, for the audit; unknown where many send together
 
     def __hash__(self) -> int:
         """Hash by the key: who waits in line is looked up by its caller, and the other fields are slow to hash."""

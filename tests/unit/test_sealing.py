@@ -106,6 +106,7 @@ WORD = base64.b64encode(b"kanari").decode()
         (f"k={WORD}%", "k is not base64"),
         (f"{new_pair('k')} {new_pair('k')}", "k comes twice"),
     ],
+    ids=["no pair", "short", "no base64", "twice"],  # keys are made anew, and processes must agree on names
 )
 def test_what_is_wrong_with_keys_is_said_without_showing_them(text, words):
     fault = keys_fault(text)
