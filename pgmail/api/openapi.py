@@ -240,7 +240,11 @@ def operation(
             ]
             # Litestar describes a path's parameter where it knows its type; ours stands in its place.
             ours = {(each.name, each.param_in) for each in extra}
-            theirs = [each for each in self.parameters or [] if (each.name, each.param_in) not in ours]
+            theirs = [
+                each
+                for each in self.parameters or []
+                if not isinstance(each, Parameter) or (each.name, each.param_in) not in ours
+            ]
             self.parameters = [*theirs, *extra] or None
             self.responses = {**(self.responses or {}), **_PROBLEMS}
 
