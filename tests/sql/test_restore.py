@@ -189,7 +189,7 @@ def test_mail_enqueued_since_the_restore_and_mail_not_yet_due_are_not_in_doubt(p
 @pytest.mark.parametrize("on_doubt", ["hold", "resend"])
 @pytest.mark.parametrize("decision", ["hold", "resend", "assume_sent"])
 def test_a_lease_of_a_worker_that_lives_through_it_is_in_doubt_and_goes_by_the_decision(
-    process, owner, app, admin, db, on_doubt, decision
+    process, owner, app, admin, db, *, on_doubt, decision
 ):
     kit.stream(owner, "transactional", on_doubt=on_doubt)
     mail = send(app)
