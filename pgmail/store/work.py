@@ -16,7 +16,7 @@ import msgspec
 from psycopg.types.json import Jsonb, set_json_dumps
 
 from pgmail import sqlfiles
-from pgmail.store.database import Database, fetch_each
+from pgmail.store.database import Database, fetch_each, storable
 
 set_json_dumps(lambda value: msgspec.json.encode(value).decode())
 
@@ -240,7 +240,7 @@ def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> di
     for r in results:
         key = (
             r.kind, r.lane, r.relay, r.code, r.enhanced, r.phase, r.remote_host, r.tls, r.stream, r.priority,
-            r.site, r.delay, _storable(r.reason), _storable(r.error), r.began, r.doubt, r.suppress,
+            r.site, r.delay, storable(r.reason), storable(r.error), r.began, r.doubt, r.suppress,
         )  # fmt: skip
         number = groups.get(key)
         if number is None:
@@ -256,15 +256,8 @@ def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> di
         "group": numbers,
         "attempts": [r.attempts for r in results],
         "ms": [r.ms for r in results],
-        "replies": [_storable(r.reply) for r in results],
+        "replies": [storable(r.reply) for r in results],
     }
-
-
-def _storable(text: str | None) -> str | None:
-    """Text as PostgreSQL takes it: no NUL, no lone surrogate. A result that cannot be written would be lost."""
-    if text is None or text.isprintable():
-        return text
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 _GROUP = (
@@ -284,7 +277,7 @@ async def release(
             "epoch": epoch,
             "ids": [lease.id for lease in leases],
             "claims": [lease.claims for lease in leases],
-            "reason": reason,
+            "reason": storable(reason),
         },
     )
     return {row.id for row in rows}
@@ -357,7 +350,7 @@ async def relay_state(
 ) -> None:
     """Tell the fleet how a relay is: up, away or paused, and for how long."""
     await database.run(
-        _Q["relay_state"], {"name": name, "state": state, "reason": reason, "seconds": seconds}
+        _Q["relay_state"], {"name": name, "state": state, "reason": storable(reason), "seconds": seconds}
     )
 
 

@@ -14,7 +14,7 @@ from pgmail.sandbox.postgres import EmbeddedPostgres
 from pgmail.sandbox.sink_rules import Answer
 from pgmail.store import migrate
 from pgmail.store.faults import FencedOut
-from pgmail.worker import claimer, lanes
+from pgmail.worker import claimer, lanes, process
 from pgmail.worker.content import Library
 from tests.fix_db import Database, Server
 from tests.sql.kit import differences, events, one, recipients, rows, send, send_many, state
@@ -76,6 +76,47 @@ async def test_a_wrong_password_pauses_the_relay_bounces_nobody_and_resuming_sen
 
 
 @pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("at", ["greeting", "ehlo", "auth"])
+async def test_a_relay_that_refuses_in_no_utf_8_is_only_a_relay_that_refuses(
+    app, owner, crew, open_script, at
+):
+    async def talk(reader, writer):
+        for step in ("greeting", "ehlo", "auth"):
+            if step == at:
+                writer.write(b"554 caf\xe9 ferm\xe9\r\n")
+                break
+            writer.write(b"220 hi\r\n" if step == "greeting" else b"250-hi\r\n250 AUTH PLAIN\r\n")
+            await reader.readline()
+        await writer.drain()
+        await reader.read(100)
+
+    port = await open_script(talk)
+    hired = await crew.hire({"default": crew.relay(port=port, login="u:p@")})
+    mail = send(app)
+    await eventually(lambda: relay_row(owner)[0] != "up")
+    await eventually(lambda: "delayed" in events(app, mail) and leased(owner) == 0)
+    assert state(app, mail) == "queued"
+    assert not hired.task.done()
+
+
+async def test_a_database_connection_that_falls_silent_stops_no_worker(
+    *, db, app, owner, crew, sink, monkeypatch
+):
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.7)
+    async with cable_to(db.dsn_for("worker")) as cable:
+        hired = await crew.hire(dsn=cable.dsn(db.dsn_for("worker")), silence_seconds=6.0)
+        mail = send(app)
+        await eventually(lambda: state(app, mail) == "sent")
+        before = one(owner, "select beat from pgmail.worker")
+        cable.silence()
+        mail = send(app)
+        await eventually(lambda: state(app, mail) == "sent", 20)
+        await eventually(lambda: one(owner, "select max(beat) from pgmail.worker") > before + 3, 20)
+        await hired.stop()
+    assert sink.total == 2
+    assert doubts(owner) == 0
+
+
 async def test_draining_finishes_what_is_on_the_wire_and_returns_the_rest_at_once(app, owner, crew):
     transport = Scripted()
     transport.gate = asyncio.Event()
