@@ -36,6 +36,7 @@ class Listener(Loop):
         super().__init__("listener")
         self.hearing = False
         self._dsn = dsn
+        self._facts: dict[str, Any] = dict(keepalive(dsn))
         self._wake = wake
         self._token = f"test {secrets.token_hex(8)}"
         self._told = False  # that it hears nothing
@@ -48,7 +49,7 @@ class Listener(Loop):
             try:
                 async with await AsyncConnection.connect(
                     self._dsn, autocommit=True, application_name="pgmail listener", connect_timeout=5,
-                    **keepalive(self._dsn),
+                    **self._facts,
                 ) as connection:  # fmt: skip
                     with unless_silent(connection, ANSWER_SECONDS):
                         await connection.execute(_Q["listen"].text.encode())
