@@ -80,7 +80,7 @@ class Claimer(Loop):
         self._swept_at = time.monotonic()
         self._busy_at = 0.0
         self._asleep = False
-        self._probe: asyncio.Task[None] | None = None
+        self._probes: set[asyncio.Task[None]] = set()
 
     @property
     def out(self) -> int:
@@ -132,10 +132,10 @@ class Claimer(Loop):
     async def stop(self) -> None:
         """Stop, and give back what slots returned while they drained."""
         await super().stop()
-        if self._probe is not None:
-            self._probe.cancel()
+        for probe in self._probes:
+            probe.cancel()
             with contextlib.suppress(asyncio.CancelledError, DatabaseAway):
-                await self._probe
+                await probe
         await self._hand_back_all()
 
     async def _round(self) -> None:
@@ -148,6 +148,7 @@ class Claimer(Loop):
         if await self._rules.learn():
             self.book.weights = self._rules.weights
             self._look_at_relays()
+            await self._obey_pauses()
         if await self._limiter.share():
             await self._withdraw()
         self._relays.obey(self._limiter)
@@ -342,6 +343,19 @@ class Claimer(Loop):
         if self._returned:
             await self._return_leases()
 
+    async def _obey_pauses(self) -> None:
+        """Give back what was claimed and is paused by now."""
+        if not self._rules.any_pause:
+            return
+        paused = self._rules.paused
+        late, self._lapsed = self._lapsed, []
+        stopped = self._outbox.take(lambda job: paused(job.lane) is not None)
+        for job in late:
+            (self._lapsed if paused(job.lane) is None else stopped).append(job)
+        self._returned.extend((job.lease, paused(job.lane)) for job in stopped)
+        if stopped:
+            await self._return_leases()
+
     async def _prepare(self, batches: list[tuple[int, list[Lease]]]) -> list[Job]:
         """Fetch what the rows need. Without the database they go back."""
         loads: list[tuple[int, str, list[Lease]]] = []
@@ -368,15 +382,17 @@ class Claimer(Loop):
 
     def _look_at_relays(self) -> None:
         """Probe relays that are blocked, once their wait is over."""
-        if self._probe is not None and self._probe.done():
-            self._probe.result()  # raises what it crashed of
-            self._probe = None
-        if self._relays.wait_seconds() == 0.0 and self._probe is None:
-            # Beside the claiming: a probe of a host that says nothing takes minutes.
-            self._probe = asyncio.create_task(self._try_relays(), name="probe")
+        for probe in [probe for probe in self._probes if probe.done()]:
+            self._probes.discard(probe)
+            probe.result()  # raises what it crashed of
+        # Beside the claiming and beside each other: a probe of a host that says nothing takes minutes.
+        self._probes |= {
+            asyncio.create_task(self._try_relay(name), name=f"probe {name}")
+            for name in self._relays.to_probe()
+        }
 
-    async def _try_relays(self) -> None:
-        if await self._relays.probe():
+    async def _try_relay(self, name: str) -> None:
+        if await self._relays.probe_one(name):
             self._rules.free(self.book)
             self.book.wake_all()
             self._wake.set()

@@ -130,7 +130,7 @@ async def run_worker(
     sender = Sender(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
-        begin=intents.commit, ward=ward, slowing=Slowing(database),
+        begin=intents.commit, ward=ward, slowing=Slowing(database), paused=rules.paused,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]

@@ -202,6 +202,28 @@ async def test_a_paused_site_waits_while_others_go_and_resuming_lets_it_go(app, 
     await eventually(lambda: settled(owner) == {"sent": 41})
 
 
+async def test_a_pause_stops_mail_that_a_worker_has_claimed_and_not_begun(app, owner, crew):
+    owner.execute("select pgmail.grant_tenant(%s, 'default')", [PREFIX + "owner"])
+    hanging = Hanging("slow.example")
+    await crew.hire({"default": hanging}, concurrency=8)
+    many(app, 16, "x{}@slow.example")
+    claimed = "select count(*) from pgmail.queue where leased_by is not null"
+    # The relay is new: one on the wire, the others wait their turn.
+    await eventually(lambda: len(hanging.begun_to) == 1 and one(owner, claimed) >= 8)
+    owner.execute("select pgmail.pause_mail('stream', 'transactional', 'wrong content')")
+    try:
+        await eventually(lambda: one(owner, claimed) == 1)
+    finally:
+        hanging.let.set()
+    await eventually(lambda: settled(owner) == {"sent": 1, "queued": 15})
+    assert len(hanging.begun_to) == 1
+    waits = one(owner, "select message_id from pgmail.queue limit 1")
+    assert "delayed" in events(app, waits)
+    owner.execute("select pgmail.resume_mail('stream', 'transactional')")
+    await eventually(lambda: settled(owner) == {"sent": 16}, 30)
+    assert one(owner, "select max(attempts) from pgmail.outcome") == 1
+
+
 async def test_a_tenant_that_floods_does_not_keep_anothers_single_mail_waiting(app, owner, crew):
     other = Tenant(owner, app, "other")
     many(app, 4000, "x{}@flood.example")

@@ -17,10 +17,10 @@ from pgmail.store.faults import FencedOut
 from pgmail.worker import claimer, lanes, process
 from pgmail.worker.content import Library
 from tests.fix_db import Database, Server
-from tests.sql.kit import differences, events, one, recipients, rows, send, send_many, state
+from tests.sql.kit import differences, events, one, recipients, rows, send, send_many, state, stream
 from tests.waiting import eventually
 from tests.worker.cable import cable_to
-from tests.worker.kit import Crew, Scripted, doubts, leased, settled
+from tests.worker.kit import AWAY, Crew, Scripted, doubts, leased, settled
 
 
 def many(app, n, to="x{}@example.org"):
@@ -340,6 +340,37 @@ async def test_draining_with_the_database_away_ends_and_what_it_held_is_rescued(
     await crew.hire()
     await eventually(lambda: settled(owner) == {"sent": 8})
     assert doubts(owner) == 4
+
+
+async def test_a_worker_that_finds_no_database_at_its_start_can_be_stopped(db, crew):
+    async with cable_to(db.dsn_for("worker")) as cable:
+        cable.cut()
+        hired = await crew.hire(dsn=cable.dsn(db.dsn_for("worker")))
+        await eventually(lambda: cable.refused >= 2)
+        await asyncio.wait_for(hired.stop(), 12)
+
+
+async def test_one_relay_that_says_nothing_keeps_no_other_away(app, owner, crew):
+    class Silent(Scripted):
+        async def probe(self):
+            self.probed += 1
+            await let.wait()
+            return AWAY
+
+    let = asyncio.Event()
+    silent, other = Silent(otherwise=AWAY), Scripted(AWAY)
+    await crew.hire({"default": Scripted(), "a": silent, "b": other})
+    await eventually(lambda: one(owner, "select count(*) from pgmail.relay where name in ('a', 'b')") == 2)
+    stream(owner, "sa", relay="a")
+    stream(owner, "sb", relay="b")
+    send(app, stream="sa")
+    await eventually(lambda: silent.probed)
+    mail = send(app, "x@b.example", stream="sb")
+    try:
+        await eventually(lambda: state(app, mail) == "sent")
+    finally:
+        let.set()
+    assert other.probed
 
 
 async def test_a_worker_that_finds_no_database_at_its_start_waits_for_it(db, app, crew, sink):
