@@ -298,21 +298,32 @@ async def still_leased(database: Database, tenant: int, epoch: int, leases: Sequ
 
 
 async def contents(
-    database: Database, loads: Sequence[tuple[int, str, Sequence[UUID], Sequence[UUID]]]
-) -> list[tuple[list[RecipientRow], list[MessageRow]]]:
-    """What claimed rows need, in one round trip: for each (tenant, stream, recipients, messages) their rows."""
+    database: Database, loads: Sequence[tuple[int, str, Sequence[UUID], Sequence[UUID]]], most: int
+) -> tuple[list[tuple[list[RecipientRow], list[MessageRow]]], set[UUID]]:
+    """What claimed rows need, in one round trip: for each (tenant, stream, recipients, messages) their rows.
+
+    And the messages that were not fetched because those before them have `most` bytes; one of each load always is.
+    """
     people = [
         (_Q["recipients"], {"tenant": tenant, "stream": stream} | _span(ids))
         for tenant, stream, ids, _ in loads
     ]
-    texts = [(_Q["messages"], {"tenant": tenant} | _span(ids)) for tenant, _, _, ids in loads if ids]
+    share = max(1, most // (sum(bool(ids) for *_, ids in loads) or 1))
+    texts = [
+        (_Q["messages"], {"tenant": tenant, "most": share} | _span(ids)) for tenant, _, _, ids in loads if ids
+    ]
     async with database.connection() as connection:
         answers = iter(await fetch_each(connection, [*people, *texts]))
     mine = [[RecipientRow(*row) for row in next(answers)] for _ in people]
-    return [
-        (rows, [MessageRow(*row) for row in next(answers)] if ids else [])
-        for rows, (_, _, _, ids) in zip(mine, loads, strict=True)
-    ]
+    later: set[UUID] = set()
+    found = []
+    for people_, (_, _, _, ids) in zip(mine, loads, strict=True):
+        rows = [MessageRow(*row) for row in next(answers)] if ids else []
+        if any(row.content is None for row in rows):
+            later.update(row.id for row in rows if row.content is None)
+            rows = [row for row in rows if row.content is not None]
+        found.append((people_, rows))
+    return found, later
 
 
 def _span(ids: Sequence[UUID]) -> dict[str, object]:

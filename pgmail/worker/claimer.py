@@ -75,6 +75,7 @@ class Claimer(Loop):
         self._unsure: list[
             tuple[float, int, list[int]]
         ] = []  # when to look, tenant, lanes: claims without an answer
+        self._unloaded: list[tuple[int, Lease]] = []  # by tenant: their content waits for memory
         self._lapsed: list[Job] = []  # their tokens' moment passed
         self._refreshed_at = self._completed_at = self._quiet_at = 0.0
         self._swept_at = time.monotonic()
@@ -205,6 +206,10 @@ class Claimer(Loop):
         """How many rows of a class may be claimed: what is less urgent does not count against it."""
         if len(self._mine) >= MOST_OUT or not self._presence.fresh:
             return 0
+        if priority > 1 and self._crowded:
+            return 0
+        if any(self.book.get(tenant, lease.lane).priority <= priority for tenant, lease in self._unloaded):
+            return 0
         held = self._outbox.held
         ahead = sum(held[p] for p in held if p <= priority) + len(self._lapsed)
         idle = max(0, self._outbox.slots - self._outbox.busy)
@@ -212,8 +217,14 @@ class Claimer(Loop):
         # While there is a good stock, wait for a batch that is worth a statement.
         return room if room > self._stock // 2 or ahead == 0 else 0
 
+    @property
+    def _crowded(self) -> bool:
+        """Whether large mail that is on its way takes up the memory there is for it. It will go."""
+        return self._library.full and bool(self._outbox.busy or len(self._outbox))
+
     async def _claim(self) -> bool:
         """Claim while there is room. True if any mail came."""
+        await self._load_rest()
         came = await self._tokens_for_lapsed()
         began = time.monotonic()
         # Not for ever under a backlog: leases given back, pauses, permits and lanes are looked at in between.
@@ -353,7 +364,14 @@ class Claimer(Loop):
         for job in late:
             (self._lapsed if paused(job.lane) is None else stopped).append(job)
         self._returned.extend((job.lease, paused(job.lane)) for job in stopped)
-        if stopped:
+        unloaded, self._unloaded = self._unloaded, []
+        for tenant, lease in unloaded:
+            why = paused(self.book.get(tenant, lease.lane))
+            if why is None:
+                self._unloaded.append((tenant, lease))
+            else:
+                self._returned.append((lease, why))
+        if self._returned:
             await self._return_leases()
 
     async def _prepare(self, batches: list[tuple[int, list[Lease]]]) -> list[Job]:
@@ -374,11 +392,33 @@ class Claimer(Loop):
             if isinstance(error, DatabaseAway):
                 return []
             raise
-        return [
-            Job(lease, self.book.get(tenant, lease.lane), policy, *contents.get(lease.id, (None, None)))
-            for (tenant, _, leases), policy, contents in zip(loads, policies, found, strict=True)
-            for lease in leases
-        ]
+        jobs = []
+        for (tenant, _, leases), policy, contents in zip(loads, policies, found, strict=True):
+            for lease in leases:
+                content = contents.get(lease.id, (None, None))
+                if content is None:
+                    self._unloaded.append((tenant, lease))
+                else:
+                    jobs.append(Job(lease, self.book.get(tenant, lease.lane), policy, *content))
+        return jobs
+
+    async def _load_rest(self) -> None:
+        """Fetch the content of claimed mail that there was no memory for, the most urgent first."""
+        if not self._unloaded or self._crowded:
+            return
+        rest, self._unloaded = self._unloaded, []
+        rest.sort(key=lambda one: self.book.get(one[0], one[1].lane).priority)
+        tenants: dict[int, list[Lease]] = {}
+        for tenant, lease in rest:
+            tenants.setdefault(tenant, []).append(lease)
+        for job in await self._prepare(list(tenants.items())):
+            relay = self._rules.relay(job.lane)
+            if relay is None:
+                self._returned.append((job.lease, None))
+                continue
+            # What it had been given to go by is long over.
+            job.relay = relay
+            self._lapsed.append(job)
 
     def _look_at_relays(self) -> None:
         """Probe relays that are blocked, once their wait is over."""
@@ -479,6 +519,8 @@ class Claimer(Loop):
         waiting = [*self._outbox.take_all(), *self._lapsed]
         self._lapsed = []
         self._returned.extend((job.lease, None) for job in waiting)
+        self._returned.extend((lease, None) for _, lease in self._unloaded)
+        self._unloaded = []
         try:
             await self._return_leases()
         except DatabaseAway as error:

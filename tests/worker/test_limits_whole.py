@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from pgmail.store import limits
+from pgmail.worker import content
 from tests.fix_db import PREFIX
 from tests.sql.kit import events, one, rows, send, send_many, state, stream
 from tests.waiting import eventually
@@ -222,6 +223,30 @@ async def test_a_pause_stops_mail_that_a_worker_has_claimed_and_not_begun(app, o
     owner.execute("select pgmail.resume_mail('stream', 'transactional')")
     await eventually(lambda: settled(owner) == {"sent": 16}, 30)
     assert one(owner, "select max(attempts) from pgmail.outcome") == 1
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_large_mails_take_no_more_memory_than_there_is_for_them(app, owner, crew, monkeypatch):
+    """By bytes, not by rows: a claim of a hundred mails of four megabytes must not be in memory at once."""
+    monkeypatch.setattr(content, "HELD_BYTES", 600_000)
+    libraries, held = set(), []
+    real = content.Library.load
+
+    async def load(self: content.Library, loads: Any) -> Any:
+        libraries.add(self)
+        found = await real(self, loads)
+        held.append(self._held())
+        return found
+
+    monkeypatch.setattr(content.Library, "load", load)
+    await crew.hire({"default": Recording(takes=0.01)}, concurrency=16)
+    many(app, 40, text="x" * 100_000)
+    many(app, 5, "y{}@example.org", priority="high")
+    await eventually(lambda: settled(owner) == {"sent": 45}, 30)
+    assert 400_000 < max(held) < 1_000_000  # of nine megabytes
+    assert one(owner, "select max(attempts) from pgmail.outcome") == 1
+    assert one(owner, "select count(*) from pgmail.event where type = 'email.delayed'") == 0
+    await eventually(lambda: not any(library.full for library in libraries))
 
 
 async def test_a_tenant_that_floods_does_not_keep_anothers_single_mail_waiting(app, owner, crew):
