@@ -259,9 +259,9 @@ async def test_a_tenant_that_floods_does_not_keep_anothers_single_mail_waiting(a
         sent_at = time.monotonic()
         send(theirs, "one@single.example")
     await eventually(lambda: "one@single.example" in transport.begun_to)
-    at = transport.begun_at[transport.begun_to.index("one@single.example")]
-    assert at - sent_at < 1.0
-    assert transport.begun < 3500  # the flood was not over
+    place = transport.begun_to.index("one@single.example")
+    assert transport.begun_at[place] - sent_at < 5.0
+    assert place < 3500  # the flood was not over
 
 
 async def test_a_high_priority_mail_overtakes_a_flood_of_low_ones(app, owner, crew):
@@ -272,9 +272,9 @@ async def test_a_high_priority_mail_overtakes_a_flood_of_low_ones(app, owner, cr
     sent_at = time.monotonic()
     send(app, "reset@urgent.example", priority="high")
     await eventually(lambda: "reset@urgent.example" in transport.begun_to)
-    at = transport.begun_at[transport.begun_to.index("reset@urgent.example")]
-    assert at - sent_at < 1.0
-    assert transport.begun < 2500
+    place = transport.begun_to.index("reset@urgent.example")
+    assert transport.begun_at[place] - sent_at < 5.0
+    assert place < 2500
 
 
 class Hanging(Recording):

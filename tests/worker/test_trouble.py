@@ -20,7 +20,7 @@ from tests.fix_db import Database, Server
 from tests.sql.kit import differences, events, one, recipients, rows, send, send_many, state, stream
 from tests.waiting import eventually
 from tests.worker.cable import cable_to
-from tests.worker.kit import AWAY, Crew, Scripted, doubts, leased, settled
+from tests.worker.kit import AWAY, RESCUES, Crew, Scripted, doubts, leased, settled
 
 
 def many(app, n, to="x{}@example.org"):
@@ -171,12 +171,13 @@ async def test_a_silent_worker_is_rescued_by_another_and_its_late_results_are_re
     stuck.gate = asyncio.Event()
     async with cable_to(db.dsn_for("worker")) as cable:
         hired = await crew.hire(
-            {"default": stuck}, dsn=cable.dsn(db.dsn_for("worker")), concurrency=2, lead=False, notify=False
-        )
+            {"default": stuck}, dsn=cable.dsn(db.dsn_for("worker")), concurrency=2, lead=False, notify=False,
+            **RESCUES,
+        )  # fmt: skip
         mail = send(app)
         await eventually(lambda: stuck.begun == 1)
         cable.cut()
-        await crew.hire()
+        await crew.hire(**RESCUES)
         await eventually(lambda: state(app, mail) == "sent")
         assert doubts(owner, recipients(app, mail)[0]) == 1
         stuck.gate.set()  # the first one was not dead: it sent a copy
@@ -337,7 +338,7 @@ async def test_draining_with_the_database_away_ends_and_what_it_held_is_rescued(
         cable.cut()
         await asyncio.wait_for(hired.stop(), 60)
         assert leased(owner) == 4
-    await crew.hire()
+    await crew.hire(**RESCUES)
     await eventually(lambda: settled(owner) == {"sent": 8})
     assert doubts(owner) == 4
 
