@@ -75,7 +75,6 @@ async def test_a_wrong_password_pauses_the_relay_bounces_nobody_and_resuming_sen
     await crew.dismiss()
 
 
-@pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("at", ["greeting", "ehlo", "auth"])
 async def test_a_relay_that_refuses_in_no_utf_8_is_only_a_relay_that_refuses(
     app, owner, crew, open_script, at
@@ -117,6 +116,7 @@ async def test_a_database_connection_that_falls_silent_stops_no_worker(
     assert doubts(owner) == 0
 
 
+@pytest.mark.usefixtures("trusted")
 async def test_draining_finishes_what_is_on_the_wire_and_returns_the_rest_at_once(app, owner, crew):
     transport = Scripted()
     transport.gate = asyncio.Event()
