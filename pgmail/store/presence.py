@@ -36,7 +36,8 @@ class Presence(Loop):
         """`silence_seconds` is how long the rescuer waits before it declares a silent worker dead."""
         super().__init__("presence")
         self.epoch = 0
-        self._database = database
+        # A beat that waits for longer proves nothing any more; the next one needs a connection that answers.
+        self._database = database.patient(silence_seconds / 2)
         self._program = program
         self._concurrency = concurrency
         self._beat_seconds = beat_ms / 1000

@@ -47,6 +47,11 @@ IDLE_SECONDS = (
     20.0  # after a burst each of the pool's connections but one is closed, so soon one after the other
 )
 
+# A statement that takes longer counts as one on a connection that fell silent. Those on mail take milliseconds, a
+# server that is overloaded takes seconds; the leader's may have a backlog of their own.
+ANSWER_SECONDS = 30.0
+UPKEEP_SECONDS = 600.0
+
 MakeLeader = Callable[[Database, Presence], tuple[Service, Callable[[], bool]]]
 
 
@@ -71,9 +76,17 @@ async def run_worker(
         low=1,
         high=max(3, settings.worker_pool_size),
         idle_seconds=IDLE_SECONDS,
+        answer_seconds=ANSWER_SECONDS,
         greet=witness.greet,
     )
-    beats = Database(dsn, name="pgmail beat", low=1, high=1, greet=witness.greet)
+    beats = Database(
+        dsn,
+        name="pgmail beat",
+        low=1,
+        high=1,
+        answer_seconds=settings.silence_seconds / 2,
+        greet=witness.greet,
+    )
     witness.watch(beats)
     presence = Presence(
         beats,
@@ -94,7 +107,7 @@ async def run_worker(
     relays = Relays(database, transports, outbox)
     rules = Rules(database, relays, limiter, lambda: witness.clear)
     library = Library(database, settings.message_id_domain)
-    leader, leading = make_leader(database, presence)
+    leader, leading = make_leader(database.patient(UPKEEP_SECONDS), presence)
     # By a lambda: the claimer, which it wakes, is made with it in hand.
     listener = Listener(dsn, lambda: claimer.wake()) if settings.notify else None  # noqa: PLW0108
     claimer = Claimer(
@@ -117,7 +130,7 @@ async def run_worker(
     sender = Sender(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
-        begin=intents.commit, ward=ward, slowing=Slowing(database),
+        begin=intents.commit, ward=ward, slowing=Slowing(database), paused=rules.paused,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]

@@ -55,6 +55,7 @@ class Rules:
         self._database, self._relays, self._limiter, self._clear = database, relays, limiter, clear
         self._streams: dict[tuple[int, str], StreamRow] = {}
         self._pauses: list[PauseRow] = []
+        self._paused: dict[tuple[int, int], str | None] = {}  # by lane, as looked up since they were learnt
         self._until: dict[Hashable, float] = {}  # of limits: when it is worth looking again (monotonic)
         self._learned_at = -math.inf
         self.weights: dict[int, float] = {}
@@ -66,6 +67,7 @@ class Rules:
             return False
         self._streams = {(row.tenant, row.name): row for row in await work.streams(self._database)}
         self._pauses = await limit_store.pauses(self._database)
+        self._paused.clear()
         self._limiter.learn(await limit_store.limits(self._database))
         self.weights = await limit_store.weights(self._database)
         await self._relays.learn()
@@ -100,6 +102,27 @@ class Rules:
     def relay(self, lane: Lane) -> str | None:
         """Who carries the lane's next mail; None while no relay can be used."""
         return self._relays.pick(self.stream(lane.tenant, lane.stream))
+
+    @property
+    def any_pause(self) -> bool:
+        """Whether anything at all is paused."""
+        return bool(self._pauses)
+
+    def paused(self, lane: Lane) -> str | None:
+        """Which pause a lane stands still by, in words; None if it goes. Cheap: asked for each mail."""
+        if not self._pauses:
+            return None
+        key = lane.tenant, lane.id
+        if key not in self._paused:
+            self._paused[key] = next(
+                (
+                    f"{pause.scope} {pause.name} is paused"
+                    for pause in self._pauses
+                    if pause.stops(lane.tenant, lane.stream, lane.priority, lane.site)
+                ),
+                None,
+            )
+        return self._paused[key]
 
     def stopped(self, lane: Lane) -> Hashable | None:
         """What stops a lane now; None to go."""

@@ -28,6 +28,7 @@ from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
 from pgmail.worker.intents import SILENT, Uncommitted
 from pgmail.worker.job import Job
+from pgmail.worker.lanes import Lane
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
 from pgmail.worker.slowing import Slowing
@@ -66,13 +67,14 @@ class Sender:
         begin: Begin | None = None,
         ward: Ward | None = None,
         slowing: Slowing | None = None,
+        paused: Callable[[Lane], str | None] = lambda _lane: None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
         `present` is the database's time: what expires, and how old a mail is, must not hang on this machine's clock.
         `lapsed` takes mail back that missed the moment its tokens were for. `begin` commits the intent to send a
         lease to a relay, or raises Withheld; without it, mail that needs one is not sent. `ward` is where mail is
-        made that a worker died with; without one it is made here, as any other.
+        made that a worker died with; without one it is made here, as any other. `paused` tells why a lane stands still.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
@@ -82,7 +84,7 @@ class Sender:
         self._kept: WeakKeyDictionary[Job, Wire] = WeakKeyDictionary()
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
         self.withheld = 0  # mails whose end of data was not sent, at our own wish
-        self._slowing = slowing
+        self._slowing, self._paused = slowing, paused
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -94,6 +96,9 @@ class Sender:
             return
         if not self._fresh():
             await self._give_back(lease, None)  # others may count us as dead by now, and send it themselves
+            return
+        if (why := self._paused(job.lane)) is not None:
+            await self._give_back(lease, why)  # paused since it was claimed
             return
         if job.person.suppressed is not None:
             self._settle(job, "suppressed", reason=job.person.suppressed)
@@ -245,7 +250,13 @@ class Sender:
             if wire is None:
                 wire = await self._library.wire(lease.tenant, job.message, job.person, eightbit=eightbit)
         except (TemplateFault, Impossible) as fault:
-            _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), error=str(fault))
+            # A template's own words may quote a variable's value: they are with the dead letter, not in the log.
+            said = (
+                {"error": fault.kind, "part": fault.part, "line": fault.line}
+                if isinstance(fault, TemplateFault)
+                else {"error": str(fault)}
+            )
+            _log.warning("mail.impossible", id=str(lease.id), message=str(lease.message_id), **said)
             self._settle(job, "dead", reason="template", error=str(fault))
             return None
         except DatabaseAway:
