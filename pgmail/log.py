@@ -36,6 +36,10 @@ DROPPED = frozenset(
 _PASSWORD = re.compile(r"(://[^:/@?\s]{0,256}):\S{0,256}@")
 _ADDRESS = re.compile(r"""([^\s@<>"',;:()\[\]/=*])[^\s@<>"',;:()\[\]/=]{0,63}@(?=[^\s@*])""")
 _QUOTED_ADDRESS = re.compile(r'"[^"\n]{1,64}"@')
+_ANY_ADDRESS = re.compile(
+    r"""(?:"[^"\n]{1,64}"|[^\s@<>"',;:()\[\]]{1,64})(?:@|%40|&#0*64;)[^\s@<>"',;()\[\]]{1,255}""",
+    re.IGNORECASE,
+)
 _PLAIN = (int, float, type(None))  # once: a union built for each value would cost more than the look
 _MAX_DEPTH = 6
 
@@ -174,3 +178,8 @@ class _Bridge(logging.Handler):
         except (TypeError, ValueError):  # arguments that do not fit the format: keep the line
             text = f"{record.msg} {record.args!r}"
         structlog.get_logger().log(level, text, logger=record.name, **extra)
+
+
+def without_addresses(text: str) -> str:
+    """A remote's words without anybody's address: for lines and rows that outlive the mail."""
+    return _ANY_ADDRESS.sub("@", text)

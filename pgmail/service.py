@@ -16,6 +16,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
+START_GRACE_SECONDS = 0.2  # for a part to be ready, after this was told to stop
 STOP_SECONDS = 10.0  # for a part to react to its cancellation, before it is given up
 
 
@@ -128,9 +129,12 @@ async def run_all(services: Sequence[Service], *, until: asyncio.Event, drain_se
     try:
         for service in services:
             begun.append(service)
-            await service.start()
-        await _first_end(begun, until)
-        await _drain(begun, drain_seconds)
+            if not await _started(service, until):
+                await _drain(begun[:-1], drain_seconds)
+                break
+        else:
+            await _first_end(begun, until)
+            await _drain(begun, drain_seconds)
     except BaseException as error:  # noqa: BLE001 - a cancellation too must stop what runs; raised below
         faults.append(error)
     for service in reversed(begun):
@@ -140,6 +144,25 @@ async def run_all(services: Sequence[Service], *, until: asyncio.Event, drain_se
             faults.append(error)
     if faults:
         raise faults[0]
+
+
+async def _started(service: Service, until: asyncio.Event) -> bool:
+    """Start a service. False if it was not ready when this was told to stop: it may wait for ever for a database."""
+    starts = asyncio.create_task(service.start())
+    told = asyncio.create_task(until.wait())
+    try:
+        await asyncio.wait({starts, told}, return_when=asyncio.FIRST_COMPLETED)
+        if not starts.done():
+            await asyncio.wait({starts}, timeout=START_GRACE_SECONDS)  # most are ready at once
+        if starts.done():
+            await starts
+            return True
+        return False
+    finally:
+        for task in (starts, told):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
 
 
 async def _first_end(services: Sequence[Service], until: asyncio.Event) -> None:

@@ -71,8 +71,13 @@ CREATE FUNCTION pgmail.accept_restore(p_decision text, p_reason text) RETURNS in
 declare f pgmail.fence; next_ integer;
 begin
   if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
+  perform pgmail.lock_history();
   delete from pgmail.fence returning * into f;
   if not found then perform pgmail.refuse('not_fenced', '/after_restore', 'no restore was noticed', 404); end if;
+  if exists (select from pgmail.queue q where q.leased_by is not null) then
+    perform pgmail.refuse('still_leased', '/after_restore',
+      'another transaction keeps mail locked that a worker had in hand; run it again once that has ended', 409);
+  end if;
   insert into pgmail.history (generation, root, accepted_by, decision, reason)
   select greatest(max(h.generation), f.generation) + 1, min(h.root::text)::uuid, pgmail.actor(), p_decision, left(p_reason, 1000)
   from pgmail.history h returning generation into next_;
@@ -512,9 +517,11 @@ CREATE FUNCTION pgmail.decide_restore(p_tenant integer, p_decision text, p_since
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 declare
-  f pgmail.fence; words text; below uuid := pgmail.restore_bound(p_since); dead bigint;
+  f pgmail.fence; words text; below uuid := pgmail.restore_bound(p_since); next_ uuid[];
+  ids uuid[]; messages uuid[]; dues timestamptz[]; tries smallint[];
 begin
   select x.* into f from pgmail.fence x;
   if not found then perform pgmail.refuse('not_fenced', '/after_restore', 'no restore was noticed', 404); end if;
@@ -524,48 +531,61 @@ begin
   words := format('in doubt: the database was restored; it may have been sent between %s and %s',
     coalesce(p_since, f.lost_from)::text, f.noticed_at);
   words := replace(words, 'between  and', 'before');
-  if p_after is null then
-    -- Leases of workers that the lost history knew.
-    for dead in select distinct q.leased_by from pgmail.queue q where q.leased_by is not null
-                and not exists (select from pgmail.worker w where w.epoch = q.leased_by and w.beat_at > pgmail.now() - interval '30 seconds')
-    loop
-      perform pgmail.rescue_v1(dead);
-    end loop;
+  if p_after is null and exists (select from pgmail.queue q where q.tenant_id = p_tenant and q.leased_by is not null) then
+    perform pgmail.rescue_leases(null);   -- those whose rows were locked when the fence was made
   end if;
 
-  with doubtful as materialized (
-    select q.id, q.message_id, q.due_at, q.attempts from pgmail.queue q
-    where q.tenant_id = p_tenant and q.id > coalesce(p_after, '00000000-0000-0000-0000-000000000000') and q.id < below
-      and q.due_at <= f.noticed_at and q.leased_by is null
-    order by q.id limit p_most for update
-  ), held as (
-    update pgmail.queue q set due_at = 'infinity', held_due_at = doubtful.due_at, hold_reason = words, later = false, in_doubt = true
-    from doubtful where p_decision = 'hold' and q.tenant_id = p_tenant and q.id = doubtful.id and q.id = any (array(select x.id from doubtful x))
-  ), gone as (
-    delete from pgmail.queue q
-    where p_decision = 'assume_sent' and q.tenant_id = p_tenant and q.id = any (array(select x.id from doubtful x))
-  ), facts as materialized (
-    select doubtful.*, m.stream, r.site from doubtful
-    cross join lateral (select y.stream from pgmail.message y where y.tenant_id = p_tenant and y.id = doubtful.message_id limit 1) m
-    cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = doubtful.id limit 1) r
-    where p_decision = 'assume_sent'
-  ), outcomes as (
-    insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
-    select p_tenant, id, message_id, 'sent', pgmail.now(), stream, site, attempts, 'assumed sent: the database was restored' from facts
-  ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, stream, 'sent', count(*) from facts group by stream
-  ), events as (
-    insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, detail)
-    select p_tenant, doubtful.id, doubtful.message_id, x.type, doubtful.attempts + 1,
-      concat_ws(': ', case x.type when 'email.sent' then 'assumed by ' || pgmail.actor() end, words)
-    from doubtful, (values ('email.in_doubt', null), ('email.held', 'hold'), ('email.sent', 'assume_sent')) x(type, decision)
-    where (x.decision is null or x.decision = p_decision)
-      and (p_decision <> 'resend' or (
-        select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = doubtful.id and e.type = 'email.in_doubt'
-          and e.detail = words limit 1) is null)
-  )
-  select count(*), max(id::text)::uuid into n, last from doubtful;
-  if n > 0 then perform pgmail.record_act(p_tenant, 'email.resolve', format('%s in doubt after a restore', n), p_decision); end if;
+  last := coalesce(p_after, '00000000-0000-0000-0000-000000000000');
+  loop
+    select array_agg(x.id order by x.id) into next_ from (
+      (select q.id from pgmail.queue q
+       where q.tenant_id = p_tenant and q.id > last and q.id < below and q.due_at <= f.noticed_at and q.leased_by is null
+       order by q.id limit p_most)
+      union
+      (select q.id from pgmail.queue q
+       where q.tenant_id = p_tenant and q.id > last and q.in_doubt and q.hold_reason = pgmail.lease_doubt()
+       order by q.id limit p_most)
+      order by 1 limit p_most) x;
+    select array_agg(q.id), array_agg(q.message_id), array_agg(q.due_at), array_agg(q.attempts) into ids, messages, dues, tries
+    from unnest(next_) u(id) cross join lateral (
+      select x.id, x.message_id, coalesce(x.held_due_at, x.due_at) as due_at, x.attempts from pgmail.queue x
+      where x.tenant_id = p_tenant and x.id = u.id and x.leased_by is null
+        and (x.due_at <= f.noticed_at or (x.in_doubt and x.hold_reason = pgmail.lease_doubt()))
+      for update) q;
+    n := coalesce(cardinality(ids), 0); last := next_[cardinality(next_)];
+    exit when n > 0 or last is null;   -- none, though some were found: each was cancelled or resolved meanwhile
+  end loop;
+  if n = 0 then return; end if;
+
+  if p_decision = 'hold' then
+    update pgmail.queue q set due_at = 'infinity', held_due_at = u.due_at, hold_reason = words, later = false, in_doubt = true
+    from unnest(ids, dues) u(id, due_at) where q.tenant_id = p_tenant and q.id = u.id;
+  elsif p_decision = 'resend' then
+    -- Those that workers had in hand; the others wait where they are. accept_restore rewinds their lanes.
+    update pgmail.queue q set due_at = q.held_due_at, held_due_at = null, hold_reason = null, in_doubt = false
+    from unnest(ids) u(id) where q.tenant_id = p_tenant and q.id = u.id and q.in_doubt;
+  else
+    delete from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (ids);
+    with facts as materialized (
+      select u.*, m.stream, r.site from unnest(ids, messages, tries) u(id, message_id, attempts)
+      cross join lateral (select y.stream from pgmail.message y where y.tenant_id = p_tenant and y.id = u.message_id limit 1) m
+      cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = u.id limit 1) r
+    ), outcomes as (
+      insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
+      select p_tenant, id, message_id, 'sent', pgmail.now(), stream, site, attempts, 'assumed sent: the database was restored' from facts
+    )
+    insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, stream, 'sent', count(*) from facts group by stream;
+  end if;
+  insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, detail)
+  select p_tenant, u.id, u.message_id, x.type, u.attempts + 1,
+    concat_ws(': ', case x.type when 'email.sent' then 'assumed by ' || pgmail.actor() end, words)
+  from unnest(ids, messages, tries) u(id, message_id, attempts),
+    (values ('email.in_doubt', null), ('email.held', 'hold'), ('email.sent', 'assume_sent')) x(type, decision)
+  where (x.decision is null or x.decision = p_decision)
+    and (p_decision <> 'resend' or (
+      select true from pgmail.event e where e.tenant_id = p_tenant and e.recipient_id = u.id and e.type = 'email.in_doubt'
+        and e.detail = words limit 1) is null);
+  perform pgmail.record_act(p_tenant, 'email.resolve', format('%s in doubt after a restore', n), p_decision);
 end
 $$;
 
@@ -899,6 +919,20 @@ begin
   update pgmail.recipient r set variables = null
    where r.tenant_id = p_tenant and r.id = any (people) and r.message_id = any (done) and r.variables is not null;
   return done;
+end
+$$;
+
+CREATE FUNCTION pgmail.end_workers() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  lock table pgmail.worker in exclusive mode;
+  delete from pgmail.worker where program <> 'maintain';
+  delete from pgmail.permit p where not exists (select from pgmail.worker w where w.epoch = p.epoch);
+  -- A worker of the lost history may live on with an epoch that is given out here once more.
+  perform setval('pgmail.worker_epoch', (select s.last_value + 1000 from pgmail.worker_epoch s));
+  return pgmail.rescue_leases(null);
 end
 $$;
 
@@ -1554,6 +1588,10 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.lease_doubt() RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$ select 'in doubt: a worker had it when a restore was noticed' $$;
+
 CREATE TABLE pgmail.limits (
     scope text NOT NULL,
     name text NOT NULL,
@@ -1658,6 +1696,11 @@ begin
   return n;
 end
 $$;
+
+CREATE FUNCTION pgmail.lock_history() RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$ select pg_advisory_xact_lock(hashtextextended('pgmail.history', 0)) $$;
 
 CREATE FUNCTION pgmail.lower_text(p_text text) RETURNS text
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -3125,28 +3168,33 @@ CREATE FUNCTION pgmail.recall_v1(p_root uuid, p_history uuid, p_generation integ
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare h pgmail.history; w pgmail.witness; here jsonb; why text;
+declare h pgmail.history; w pgmail.witness; here jsonb; why text; known boolean;
 begin
-  select x.* into h from pgmail.history x order by x.generation desc limit 1;
-  if h.root <> p_root then return null; end if;
-  if p_generation < h.generation then return true; end if;
-  select x.* into w from pgmail.witness x where x.id = p_witness;
-  if p_generation > h.generation or h.id <> p_history then
-    why := format('a restore was accepted before %s, and this database knows nothing of it', p_seen_at);
-  elsif p_marks > coalesce(w.marks, 0) and (w.id is not null or p_seen_at > clock_timestamp() - interval '90 days') then
-    why := format('mark %s was committed at %s, and this database has %s', p_marks, p_seen_at,
-      case when w.id is null then 'none of them' else format('mark %s of %s', w.marks, w.at) end);
-  else
-    return true;
-  end if;
+  -- Found missing, it is looked at once more under the lock: an operator's decision may have been on its way, which would
+  -- be followed by a fence for what it was about.
+  for look in 1..2 loop
+    if look = 2 then perform pgmail.lock_history(); end if;
+    select x.* into h from pgmail.history x order by x.generation desc limit 1;
+    if h.root <> p_root then return null; end if;
+    if p_generation < h.generation then return true; end if;
+    select x.* into w from pgmail.witness x where x.id = p_witness;
+    if p_generation > h.generation or h.id <> p_history then
+      why := format('a restore was accepted before %s, and this database knows nothing of it', p_seen_at);
+    elsif p_marks > coalesce(w.marks, 0) and (w.id is not null or p_seen_at > clock_timestamp() - interval '90 days') then
+      why := format('mark %s was committed at %s, and this database has %s', p_marks, p_seen_at,
+        case when w.id is null then 'none of them' else format('mark %s of %s', w.marks, w.at) end);
+    else
+      return true;
+    end if;
+  end loop;
   here := pgmail.place_v1();
+  known := exists (select from pgmail.fence);
   insert into pgmail.fence as f (noticed_by, reason, generation, lost_from, lost_until, seen, found)
   values (p_by, p_by || ' saw more than is here: ' || why, p_generation, w.at, p_seen_at, p_seen, here)
   on conflict (singleton) do update set generation = greatest(f.generation, excluded.generation),
     lost_from = least(f.lost_from, excluded.lost_from), lost_until = least(f.lost_until, excluded.lost_until)
   where f.generation < excluded.generation or f.lost_from > excluded.lost_from or f.lost_until > excluded.lost_until;
-  -- A worker of the lost history may live on with an epoch that is given out here once more.
-  perform setval('pgmail.worker_epoch', (select s.last_value + 1000 from pgmail.worker_epoch s));
+  if not known then perform pgmail.end_workers(); end if;
   return false;
 end
 $$;
@@ -3449,40 +3497,40 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.rescue_v1(p_epoch bigint) RETURNS integer
+CREATE FUNCTION pgmail.rescue_leases(p_epochs bigint[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
-    SET lock_timeout TO '1s'
     AS $$
-declare freed jsonb; t record;
+declare freed jsonb; t record; fenced boolean := exists (select from pgmail.fence);
 begin
-  delete from pgmail.worker w where w.epoch = p_epoch;
-  delete from pgmail.permit p where p.epoch = p_epoch;
   -- A sequential scan: rescues are rare, and an index on leased_by would cost every claim its HOT update.
   with mine as materialized (
-    select q.tenant_id, q.id, q.unsent_claims is distinct from q.claims as doubt,
-      q.unsent_claims is distinct from q.claims and s.on_doubt is not distinct from 'hold' as hold
+    select q.tenant_id, q.id, q.leased_by, fenced or q.unsent_claims is distinct from q.claims as doubt,
+      fenced or (q.unsent_claims is distinct from q.claims and s.on_doubt is not distinct from 'hold') as hold
     from pgmail.queue q
     left join lateral (   -- by id, one by one: a hash of all messages would be a bad plan for a few leases
       select x.on_doubt from pgmail.message m join pgmail.stream x on x.tenant_id = m.tenant_id and x.name = m.stream
       where m.tenant_id = q.tenant_id and m.id = q.message_id limit 1) s on true
-    where q.leased_by = p_epoch order by q.id for update of q skip locked
+    where q.leased_by is not null and (p_epochs is null or q.leased_by = any (p_epochs))
+    order by q.tenant_id, q.id for update of q skip locked
   ), given_back as (
-    update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,
+    update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + case when fenced then 0 else 1 end,
       due_at = case when mine.hold then 'infinity' else q.due_at end,
       held_due_at = case when mine.hold then q.due_at end,
-      hold_reason = case when mine.hold then 'in doubt: its worker died and may have sent it' end, in_doubt = mine.hold
+      hold_reason = case when mine.hold and fenced then pgmail.lease_doubt()
+                         when mine.hold then 'in doubt: its worker died and may have sent it' end, in_doubt = mine.hold
     from mine where q.tenant_id = mine.tenant_id and q.id = mine.id
-    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, q.begun_relay, mine.doubt, mine.hold
+    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, q.begun_relay, mine.leased_by, mine.doubt, mine.hold
   )
   select jsonb_agg(to_jsonb(g)) into freed from given_back g;
   if freed is null then return 0; end if;
   insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, relay, worker, detail)
   select r.tenant_id, r.id, r.message_id, x.type, case when r.doubt then r.attempts + 1 end,
-    case when r.doubt then r.begun_relay end, p_epoch,
-    'worker ' || p_epoch || ' died' || case when r.doubt then '; this mail may have been sent' else ' before it sent this mail' end
+    case when r.doubt then r.begun_relay end, r.leased_by,
+    'worker ' || r.leased_by || case when fenced then ' had this mail when a restore was noticed; it may have been sent'
+      when r.doubt then ' died; this mail may have been sent' else ' died before it sent this mail' end
   from jsonb_to_recordset(freed) r(tenant_id integer, id uuid, message_id uuid, attempts smallint, begun_relay text,
-      doubt boolean, hold boolean)
+      leased_by bigint, doubt boolean, hold boolean)
     cross join (values ('email.in_doubt'), ('email.held'), ('email.delayed')) x(type)
   where case x.type when 'email.in_doubt' then r.doubt when 'email.held' then r.hold else not r.doubt end;
   for t in select r.tenant_id, array_agg(r.lane) as lanes, array_agg(r.due_at) as dues
@@ -3491,6 +3539,18 @@ begin
     perform pgmail.touch_lanes(t.tenant_id, t.lanes, t.dues);
   end loop;
   return jsonb_array_length(freed);
+end
+$$;
+
+CREATE FUNCTION pgmail.rescue_v1(p_epoch bigint) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '1s'
+    AS $$
+begin
+  delete from pgmail.worker w where w.epoch = p_epoch;
+  delete from pgmail.permit p where p.epoch = p_epoch;
+  return pgmail.rescue_leases(array[p_epoch]);
 end
 $$;
 
@@ -3595,7 +3655,8 @@ CREATE FUNCTION pgmail.restore_doubts(p_since timestamp with time zone DEFAULT N
   select q.tenant_id, t.name, count(*) filter (where q.leased_by is null), count(*) filter (where q.leased_by is not null),
     pgmail.uuid_time(min(q.id::text)::uuid), pgmail.uuid_time(max(q.id::text)::uuid)
   from pgmail.queue q join pgmail.tenant t on t.id = q.tenant_id cross join pgmail.fence f
-  where q.id < pgmail.restore_bound(p_since) and q.due_at <= f.noticed_at
+  where (q.id < pgmail.restore_bound(p_since) and q.due_at <= f.noticed_at)
+    or q.leased_by is not null or (q.in_doubt and q.hold_reason = pgmail.lease_doubt())
   group by q.tenant_id, t.name order by t.name
 $$;
 
@@ -3690,7 +3751,7 @@ begin
   ), pulled as (
     update pgmail.queue q set hold_reason = null, held_due_at = null,
       due_at = case when x.early then q.held_due_at else pgmail.now() end, wait = case when x.early then 'scheduled' end, later = x.early
-    from (select y.id, coalesce(y.wait = 'scheduled' and y.held_due_at > pgmail.now(), false) as early from pgmail.queue y
+    from (select y.id, y.wait is distinct from 'deferred' and y.held_due_at > pgmail.now() is true as early from pgmail.queue y
           where y.tenant_id = t and y.id = any (array(select free.id from free))) x
     where q.tenant_id = t and q.id = x.id and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), facts as materialized (
@@ -4615,8 +4676,10 @@ CREATE FUNCTION pgmail.stop_for_restore(p_reason text) RETURNS void
     AS $$
 begin
   if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
+  perform pgmail.lock_history();
   insert into pgmail.fence (noticed_by, reason, lost_until, found) values (pgmail.actor(), left(p_reason, 1000), clock_timestamp(), pgmail.place_v1())
   on conflict (singleton) do nothing;
+  if found then perform pgmail.end_workers(); end if;
   perform pgmail.record_act(null, 'restore.stop', null, p_reason);
 end
 $$;

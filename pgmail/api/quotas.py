@@ -18,7 +18,7 @@ from pgmail.store import quotas as store
 from pgmail.store.tenant import acting_as
 
 
-@get("/quotas", operation_class=operation())
+@get("/quotas", scope="read", operation_class=operation())
 async def list_quotas(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """List all quotas that concern the tenant, and the doors that are closed."""
     params.query(request)

@@ -144,6 +144,9 @@ MOVES: tuple[Move, ...] = (
     Move(_S.SENDING, "rescue", _S.QUEUED, _E.IN_DOUBT, "maintain"),  # may have begun, on_doubt = resend
     Move(_S.SENDING, "rescue", _S.QUEUED, _E.DELAYED, "maintain"),  # surely not sent, on_doubt = hold
     Move(_S.SENDING, "rescue", _S.HELD, _E.IN_DOUBT, "maintain"),  # may have begun, on_doubt = hold
+    Move(_S.SENDING, "restore", _S.HELD, _E.IN_DOUBT, "operator"),  # until the decision all of them are held
+    Move(_S.SENDING, "restore", _S.QUEUED, _E.IN_DOUBT, "operator"),
+    Move(_S.SENDING, "restore", _S.SENT, _E.SENT, "operator"),
     Move(_S.DEFERRED, "due", _S.QUEUED, None, "time"),
     Move(_S.DEFERRED, "reschedule", _S.SCHEDULED, _E.SCHEDULED, "sender"),
     Move(_S.DEFERRED, "reschedule", _S.QUEUED, _E.QUEUED, "sender"),

@@ -4,15 +4,27 @@ A process has one `Database` a role. Connections are autocommit, so that no tran
 opens one, and prepare no statements under a name when a transaction-mode pooler sits in between
 (`prepare=False`). Opening never waits for the server: with the database away, `connection` raises
 `DatabaseAway` after `wait_seconds`, and works again by itself once the server is back.
+
+A server may also fall silent: its host loses power, or a firewall forgets the connection. No octet and no error
+comes then, for ever. TCP is told to find out in about ten seconds; where something in between (a proxy) answers in
+the server's stead it cannot, so who must not stand still gives a limit of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import asyncio
+import contextlib
+import copy
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
+import structlog
 from psycopg import AsyncConnection, AsyncCursor
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row, namedtuple_row
 from psycopg_pool import AsyncConnectionPool
 
@@ -21,6 +33,53 @@ from pgmail.sqlfiles import Query
 from pgmail.store.faults import translate
 
 Params = Sequence[object] | Mapping[str, object] | None
+
+_log = structlog.get_logger()
+
+# Milliseconds and seconds. What was written and is not acknowledged, and who waits for an answer, find out in time.
+_KEEPALIVE = {
+    "tcp_user_timeout": 10_000,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+
+
+def keepalive(dsn: str) -> dict[str, int]:
+    """What a connection to `dsn` is made with so that it notices a server that fell silent; the DSN's own word wins."""
+    try:
+        said = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        return {}  # who connects says what is wrong with it
+    return {name: value for name, value in _KEEPALIVE.items() if name not in said}
+
+
+@contextlib.contextmanager
+def unless_silent(connection: AsyncConnection[Any], seconds: float | None) -> Iterator[None]:
+    """Break a connection that is in use for longer than so many seconds: who waits for it fails, nobody gets it again.
+
+    Its socket is shut down. To cancel who waits would not do: psycopg then asks the server to cancel the statement,
+    and waits for the silent connection to say that it did.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def give_up() -> None:
+        _log.warning("database.silent", seconds=seconds)
+        # What has arrived already is still read: a process that was held up itself loses nothing.
+        with (
+            contextlib.suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(connection.fileno())) as twin,
+        ):
+            twin.shutdown(socket.SHUT_RDWR)
+
+    timer = asyncio.get_running_loop().call_later(seconds, give_up)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Database:
@@ -37,6 +96,7 @@ class Database:
         check: bool = False,
         prepare: bool = True,
         idle_seconds: float = 600.0,
+        answer_seconds: float | None = None,
         greet: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
     ) -> None:
         """`low` and `high` bound the number of connections; `name` is what `pg_stat_activity` shows.
@@ -45,9 +105,12 @@ class Database:
         rather be slow than say that the database is away because it was a moment ago.
 
         Of the connections above `low`, one is closed whenever it was not needed for `idle_seconds`.
+        A connection that is lent for longer than `answer_seconds` counts as silent: it is broken, and `DatabaseAway`
+        raised. For who lends for a statement or two, each of which takes milliseconds.
         `greet` is awaited with each new connection before it is lent: another server may be at its other end.
         """
         self.dsn = dsn
+        self._answer_seconds = answer_seconds
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
             dsn,
             min_size=low,
@@ -58,7 +121,8 @@ class Database:
             max_idle=idle_seconds,
             # Who waits for a connection is who tries again; after that the next who asks does.
             reconnect_timeout=wait_seconds,
-            kwargs={
+            kwargs=keepalive(dsn)
+            | {
                 "autocommit": True,
                 "application_name": name,
                 "prepare_threshold": 3 if prepare else None,
@@ -76,12 +140,19 @@ class Database:
         """Close all connections. Twice is fine."""
         await self._pool.close()
 
+    def patient(self, answer_seconds: float | None) -> Database:
+        """The same pool for who has longer statements, or other limits to them."""
+        other = copy.copy(self)
+        other._answer_seconds = answer_seconds  # noqa: SLF001 - it is one of us
+        return other
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection[Any]]:
         """Lend a connection; errors come out as pgmail's own (`Refused`, `DatabaseAway`, `FencedOut`)."""
         try:
             async with self._pool.connection() as connection:
-                yield connection
+                with unless_silent(connection, self._answer_seconds):
+                    yield connection
         except Exception as error:
             if (known := translate(error)) is not None:
                 raise known from error
@@ -161,3 +232,10 @@ async def fetch_many(connection: AsyncConnection[Any], query: Query, params: Par
     async with connection.cursor(row_factory=namedtuple_row) as cursor:
         await cursor.execute(query.text.encode(), params)
         return await cursor.fetchall()
+
+
+def storable(text: str | None) -> str | None:
+    """Text as PostgreSQL takes it: no NUL, no lone surrogate. What cannot be written would be lost."""
+    if text is None or text.isprintable():
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()

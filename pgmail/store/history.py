@@ -178,13 +178,15 @@ class Witness(Loop):
             self._root, self._witness = root, uuid4()
             return
         self._place, self._memory, self._witness = place, place.memory, place.witness
-        self._root = root
         for other in place.others():
             values = {name: getattr(other, name) for name in _REMEMBERED} | {
                 "by": f"a process on {socket.gethostname()}",
                 "seen": Jsonb(other.place),
             }
             await fetch_one(connection, _Q["recall"], values)
+        # Last: until all were asked, other connections that greet wait. A worker that went ahead of them would register
+        # here, and be ended by the fence that they bring.
+        self._root = root
 
     def _facts(self) -> dict[str, object]:
         memory = self._memory

@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from pgmail import sqlfiles
-from pgmail.store.database import Database
+from pgmail.store.database import Database, storable
 
 Scope = Literal["relay", "site", "tenant"]
 Key = tuple[Scope, str]
@@ -191,5 +191,5 @@ async def register_relays(database: Database, names: Sequence[str]) -> int:
 
 async def slow_site(database: Database, tenant: int, site: str, reason: str) -> datetime | None:
     """Pause a site of one tenant for a while, longer each time; until when. None if it is paused already."""
-    row = await database.one(_Q["slow_site"], {"tenant": tenant, "site": site, "reason": reason})
+    row = await database.one(_Q["slow_site"], {"tenant": tenant, "site": site, "reason": storable(reason)})
     return row.until if row else None

@@ -17,6 +17,7 @@ from psycopg import AsyncConnection, Error
 
 from pgmail import sqlfiles
 from pgmail.service import Loop
+from pgmail.store.database import keepalive, unless_silent
 from pgmail.store.faults import first_line
 
 _Q = sqlfiles.queries("presence")
@@ -25,6 +26,7 @@ _log = structlog.get_logger()
 TEST_SECONDS = 2.0  # to hear oneself
 RETEST_SECONDS = 30.0
 LONGEST_PAUSE = 10.0
+ANSWER_SECONDS = 10.0  # after which a connection counts as silent
 
 
 class Listener(Loop):
@@ -34,6 +36,7 @@ class Listener(Loop):
         super().__init__("listener")
         self.hearing = False
         self._dsn = dsn
+        self._facts: dict[str, Any] = dict(keepalive(dsn))
         self._wake = wake
         self._token = f"test {secrets.token_hex(8)}"
         self._told = False  # that it hears nothing
@@ -45,9 +48,11 @@ class Listener(Loop):
         while not self.draining.is_set():
             try:
                 async with await AsyncConnection.connect(
-                    self._dsn, autocommit=True, application_name="pgmail listener", connect_timeout=5
-                ) as connection:
-                    await connection.execute(_Q["listen"].text.encode())
+                    self._dsn, autocommit=True, application_name="pgmail listener", connect_timeout=5,
+                    **self._facts,
+                ) as connection:  # fmt: skip
+                    with unless_silent(connection, ANSWER_SECONDS):
+                        await connection.execute(_Q["listen"].text.encode())
                     self._wake()  # whatever was committed before this moment was not announced to us
                     if await self._hear(connection):
                         pause = 0.2
@@ -67,7 +72,8 @@ class Listener(Loop):
         """Pass notifications on while the test of itself succeeds. True if it ever did."""
         ever = False
         while not self.draining.is_set():
-            await connection.execute(_Q["echo"].text.encode(), {"payload": self._token})
+            with unless_silent(connection, ANSWER_SECONDS):
+                await connection.execute(_Q["echo"].text.encode(), {"payload": self._token})
             self.hearing = await self._until(connection, self._token)
             if not self.hearing:
                 if not self._told and not self.draining.is_set():

@@ -46,7 +46,8 @@ class Presence(Loop):
         """
         super().__init__("presence")
         self.epoch = 0
-        self._database = database
+        # A beat that waits for longer proves nothing any more; the next one needs a connection that answers.
+        self._database = database.patient(silence_seconds / 2)
         self._program = program
         self._concurrency = concurrency
         self._staging = staging

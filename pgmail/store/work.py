@@ -16,7 +16,7 @@ import msgspec
 from psycopg.types.json import Jsonb, set_json_dumps
 
 from pgmail import sqlfiles
-from pgmail.store.database import Database, fetch_each
+from pgmail.store.database import Database, fetch_each, storable
 
 set_json_dumps(lambda value: msgspec.json.encode(value).decode())
 
@@ -251,7 +251,7 @@ def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> di
     for r in results:
         key = (
             r.kind, r.lane, r.relay, r.code, r.enhanced, r.phase, r.remote_host, r.tls, r.stream, r.priority,
-            r.site, r.delay, _storable(r.reason), _storable(r.error), r.began, r.doubt, r.suppress,
+            r.site, r.delay, storable(r.reason), storable(r.error), r.began, r.doubt, r.suppress,
         )  # fmt: skip
         number = groups.get(key)
         if number is None:
@@ -267,15 +267,8 @@ def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> di
         "group": numbers,
         "attempts": [r.attempts for r in results],
         "ms": [r.ms for r in results],
-        "replies": [_storable(r.reply) for r in results],
+        "replies": [storable(r.reply) for r in results],
     }
-
-
-def _storable(text: str | None) -> str | None:
-    """Text as PostgreSQL takes it: no NUL, no lone surrogate. A result that cannot be written would be lost."""
-    if text is None or text.isprintable():
-        return text
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 _GROUP = (
@@ -295,7 +288,7 @@ async def release(
             "epoch": epoch,
             "ids": [lease.id for lease in leases],
             "claims": [lease.claims for lease in leases],
-            "reason": reason,
+            "reason": storable(reason),
         },
     )
     return {row.id for row in rows}
@@ -334,21 +327,32 @@ async def still_leased(database: Database, tenant: int, epoch: int, leases: Sequ
 
 
 async def contents(
-    database: Database, loads: Sequence[tuple[int, str, Sequence[UUID], Sequence[UUID]]]
-) -> list[tuple[list[RecipientRow], list[MessageRow]]]:
-    """What claimed rows need, in one round trip: for each (tenant, stream, recipients, messages) their rows."""
+    database: Database, loads: Sequence[tuple[int, str, Sequence[UUID], Sequence[UUID]]], most: int
+) -> tuple[list[tuple[list[RecipientRow], list[MessageRow]]], set[UUID]]:
+    """What claimed rows need, in one round trip: for each (tenant, stream, recipients, messages) their rows.
+
+    And the messages that were not fetched because those before them have `most` bytes; one of each load always is.
+    """
     people = [
         (_Q["recipients"], {"tenant": tenant, "stream": stream} | _span(ids))
         for tenant, stream, ids, _ in loads
     ]
-    texts = [(_Q["messages"], {"tenant": tenant} | _span(ids)) for tenant, _, _, ids in loads if ids]
+    share = max(1, most // (sum(bool(ids) for *_, ids in loads) or 1))
+    texts = [
+        (_Q["messages"], {"tenant": tenant, "most": share} | _span(ids)) for tenant, _, _, ids in loads if ids
+    ]
     async with database.connection() as connection:
         answers = iter(await fetch_each(connection, [*people, *texts]))
     mine = [[RecipientRow(*row) for row in next(answers)] for _ in people]
-    return [
-        (rows, [MessageRow(*row) for row in next(answers)] if ids else [])
-        for rows, (_, _, _, ids) in zip(mine, loads, strict=True)
-    ]
+    later: set[UUID] = set()
+    found = []
+    for people_, (_, _, _, ids) in zip(mine, loads, strict=True):
+        rows = [MessageRow(*row) for row in next(answers)] if ids else []
+        if any(row.content is None for row in rows):
+            later.update(row.id for row in rows if row.content is None)
+            rows = [row for row in rows if row.content is not None]
+        found.append((people_, rows))
+    return found, later
 
 
 def _span(ids: Sequence[UUID]) -> dict[str, object]:
@@ -386,7 +390,7 @@ async def relay_state(
 ) -> None:
     """Tell the fleet how a relay is: up, away or paused, and for how long."""
     await database.run(
-        _Q["relay_state"], {"name": name, "state": state, "reason": reason, "seconds": seconds}
+        _Q["relay_state"], {"name": name, "state": state, "reason": storable(reason), "seconds": seconds}
     )
 
 

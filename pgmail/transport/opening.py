@@ -181,7 +181,7 @@ class _Opening:
             # RFC 5321, section 3.2: an old server; HELO is its language.
             async with _limit(self._limits.command):
                 answer = await smtp.helo()
-        return Phase.EHLO, make_reply(answer.code, answer.message)
+        return Phase.EHLO, _reply(answer.code, answer.message)
 
     async def _starttls(
         self, smtp: aiosmtplib.SMTP, welcome: tuple[Phase, Reply], *, required: bool
@@ -222,7 +222,7 @@ class _Opening:
                 if not last or error.code not in (504, 534) or not smtp.is_connected:
                     raise
             else:
-                return Phase.AUTH, make_reply(answer.code, answer.message)
+                return Phase.AUTH, _reply(answer.code, answer.message)
         raise AssertionError("the last mechanism returns or raises")
 
     def _take_over(self, smtp: aiosmtplib.SMTP, welcome: tuple[Phase, Reply]) -> Session:
@@ -245,9 +245,9 @@ class _Opening:
             if 200 <= error.code < 600:
                 # A reply that is neither success nor refusal cannot be acted on as a reply.
                 if error.code < 400:
-                    text = f"unexpected reply: {error.code} {shown(error.message.encode())}"
+                    text = f"unexpected reply: {error.code} {shown(_octets(error.message))}"
                     return _Refused(self._phase, None, text)
-                return _Refused(self._phase, make_reply(error.code, error.message), None)
+                return _Refused(self._phase, _reply(error.code, error.message), None)
             return _Refused(self._phase, None, f"not an SMTP reply: {shown(_octets(error.message))}")
         return _Refused(self._phase, None, _why(error))
 
@@ -298,6 +298,11 @@ async def _limit(seconds: float) -> AsyncIterator[None]:
         if not limit.expired():  # TCP gave up by itself
             raise
         raise _TooSlow(f"no reply for {seconds:g} s") from error
+
+
+def _reply(code: int, text: str) -> Reply:
+    """Make a reply of aiosmtplib's ours: octets that are no UTF-8 are surrogates there, which no database takes."""
+    return make_reply(code, _octets(text).decode("utf-8", "replace"))
 
 
 def _octets(text: str) -> bytes:

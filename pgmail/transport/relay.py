@@ -146,6 +146,20 @@ class SmtpRelay:
         seconds = mail.envelope.not_after - time.monotonic()
         return asyncio.get_running_loop().call_later(max(0.0, seconds), give_up)
 
+    async def warm(self) -> Result | None:
+        """Have a connection ready for the mail that comes next. Returns what stood in the way, None if it is there."""
+        if self._closed:
+            raise closed_error(self.name)
+        if (session := self._idle_one()) is not None:
+            self._shelve(session)
+            return None
+        self._open += 1
+        task = asyncio.get_running_loop().create_task(open_session(self.config, self._context))
+        self._openings[task] = None
+        task.add_done_callback(self._opened)
+        opened = await task
+        return opened if isinstance(opened, Result) else None
+
     async def probe(self) -> Result:
         """Connect, greet, secure, authenticate and quit, on a connection of its own.
 

@@ -30,7 +30,8 @@ from pgmail.render.cache import TemplateCache
 from pgmail.render.mime import Wire
 from pgmail.render.templates import Bundle, compile_bundle
 from pgmail.store.work import MessageRow, RecipientRow
-from pgmail.transport.base import Transport
+from pgmail.transport.base import TooLate, Transport
+from pgmail.transport.relay import SmtpRelay
 from pgmail.worker.content import Library, Message
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class Dot(msgspec.Struct, tag=True):
     """The final dot is next: wait for `Go`."""
 
 
+class Late(msgspec.Struct, tag=True):
+    """The moment of a mail passed; nothing of it was said. The connection stays for the next order."""
+
+
 class Delivered(msgspec.Struct, tag=True):
     """What came of a delivery."""
 
@@ -96,7 +101,7 @@ class Delivered(msgspec.Struct, tag=True):
 
 
 Order = Render | Deliver | Go
-Answer = Ready | Made | Faulty | Failed | Dot | Delivered
+Answer = Ready | Made | Faulty | Failed | Dot | Late | Delivered
 NICENESS = 10  # what takes long takes the processor from no other mail
 MEMORY_BYTES = (
     3 * 1024**3
@@ -141,6 +146,7 @@ async def _serve(
 
     render = Renderer().render
     listening = loop.create_task(listen())
+    transports: Mapping[str, Transport] | None = None
     answer(Ready())
     while not listening.done():
         order = await orders.get()
@@ -148,12 +154,20 @@ async def _serve(
             if isinstance(order, Render):
                 answer(render(order))
             elif isinstance(order, Deliver):
-                answer(await _deliver(order, make_transports(), orders, answer))
+                if transports is None:
+                    transports = make_transports()
+                said = await _deliver(order, transports, orders, answer)
+                if not isinstance(said, Late):
+                    for transport in transports.values():
+                        await transport.close()
+                    transports = None
+                answer(said)
         except BrokenPipeError:
             return
         except MemoryError:
             answer(Faulty("too_big", "mail", "it takes more memory than one mail may", None))
         except Exception as error:  # noqa: BLE001 - the worker settles it, in these words
+            transports = None
             answer(Failed(f"{type(error).__name__}: {error}"))
 
 
@@ -193,11 +207,14 @@ async def _deliver(
         answer(Dot())
         await orders.get()
 
+    transport = transports[order.relay]
+    # First a connection: none is left of the mail before, and to open one may always take longer than a moment lasts.
+    if isinstance(transport, SmtpRelay) and (refused := await transport.warm()) is not None:
+        return Delivered(refused)
     try:
-        return Delivered(await transports[order.relay].deliver(order.envelope, ask))
-    finally:
-        for transport in transports.values():
-            await transport.close()
+        return Delivered(await transport.deliver(order.envelope, ask))
+    except TooLate:
+        return Late()
 
 
 def read_answer(body: bytes) -> Answer:

@@ -75,12 +75,13 @@ class Claimer(Loop):
         self._unsure: list[
             tuple[float, int, list[int]]
         ] = []  # when to look, tenant, lanes: claims without an answer
+        self._unloaded: list[tuple[int, Lease]] = []  # by tenant: their content waits for memory
         self._lapsed: list[Job] = []  # their tokens' moment passed
         self._refreshed_at = self._completed_at = self._quiet_at = 0.0
         self._swept_at = time.monotonic()
         self._busy_at = 0.0
         self._asleep = False
-        self._probe: asyncio.Task[None] | None = None
+        self._probes: set[asyncio.Task[None]] = set()
 
     @property
     def out(self) -> int:
@@ -132,10 +133,10 @@ class Claimer(Loop):
     async def stop(self) -> None:
         """Stop, and give back what slots returned while they drained."""
         await super().stop()
-        if self._probe is not None:
-            self._probe.cancel()
+        for probe in self._probes:
+            probe.cancel()
             with contextlib.suppress(asyncio.CancelledError, DatabaseAway):
-                await self._probe
+                await probe
         await self._hand_back_all()
 
     async def _round(self) -> None:
@@ -148,6 +149,7 @@ class Claimer(Loop):
         if await self._rules.learn():
             self.book.weights = self._rules.weights
             self._look_at_relays()
+            await self._obey_pauses()
         if await self._limiter.share():
             await self._withdraw()
         self._relays.obey(self._limiter)
@@ -204,6 +206,10 @@ class Claimer(Loop):
         """How many rows of a class may be claimed: what is less urgent does not count against it."""
         if len(self._mine) >= MOST_OUT or not self._presence.fresh:
             return 0
+        if priority > 1 and self._crowded:
+            return 0
+        if any(self.book.get(tenant, lease.lane).priority <= priority for tenant, lease in self._unloaded):
+            return 0
         held = self._outbox.held
         ahead = sum(held[p] for p in held if p <= priority) + len(self._lapsed)
         idle = max(0, self._outbox.slots - self._outbox.busy)
@@ -211,8 +217,14 @@ class Claimer(Loop):
         # While there is a good stock, wait for a batch that is worth a statement.
         return room if room > self._stock // 2 or ahead == 0 else 0
 
+    @property
+    def _crowded(self) -> bool:
+        """Whether large mail that is on its way takes up the memory there is for it. It will go."""
+        return self._library.full and bool(self._outbox.busy or len(self._outbox))
+
     async def _claim(self) -> bool:
         """Claim while there is room. True if any mail came."""
+        await self._load_rest()
         came = await self._tokens_for_lapsed()
         began = time.monotonic()
         # Not for ever under a backlog: leases given back, pauses, permits and lanes are looked at in between.
@@ -342,6 +354,26 @@ class Claimer(Loop):
         if self._returned:
             await self._return_leases()
 
+    async def _obey_pauses(self) -> None:
+        """Give back what was claimed and is paused by now."""
+        if not self._rules.any_pause:
+            return
+        paused = self._rules.paused
+        late, self._lapsed = self._lapsed, []
+        stopped = self._outbox.take(lambda job: paused(job.lane) is not None)
+        for job in late:
+            (self._lapsed if paused(job.lane) is None else stopped).append(job)
+        self._returned.extend((job.lease, paused(job.lane)) for job in stopped)
+        unloaded, self._unloaded = self._unloaded, []
+        for tenant, lease in unloaded:
+            why = paused(self.book.get(tenant, lease.lane))
+            if why is None:
+                self._unloaded.append((tenant, lease))
+            else:
+                self._returned.append((lease, why))
+        if self._returned:
+            await self._return_leases()
+
     async def _prepare(self, batches: list[tuple[int, list[Lease]]]) -> list[Job]:
         """Fetch what the rows need. Without the database they go back."""
         loads: list[tuple[int, str, list[Lease]]] = []
@@ -360,23 +392,47 @@ class Claimer(Loop):
             if isinstance(error, DatabaseAway):
                 return []
             raise
-        return [
-            Job(lease, self.book.get(tenant, lease.lane), policy, *contents.get(lease.id, (None, None)))
-            for (tenant, _, leases), policy, contents in zip(loads, policies, found, strict=True)
-            for lease in leases
-        ]
+        jobs = []
+        for (tenant, _, leases), policy, contents in zip(loads, policies, found, strict=True):
+            for lease in leases:
+                content = contents.get(lease.id, (None, None))
+                if content is None:
+                    self._unloaded.append((tenant, lease))
+                else:
+                    jobs.append(Job(lease, self.book.get(tenant, lease.lane), policy, *content))
+        return jobs
+
+    async def _load_rest(self) -> None:
+        """Fetch the content of claimed mail that there was no memory for, the most urgent first."""
+        if not self._unloaded or self._crowded:
+            return
+        rest, self._unloaded = self._unloaded, []
+        rest.sort(key=lambda one: self.book.get(one[0], one[1].lane).priority)
+        tenants: dict[int, list[Lease]] = {}
+        for tenant, lease in rest:
+            tenants.setdefault(tenant, []).append(lease)
+        for job in await self._prepare(list(tenants.items())):
+            relay = self._rules.relay(job.lane)
+            if relay is None:
+                self._returned.append((job.lease, None))
+                continue
+            # What it had been given to go by is long over.
+            job.relay = relay
+            self._lapsed.append(job)
 
     def _look_at_relays(self) -> None:
         """Probe relays that are blocked, once their wait is over."""
-        if self._probe is not None and self._probe.done():
-            self._probe.result()  # raises what it crashed of
-            self._probe = None
-        if self._relays.wait_seconds() == 0.0 and self._probe is None:
-            # Beside the claiming: a probe of a host that says nothing takes minutes.
-            self._probe = asyncio.create_task(self._try_relays(), name="probe")
+        for probe in [probe for probe in self._probes if probe.done()]:
+            self._probes.discard(probe)
+            probe.result()  # raises what it crashed of
+        # Beside the claiming and beside each other: a probe of a host that says nothing takes minutes.
+        self._probes |= {
+            asyncio.create_task(self._try_relay(name), name=f"probe {name}")
+            for name in self._relays.to_probe()
+        }
 
-    async def _try_relays(self) -> None:
-        if await self._relays.probe():
+    async def _try_relay(self, name: str) -> None:
+        if await self._relays.probe_one(name):
             self._rules.free(self.book)
             self.book.wake_all()
             self._wake.set()
@@ -469,6 +525,8 @@ class Claimer(Loop):
         waiting = [*self._outbox.take_all(), *self._lapsed]
         self._lapsed = []
         self._returned.extend((job.lease, None) for job in waiting)
+        self._returned.extend((lease, None) for _, lease in self._unloaded)
+        self._unloaded = []
         try:
             await self._return_leases()
         except DatabaseAway as error:

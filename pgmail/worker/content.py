@@ -1,7 +1,8 @@
 """What a claimed row needs to become bytes: its recipient, its message, its template. Fetched in batches, cached.
 
-Caches are bounded by bytes, whatever the backlog. A message to many recipients is fetched and, where all get
-the same bytes (`envelope` mode), assembled once.
+Caches are bounded by bytes, whatever the backlog, and so is what is fetched for mail that goes next: where mails are
+large only some of a claim are fetched, the others when those have gone. A message to many recipients is fetched
+and, where all get the same bytes (`envelope` mode), assembled once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
+from weakref import WeakSet
 
 import msgspec
 import structlog
@@ -45,6 +47,8 @@ _log = structlog.get_logger()
 
 CACHE_BYTES = 24 * 1024 * 1024
 CACHE_MESSAGES = 2000
+BIG_BYTES = 64 * 1024  # from here on a message counts; a stock of smaller ones is bounded by their number
+HELD_BYTES = 64 * 1024 * 1024  # of messages in memory, by `Message.size`: then no more are fetched
 CACHE_BUNDLES = 200
 
 
@@ -100,8 +104,8 @@ class Message:
     """A message in the cache: decoded once, its parts once, its bytes once where all recipients share them."""
 
     __slots__ = (
-        "cleared", "compiled", "content", "date", "domain", "fetching", "headers", "parts", "personal", "row", "shared",
-        "suspect", "weight",
+        "__weakref__", "cleared", "compiled", "content", "date", "domain", "fetching", "headers", "parts", "personal",
+        "row", "shared", "suspect", "weight",
     )  # fmt: skip
 
     def __init__(self, row: MessageRow, message_id_domain: str = "") -> None:
@@ -155,15 +159,16 @@ class Library:
         self.subject_prefix = subject_prefix
         self._messages: OrderedDict[tuple[int, UUID], Message] = OrderedDict()
         self._bytes = 0
+        self._big: WeakSet[Message] = WeakSet()  # in memory, whoever has them
         self._templates = TemplateCache() if templates is None else templates
         self._bundles: OrderedDict[tuple[object, ...], Bundle] = OrderedDict()
 
     async def load(
         self, loads: Sequence[tuple[int, str, Sequence[Lease]]]
-    ) -> list[dict[UUID, tuple[Message, RecipientRow]]]:
+    ) -> list[dict[UUID, tuple[Message, RecipientRow] | None]]:
         """Fetch what claimed rows need, those of each (tenant, stream), in one round trip.
 
-        Rows without content are left out.
+        Rows without content are left out. None for those that must wait until others are gone from memory.
         """
         missing = [
             list({lease.message_id for lease in leases if (tenant, lease.message_id) not in self._messages})
@@ -176,14 +181,15 @@ class Library:
                 if key in self._messages:  # held on to, whatever is forgotten meanwhile
                     held[key] = self._messages[key]
                     self._messages.move_to_end(key)
-        answers = await work.contents(
+        answers, later = await work.contents(
             self._database,
             [
                 (tenant, stream, [lease.id for lease in leases], ids)
                 for (tenant, stream, leases), ids in zip(loads, missing, strict=True)
             ],
+            max(1, HELD_BYTES - self._held()) // 2,  # a message's size is twice its content's
         )
-        found = []
+        found: list[dict[UUID, tuple[Message, RecipientRow] | None]] = []
         for (tenant, _, leases), (people, rows) in zip(loads, answers, strict=True):
             barred: dict[UUID, Barred] = {}  # by message, and by recipient
             if any(row.key_id is not None for row in rows) or any(row.key_id is not None for row in people):
@@ -205,15 +211,24 @@ class Library:
                 message = held.get((tenant, lease.message_id))
                 if lease.rescues and message is not None:
                     message.suspect = not message.cleared
-            found.append(
-                {
-                    lease.id: (held[tenant, lease.message_id], by_id[lease.id])
-                    for lease in leases
-                    if (tenant, lease.message_id) in held and lease.id in by_id
-                }
-            )
+            ready: dict[UUID, tuple[Message, RecipientRow] | None] = {
+                lease.id: (held[tenant, lease.message_id], by_id[lease.id])
+                for lease in leases
+                if (tenant, lease.message_id) in held and lease.id in by_id
+            }
+            if later:
+                ready.update((lease.id, None) for lease in leases if lease.message_id in later)
+            found.append(ready)
         self._shrink()
         return found
+
+    @property
+    def full(self) -> bool:
+        """Whether large messages take up all the memory that they may."""
+        return bool(self._big) and self._held() >= HELD_BYTES
+
+    def _held(self) -> int:
+        return sum(message.size for message in self._big) if self._big else 0
 
     async def _opened(
         self,
@@ -426,12 +441,18 @@ class Library:
         return tuple(parts)
 
     def _keep(self, tenant: int, message: Message) -> Message:
+        if message.size >= BIG_BYTES:
+            self._big.add(message)
+            if message.row.recipients == 1:
+                return message  # nobody else will ask for it
         self._messages[tenant, message.row.id] = message
         self._weigh(tenant, message)
         return message
 
     def _weigh(self, tenant: int, message: Message) -> None:
         """Account for what a message keeps in memory now: parts and shared bytes come after the content."""
+        if message.parts and message.size >= BIG_BYTES:
+            self._big.add(message)
         if self._messages.get((tenant, message.row.id)) is message:
             size = message.size
             self._bytes += size - message.weight

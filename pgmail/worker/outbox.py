@@ -160,13 +160,14 @@ class Outbox:
 
     def take_all(self) -> list[Job]:
         """Empty it: all jobs that no slot has begun."""
-        return self._take(lambda _job: True)
+        return self.take(lambda _job: True)
 
     def withdraw(self, gate: Gate) -> list[Job]:
         """Take out the jobs behind a gate: it will not open soon, and others may have them."""
-        return self._take(lambda job: gate in job.gates)
+        return self.take(lambda job: gate in job.gates)
 
-    def _take(self, wanted: Callable[[Job], bool]) -> list[Job]:
+    def take(self, wanted: Callable[[Job], bool]) -> list[Job]:
+        """Take out the jobs that no slot has begun and that are wanted back."""
         taken: list[Job] = []
 
         def keep(line: Iterable[Job]) -> Iterator[Job]:

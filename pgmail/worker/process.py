@@ -53,6 +53,10 @@ IDLE_SECONDS = (
 )
 
 HEAVY_AT_ONCE = 2  # mails that are made apart since they take long: processors that strangers may use
+# A statement that takes longer counts as one on a connection that fell silent. Those on mail take milliseconds, a
+# server that is overloaded takes seconds; the leader's may have a backlog of their own.
+ANSWER_SECONDS = 30.0
+UPKEEP_SECONDS = 600.0
 
 MakeLeader = Callable[[Database, Presence], tuple[Service, Callable[[], bool]]]
 
@@ -79,9 +83,17 @@ async def run_worker(
         low=1,
         high=max(3, settings.worker_pool_size),
         idle_seconds=IDLE_SECONDS,
+        answer_seconds=ANSWER_SECONDS,
         greet=witness.greet,
     )
-    beats = Database(dsn, name="pgmail beat", low=1, high=1, greet=witness.greet)
+    beats = Database(
+        dsn,
+        name="pgmail beat",
+        low=1,
+        high=1,
+        answer_seconds=settings.silence_seconds / 2,
+        greet=witness.greet,
+    )
     witness.watch(beats)
     presence = Presence(
         beats,
@@ -111,7 +123,7 @@ async def run_worker(
         # What takes longer is made apart, so that other mail need not wait; without a ward there is no apart.
         bounds=Bounds() if ward is None else QUICK,
     )
-    leader, leading = make_leader(database, presence)
+    leader, leading = make_leader(database.patient(UPKEEP_SECONDS), presence)
     # By a lambda: the claimer, which it wakes, is made with it in hand.
     listener = Listener(dsn, lambda: claimer.wake()) if settings.notify else None  # noqa: PLW0108
     claimer = Claimer(
@@ -135,7 +147,7 @@ async def run_worker(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
         begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
-        heavy_at_once=HEAVY_AT_ONCE,
+        paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
     parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]

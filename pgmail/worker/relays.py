@@ -12,6 +12,7 @@ weight.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import time
@@ -22,6 +23,7 @@ import structlog
 
 from pgmail.domain.reply import Result
 from pgmail.errors import DatabaseAway
+from pgmail.log import without_addresses
 from pgmail.shaping.circuit import Circuit
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store import limits as limit_store
@@ -202,19 +204,30 @@ class Relays:
 
     async def probe(self) -> bool:
         """Try each blocked relay whose wait is over, without a mail. True if one came back."""
-        back = False
-        for name, circuit in self._circuits.items():
-            until, _ = self._blocked.get(name, (0.0, ""))
-            due = circuit.state != "closed" or name in self._blocked
-            if not due or until > time.monotonic() or name in self._probing or not _may(circuit):
-                continue
-            self._probing.add(name)
-            try:
-                result = await self._transports[name].probe()
-                back = await self._probed(name, circuit, result) or back
-            finally:
-                self._probing.discard(name)
-        return back
+        return any(await asyncio.gather(*map(self.probe_one, self.to_probe())))
+
+    def to_probe(self) -> list[str]:
+        """Name the blocked relays whose wait is over and that nobody is trying now."""
+        now = time.monotonic()
+        return [
+            name
+            for name, circuit in self._circuits.items()
+            if (circuit.state != "closed" or name in self._blocked)
+            and name not in self._probing
+            and self._blocked.get(name, (0.0, ""))[0] <= now
+            and (circuit.state == "closed" or circuit.wait_seconds() <= 0)
+        ]
+
+    async def probe_one(self, name: str) -> bool:
+        """Try one of them. True if it came back. One that says nothing takes minutes, and may hold up no other."""
+        circuit = self._circuits[name]
+        if name in self._probing or not _may(circuit):
+            return False
+        self._probing.add(name)
+        try:
+            return await self._probed(name, circuit, await self._transports[name].probe())
+        finally:
+            self._probing.discard(name)
 
     async def _probed(self, name: str, circuit: Circuit, result: Result) -> bool:
         if ready(result):
@@ -257,4 +270,5 @@ def _may(circuit: Circuit) -> bool:
 
 def _words(verdict: Verdict) -> str:
     said = " ".join(str(x) for x in (verdict.code, verdict.enhanced, verdict.reply) if x) or verdict.error
-    return f"{verdict.reason}: {said}" if said else verdict.reason
+    # The row outlives the mail, and whoever asks to be erased.
+    return f"{verdict.reason}: {without_addresses(said)}" if said else verdict.reason

@@ -66,6 +66,7 @@ class Rules:
         self._database, self._relays, self._limiter, self._clear = database, relays, limiter, clear
         self._streams: dict[tuple[int, str], StreamRow] = {}
         self._pauses: list[PauseRow] = []
+        self._paused: dict[tuple[int, int], str | None] = {}  # by lane, as looked up since they were learnt
         self._until: dict[Hashable, float] = {}  # of limits: when it is worth looking again (monotonic)
         self._learned_at = -math.inf
         self.weights: dict[int, float] = {}
@@ -77,6 +78,7 @@ class Rules:
             return False
         self._streams = {(row.tenant, row.name): row for row in await work.streams(self._database)}
         self._pauses = await limit_store.pauses(self._database)
+        self._paused.clear()
         self._limiter.learn(await limit_store.limits(self._database))
         if self._receiver:
             self._limiter.receiver = await limit_store.site(self._database, self._receiver)
@@ -115,6 +117,27 @@ class Rules:
         if lane.site == TEST_SITE:
             return TEST_RELAY
         return self._relays.pick(self.stream(lane.tenant, lane.stream))
+
+    @property
+    def any_pause(self) -> bool:
+        """Whether anything at all is paused."""
+        return bool(self._pauses)
+
+    def paused(self, lane: Lane) -> str | None:
+        """Which pause a lane stands still by, in words; None if it goes. Cheap: asked for each mail."""
+        if not self._pauses:
+            return None
+        key = lane.tenant, lane.id
+        if key not in self._paused:
+            self._paused[key] = next(
+                (
+                    f"{pause.scope} {pause.name} is paused"
+                    for pause in self._pauses
+                    if pause.stops(lane.tenant, lane.stream, lane.priority, lane.site)
+                ),
+                None,
+            )
+        return self._paused[key]
 
     def stopped(self, lane: Lane) -> Hashable | None:
         """What stops a lane now; None to go."""

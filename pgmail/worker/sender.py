@@ -31,6 +31,7 @@ from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
 from pgmail.worker.intents import SILENT, Uncommitted
 from pgmail.worker.job import Delay, Job
+from pgmail.worker.lanes import Lane
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
 from pgmail.worker.slowing import Slowing
@@ -76,6 +77,7 @@ class Sender:
         slowing: Slowing | None = None,
         staging: Staging = NONE,
         heavy_at_once: int = 1,
+        paused: Callable[[Lane], str | None] = lambda _lane: None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
@@ -83,7 +85,7 @@ class Sender:
         `lapsed` takes mail back that missed the moment its tokens were for. `begin` commits the intent to send a
         lease to a relay, or raises Withheld; without it, mail that needs one is not sent. `ward` is where mail is
         made that a worker died with, or that is too heavy to be made between others, of these `heavy_at_once`; without
-        one it is made here, as any other. `delay` puts off what finds no room there.
+        one it is made here, as any other. `paused` tells why a lane stands still.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
@@ -93,7 +95,7 @@ class Sender:
         self._kept: WeakKeyDictionary[Job, Wire] = WeakKeyDictionary()
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
         self.withheld = 0  # mails whose end of data was not sent, at our own wish
-        self._slowing, self._staging = slowing, staging
+        self._slowing, self._staging, self._paused = slowing, staging, paused
         self._heavy_at_once, self._heavy = heavy_at_once, 0
         self._known_heavy: OrderedDict[UUID, None] = OrderedDict()  # messages: not tried here again
         # Else a line that nobody reads would be made for each mail.
@@ -107,6 +109,9 @@ class Sender:
             return
         if not self._fresh():
             await self._give_back(lease, None)  # others may count us as dead by now, and send it themselves
+            return
+        if (why := self._paused(job.lane)) is not None:
+            await self._give_back(lease, why)  # paused since it was claimed
             return
         if job.person.suppressed is not None:
             self._settle(job, "suppressed", reason=job.person.suppressed)

@@ -39,3 +39,4 @@ class Slots(Loop):
                 await send(job)
             finally:
                 outbox.done(job)
+                del job  # it may be large, and the next one may be long in coming

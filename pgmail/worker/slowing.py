@@ -16,6 +16,7 @@ from collections.abc import Callable
 import structlog
 
 from pgmail.errors import DatabaseAway
+from pgmail.log import without_addresses
 from pgmail.shaping.verdict import Verdict
 from pgmail.store import limits
 from pgmail.store.database import Database
@@ -51,7 +52,7 @@ class Slowing:
             return
         del self._seen[tenant, site]
         said = " ".join(str(x) for x in (verdict.code, verdict.enhanced, verdict.reply) if x)
-        reason = f"{verdict.reason}, {SEVERAL} times within a minute, lastly: {said}"
+        reason = f"{verdict.reason}, {SEVERAL} times within a minute, lastly: {without_addresses(said)}"
         try:
             until = await limits.slow_site(self._database, tenant, site, reason)
         except DatabaseAway as error:
@@ -69,5 +70,5 @@ class Slowing:
         self._alerted[key] = now
         _log.warning(
             "reply.alert", reason=verdict.reason, blame=verdict.blame, relay=relay, site=site, code=verdict.code,
-            enhanced=verdict.enhanced, reply=verdict.reply, rule=verdict.rule,
+            enhanced=verdict.enhanced, reply=without_addresses(verdict.reply or ""), rule=verdict.rule,
         )  # fmt: skip

@@ -38,6 +38,7 @@ from pgmail.worker.apart import (
     Failed,
     Faulty,
     Go,
+    Late,
     Made,
     Order,
     Render,
@@ -52,6 +53,7 @@ START_SECONDS = 60.0
 RENDER_SECONDS = 60.0
 DELIVER_SECONDS = 1_800.0  # a transport has time limits of its own; this one is for a transport that hangs
 IDLE_SECONDS = 15.0
+OPEN_SECONDS = 5.0  # that a connection made apart waits for the next moment of a mail under a rate
 
 
 class Crashed(PgmailError):  # noqa: N818 - a state of affairs
@@ -68,6 +70,7 @@ class _Process:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.retire: asyncio.TimerHandle | None = None
+        self.has = contextlib.AsyncExitStack()  # while it keeps a connection: its places
 
     async def ask(self, order: Order, seconds: float) -> Answer:
         """Give an order and wait for its answer. Raises Crashed; the process has ended then."""
@@ -118,6 +121,7 @@ class Ward:
     def __init__(self, argv: Sequence[str]) -> None:
         self._argv = list(argv)
         self._idle: list[_Process] = []
+        self._open: dict[str, _Process] = {}  # by relay: one that keeps a connection, for the next mail there
         self._places = asyncio.Semaphore(MOST)
         self._ending: set[asyncio.Task[None]] = set()
         self._lifeline: tuple[int, int] | None = None
@@ -145,14 +149,21 @@ class Ward:
         """Hand an envelope over, as a transport's `deliver`; `transport` is the worker's own to the same relay.
 
         Raises Crashed: if `on_dot` was over by then, the mail may have been sent. Raises TooLate where the envelope's
-        moment passed before there were a process and a connection to be had; the process stays for the next try.
+        moment passed before there were a process and a connection to be had; both stay for the next try.
         """
-        async with self._places, _place(transport, envelope.not_after):
-            process = await self._take()
-            if envelope.not_after is not None and time.monotonic() > envelope.not_after:
-                self._put_back(process)
-                raise TooLate
+        async with contextlib.AsyncExitStack() as places:
+            process = await self._take_open(relay, places)
+            if process is None:
+                await places.enter_async_context(self._places)
+                await places.enter_async_context(_place(transport, envelope.not_after))
+                process = await self._take()
+                if envelope.not_after is not None and time.monotonic() > envelope.not_after:
+                    self._put_back(process)
+                    raise TooLate
             answer = await process.ask(Deliver(relay, envelope), DELIVER_SECONDS)
+            if isinstance(answer, Late):
+                await self._keep_open(relay, process, places)
+                raise TooLate
             if isinstance(answer, Dot):
                 try:
                     await on_dot()
@@ -167,11 +178,12 @@ class Ward:
 
     async def close(self) -> None:
         """End all processes."""
-        processes, self._idle = self._idle, []
+        processes, self._idle = [*self._idle, *self._open.values()], []
+        self._open.clear()
         for process in processes:
             if process.retire is not None:
                 process.retire.cancel()
-        await asyncio.gather(*(process.close() for process in processes), *self._ending)
+        await asyncio.gather(*(_end(process) for process in processes), *self._ending)
         if self._lifeline is not None:
             for end in self._lifeline:
                 os.close(end)
@@ -219,6 +231,35 @@ class Ward:
             raise
         return process
 
+    async def _take_open(self, relay: str, places: contextlib.AsyncExitStack) -> _Process | None:
+        """Take the process that has a connection to a relay; its places go over to `places`."""
+        process = self._open.pop(relay, None)
+        if process is None:
+            return None
+        if process.retire is not None:
+            process.retire.cancel()
+        if process.process.returncode is not None:
+            await process.has.aclose()
+            return None
+        places.push_async_exit(process.has.pop_all())
+        return process
+
+    async def _keep_open(self, relay: str, process: _Process, places: contextlib.AsyncExitStack) -> None:
+        """Keep a process with its connection, and its places, for the next moment of whoever was late."""
+        if relay in self._open:  # one waits already
+            await process.close()
+            return
+        process.has = places.pop_all()
+        self._open[relay] = process
+        process.retire = asyncio.get_running_loop().call_later(
+            OPEN_SECONDS, self._retire_open, relay, process
+        )
+
+    def _retire_open(self, relay: str, process: _Process) -> None:
+        if self._open.get(relay) is process:
+            del self._open[relay]
+            self._end_beside(process)
+
     def _put_back(self, process: _Process) -> None:
         self._idle.append(process)
         process.retire = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._retire, process)
@@ -226,9 +267,20 @@ class Ward:
     def _retire(self, process: _Process) -> None:
         if process in self._idle:
             self._idle.remove(process)
-            task = asyncio.create_task(process.close())
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._end_beside(process)
+
+    def _end_beside(self, process: _Process) -> None:
+        task = asyncio.create_task(_end(process))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+
+async def _end(process: _Process) -> None:
+    """Let it end, and only then others have its places: its connection is gone."""
+    try:
+        await process.close()
+    finally:
+        await process.has.aclose()
 
 
 def _place(

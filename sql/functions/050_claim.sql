@@ -184,42 +184,48 @@ begin
 end
 $$;
 
--- A worker is dead: its leases go back. What it may have sent is in doubt: on streams that resend it goes again, on
--- streams that hold it waits for a person. A vowed lease without an intent was surely not sent. Deletes the worker's row,
--- which fences out all that it still tries. A row that an application has locked (a cancel in an open transaction) is left
--- to the next look for orphans. A claim on its way is waited for, but not for long: the leader has more to do than this.
-create or replace function pgmail.rescue_v1(p_epoch bigint) returns integer
-language plpgsql volatile security definer set search_path = pgmail, pg_temp set lock_timeout = '1s'
+-- Why mail is held that a worker had in hand when a restore was noticed. decide_restore knows it by this.
+create or replace function pgmail.lease_doubt() returns text
+language sql immutable
+as $$ select 'in doubt: a worker had it when a restore was noticed' $$;
+
+-- Takes leases away from these workers (null: from all), which are dead or ended. What they may have sent is in doubt: on
+-- streams that resend it goes again, on streams that hold it waits for a person. A vowed lease without an intent was surely
+-- not sent; but not while a fence stands: then the intent may be what was lost, and the settle too, so that every lease is
+-- held until the operator has decided. Rows that an application has locked are left. Answers how many it took.
+create or replace function pgmail.rescue_leases(p_epochs bigint[]) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare freed jsonb; t record;
+declare freed jsonb; t record; fenced boolean := exists (select from pgmail.fence);
 begin
-  delete from pgmail.worker w where w.epoch = p_epoch;
-  delete from pgmail.permit p where p.epoch = p_epoch;
   -- A sequential scan: rescues are rare, and an index on leased_by would cost every claim its HOT update.
   with mine as materialized (
-    select q.tenant_id, q.id, q.unsent_claims is distinct from q.claims as doubt,
-      q.unsent_claims is distinct from q.claims and s.on_doubt is not distinct from 'hold' as hold
+    select q.tenant_id, q.id, q.leased_by, fenced or q.unsent_claims is distinct from q.claims as doubt,
+      fenced or (q.unsent_claims is distinct from q.claims and s.on_doubt is not distinct from 'hold') as hold
     from pgmail.queue q
     left join lateral (   -- by id, one by one: a hash of all messages would be a bad plan for a few leases
       select x.on_doubt from pgmail.message m join pgmail.stream x on x.tenant_id = m.tenant_id and x.name = m.stream
       where m.tenant_id = q.tenant_id and m.id = q.message_id limit 1) s on true
-    where q.leased_by = p_epoch order by q.id for update of q skip locked
+    where q.leased_by is not null and (p_epochs is null or q.leased_by = any (p_epochs))
+    order by q.tenant_id, q.id for update of q skip locked
   ), given_back as (
-    update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + 1,
+    update pgmail.queue q set leased_by = null, leased_at = null, rescues = q.rescues + case when fenced then 0 else 1 end,
       due_at = case when mine.hold then 'infinity' else q.due_at end,
       held_due_at = case when mine.hold then q.due_at end,
-      hold_reason = case when mine.hold then 'in doubt: its worker died and may have sent it' end, in_doubt = mine.hold
+      hold_reason = case when mine.hold and fenced then pgmail.lease_doubt()
+                         when mine.hold then 'in doubt: its worker died and may have sent it' end, in_doubt = mine.hold
     from mine where q.tenant_id = mine.tenant_id and q.id = mine.id
-    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, q.begun_relay, mine.doubt, mine.hold
+    returning q.tenant_id, q.id, q.message_id, q.lane, q.due_at, q.attempts, q.begun_relay, mine.leased_by, mine.doubt, mine.hold
   )
   select jsonb_agg(to_jsonb(g)) into freed from given_back g;
   if freed is null then return 0; end if;
   insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, relay, worker, detail)
   select r.tenant_id, r.id, r.message_id, x.type, case when r.doubt then r.attempts + 1 end,
-    case when r.doubt then r.begun_relay end, p_epoch,
-    'worker ' || p_epoch || ' died' || case when r.doubt then '; this mail may have been sent' else ' before it sent this mail' end
+    case when r.doubt then r.begun_relay end, r.leased_by,
+    'worker ' || r.leased_by || case when fenced then ' had this mail when a restore was noticed; it may have been sent'
+      when r.doubt then ' died; this mail may have been sent' else ' died before it sent this mail' end
   from jsonb_to_recordset(freed) r(tenant_id integer, id uuid, message_id uuid, attempts smallint, begun_relay text,
-      doubt boolean, hold boolean)
+      leased_by bigint, doubt boolean, hold boolean)
     cross join (values ('email.in_doubt'), ('email.held'), ('email.delayed')) x(type)
   where case x.type when 'email.in_doubt' then r.doubt when 'email.held' then r.hold else not r.doubt end;
   for t in select r.tenant_id, array_agg(r.lane) as lanes, array_agg(r.due_at) as dues
@@ -228,6 +234,19 @@ begin
     perform pgmail.touch_lanes(t.tenant_id, t.lanes, t.dues);
   end loop;
   return jsonb_array_length(freed);
+end
+$$;
+
+-- A worker is dead: its leases go back (rescue_leases). Deletes the worker's row, which fences out all that it still tries.
+-- A row that an application has locked (a cancel in an open transaction) is left to the next look for orphans. A claim on
+-- its way is waited for, but not for long: the leader has more to do than this.
+create or replace function pgmail.rescue_v1(p_epoch bigint) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set lock_timeout = '1s'
+as $$
+begin
+  delete from pgmail.worker w where w.epoch = p_epoch;
+  delete from pgmail.permit p where p.epoch = p_epoch;
+  return pgmail.rescue_leases(array[p_epoch]);
 end
 $$;
 

@@ -114,7 +114,7 @@ begin
   ), pulled as (
     update pgmail.queue q set hold_reason = null, held_due_at = null,
       due_at = case when x.early then q.held_due_at else pgmail.now() end, wait = case when x.early then 'scheduled' end, later = x.early
-    from (select y.id, coalesce(y.wait = 'scheduled' and y.held_due_at > pgmail.now(), false) as early from pgmail.queue y
+    from (select y.id, y.wait is distinct from 'deferred' and y.held_due_at > pgmail.now() is true as early from pgmail.queue y
           where y.tenant_id = t and y.id = any (array(select free.id from free))) x
     where q.tenant_id = t and q.id = x.id and q.id = any (array(select free.id from free)) returning q.id, q.lane, q.due_at
   ), facts as materialized (

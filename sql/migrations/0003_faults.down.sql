@@ -50,6 +50,10 @@ alter table pgmail.suppression add constraint suppression_reason_check
 
 ------------------------------------------------------------------------------------------------ restore
 drop function if exists pgmail.mark_v1(uuid, uuid, integer, uuid, bigint, timestamptz, text, integer, text, jsonb);
+drop function if exists pgmail.end_workers();
+drop function if exists pgmail.lock_history();
+drop function if exists pgmail.rescue_leases(bigint[]);
+drop function if exists pgmail.lease_doubt();
 drop function if exists pgmail.recall_v1(uuid, uuid, integer, uuid, bigint, timestamptz, text, jsonb);
 drop function if exists pgmail.place_v1();
 drop function if exists pgmail.stop_for_restore(text);

@@ -59,9 +59,12 @@ where x.tenant_id = %(tenant)s and x.address = any (pgmail.suppressed_as(%(tenan
   and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1;
 
 -- name: messages :many
--- The content of messages, each fetched once a process while it is cached.
-select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version, m.content, m.scheduled_at, m.key_id, m.test
-from unnest(%(ids)b::uuid[]) u(id)
+-- The content of messages, each fetched once a process while it is cached. So many bytes, and what goes over that; null for
+-- the others. To ask for the size of a large one does not read it.
+select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version,
+  case when coalesce(sum(octet_length(m.content)) over (order by u.n rows between unbounded preceding and 1 preceding), 0) < %(most)s
+       then m.content end as content, m.scheduled_at, m.key_id, m.test
+from unnest(%(ids)b::uuid[]) with ordinality u(id, n)
 cross join lateral (
   select y.id, y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at, y.key_id, y.test
   from pgmail.message y

@@ -1,10 +1,16 @@
 """Restore fencing with real servers and real processes: a backup that is restored, standbys that are promoted."""
 
 import json
+import socketserver
+import threading
+
+import pytest
 
 from tests.acceptance.own_server import Server, accounted, all_settled
-from tests.sql.kit import body, send_many
+from tests.sql.kit import body, events, send, send_many, state
 from tests.waiting import eventually_now
+
+START_ME_AGAIN = 75  # EX_TEMPFAIL: what a worker that was fenced out asks of who started it
 
 
 def stopped(server: Server) -> str | None:
@@ -109,6 +115,8 @@ def test_a_promoted_standby_that_lacks_acknowledged_work_stops_all_sending(
     standby.start().promote()
     assert stopped_within(standby)
     mail(standby, 5, "later")
+    assert worker.wait(30) == START_ME_AGAIN
+    worker = fleet.worker(dsn)
     status, answer = eventually_now(lambda: (found := api.get("/health/ready"))[0] == 200 and found, 30)
     assert (status, answer["status"]) == (200, "ok")
     assert answer["sending"].startswith("stopped since")
@@ -128,6 +136,95 @@ def test_a_promoted_standby_that_lacks_acknowledged_work_stops_all_sending(
     eventually_now(lambda: all_settled(standby), 40)
     assert worker.poll() is None
     assert accounted(standby, fleet, [])["sent"] == standby.ask("select count(*) from pgmail.outcome")
+
+
+class SlowSmtp(socketserver.ThreadingTCPServer):
+    """Takes all mail; recipients are answered once `go` is set. `dots` are the recipients of what it accepted."""
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Talk)
+        self.asked, self.go = threading.Event(), threading.Event()
+        self.dots: list[str] = []
+
+
+class _Talk(socketserver.StreamRequestHandler):
+    server: SlowSmtp
+
+    def handle(self) -> None:
+        to = ""
+        self._say("220 here")
+        while line := self.rfile.readline():
+            word = line.strip().decode()
+            if word.upper().startswith("RCPT"):
+                to = word.partition("<")[2].partition(">")[0]
+                self.server.asked.set()
+                self.server.go.wait(60)
+            if word.upper() == "DATA":
+                self._say("354 go on")
+                while self.rfile.readline().strip() != b".":
+                    pass
+                self.server.dots.append(to)
+            self._say("250 well")
+
+    def _say(self, line: str) -> None:
+        self.wfile.write(line.encode() + b"\r\n")
+
+
+@pytest.fixture
+def slow_smtp():
+    with SlowSmtp() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.go.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_a_lease_of_a_worker_that_lives_through_a_lossy_failover_makes_no_second_copy(
+    new_server, servers, fleet, tmp_path, *, slow_smtp
+):
+    fleet.sink_port = slow_smtp.server_address[1]
+    primary = new_server()
+    primary.ask("""select pgmail.save_stream('transactional', '{"on_doubt": "hold"}')""")
+    standby = servers(primary.base_backup(tmp_path / "standby", "--write-recovery-conf")).start()
+    hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+    dsn = (
+        primary.dsn("worker").replace(f"127.0.0.1:{primary.port}", hosts) + "?target_session_attrs=read-write"
+    )
+    worker = fleet.worker(dsn)
+    with primary.connect("producer") as app:
+        first = send(app, "first@example.org")
+    assert slow_smtp.asked.wait(30)  # it is leased, and the intent to send it not committed yet
+    leased = "select count(*) = 1 from pgmail.queue where leased_by is not null and unsent_claims = claims"
+    eventually_now(lambda: standby.ask(leased, role="postgres"), 20)
+    standby.stop()  # what follows does not reach it: the intent, the settle, and marks
+    slow_smtp.go.set()
+    eventually_now(lambda: all_settled(primary), 30)
+    before = primary.ask("select sum(marks) from pgmail.witness")
+    eventually_now(lambda: primary.ask("select sum(marks) from pgmail.witness") > before + 1, 15)
+    primary.kill()
+    standby.start().promote()
+    assert stopped_within(standby)
+    assert worker.wait(30) == START_ME_AGAIN  # it knows a history that is lost
+    assert "worker.fenced_out" in fleet.log(worker)
+    worker = fleet.worker(dsn)
+    eventually_now(lambda: "sending.stopped" in fleet.log(worker), 30)
+    done = fleet.pgmail(
+        "resume", "--after-restore", "--hold", "--reason", "lost", "--yes", dsn=standby.dsn("admin")
+    )
+    assert "1 recipients in doubt are held" in done.stdout, done.stderr
+    with standby.connect("producer") as app:
+        send(app, "second@example.org")
+        eventually_now(lambda: len(slow_smtp.dots) == 2, 40)
+        fleet.end(worker)  # a deploy
+        fleet.worker(dsn)
+        send(app, "third@example.org")
+        eventually_now(lambda: len(slow_smtp.dots) == 3, 40)
+        assert slow_smtp.dots == [f"{name}@example.org" for name in ("first", "second", "third")]
+        assert (state(app, first), events(app, first)[-2:]) == ("held", ["in_doubt", "held"])
 
 
 def stopped_within(server: Server, seconds: float = 30) -> str:

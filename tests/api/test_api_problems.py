@@ -48,7 +48,7 @@ async def test_a_client_that_reads_json_only_gets_json(api, accept, expected):
 
 
 async def test_no_route_and_no_method_are_problems_too(api):
-    none = await api.get("/domains")
+    none = await api.get("/nothing")
     assert (none.status_code, none.json()["code"]) == (404, "not_found")
     wrong = await api.put("/emails", json={})
     assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")

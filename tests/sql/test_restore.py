@@ -1,6 +1,7 @@
 """A restored database: marks that are missing stop all mail, and an operator decides what went out before."""
 
 from datetime import timedelta
+from threading import Thread
 from uuid import uuid4
 
 import psycopg
@@ -9,6 +10,7 @@ from psycopg.types.json import Jsonb
 
 from tests.sql import kit
 from tests.sql.kit import Hand, one, rows, send, send_many
+from tests.waiting import eventually_now
 
 
 class Process:
@@ -74,6 +76,9 @@ def test_a_missing_mark_stops_every_claim_until_an_operator_has_decided(process,
     hand = Hand(db.connect("worker"))
     process.lost(owner)
     assert "saw more than is here" in process.mark()
+    with pytest.raises(psycopg.Error, match="declared dead"):
+        hand.claim()  # it is to start anew
+    hand = Hand(hand.connection)
     assert hand.claim() == []
     later = send(app, "bob@example.org")  # mail is taken in meanwhile
     assert "the database was restored" in one(app, "select pgmail.why(%s)", [mail])
@@ -181,19 +186,147 @@ def test_mail_enqueued_since_the_restore_and_mail_not_yet_due_are_not_in_doubt(p
     assert [kit.state(app, mail) for mail in (old, scheduled, new)] == ["held", "scheduled", "queued"]
 
 
-def test_leases_of_the_lost_history_are_in_doubt_too_and_those_of_the_living_are_left(
-    process, owner, app, admin, db
+@pytest.mark.parametrize("on_doubt", ["hold", "resend"])
+@pytest.mark.parametrize("decision", ["hold", "resend", "assume_sent"])
+def test_a_lease_of_a_worker_that_lives_through_it_is_in_doubt_and_goes_by_the_decision(
+    process, owner, app, admin, db, *, on_doubt, decision
 ):
-    first, second = send(app), send(app, "bob@example.org")
-    dead, alive = Hand(db.connect("worker")), Hand(db.connect("worker"))
-    dead.claim(lanes=[one(owner, "select lane from pgmail.queue where message_id = %s", [first])], most=1)
-    alive.claim()
-    process.mark()
+    kit.stream(owner, "transactional", on_doubt=on_doubt)
+    mail = send(app)
+    alive = Hand(db.connect("worker"))
+    alive.claim(holds=on_doubt == "hold")
+    # The copy was taken here: its intent, the end of data and the settle were acknowledged, and are lost.
+    process.lost(owner)
+    assert process.mark()
+    assert kit.state(app, mail) == "held"
+    assert one(admin, "select sum(recipients) from pgmail.restore_doubts(null)") == 1
+    assert decide(admin, decision) == 1
+    new = Hand(db.connect("worker"))
+    one(alive.connection, "select pgmail.worker_stop_v1(%s)", [alive.epoch])
+    one(new.connection, "select pgmail.rescue_v1(%s)", [alive.epoch])
+    assert kit.state(app, mail) == {"hold": "held", "resend": "queued", "assume_sent": "sent"}[decision]
+    assert kit.events(app, mail).count("in_doubt") == 2  # a worker had it; and the decision
+    assert len(new.claim()) == (decision == "resend")
+    assert kit.differences(owner) == [0]
+
+
+def test_a_worker_from_before_a_fence_neither_beats_nor_begins_nor_settles_as_if_nothing_had_happened(
+    process, owner, app, db
+):
+    for n in range(4):
+        send(app, f"x{n}@example.org")
+    alive = Hand(db.connect("worker"))
+    accepted, refused, back, unsent = alive.claim(holds=True)
+    alive.begin([accepted, refused])
     process.lost(owner)
     process.mark()
-    owner.execute("delete from pgmail.worker where epoch = %s", [dead.epoch])
-    decide(admin, "hold")
-    assert sorted([kit.state(app, first), kit.state(app, second)]) == ["held", "sending"]
+    assert one(alive.connection, "select pgmail.worker_beat_v1(%s, 'running', false)", [alive.epoch]) is False
+    with pytest.raises(psycopg.Error, match="declared dead"):
+        alive.begin([unsent])
+    with pytest.raises(psycopg.Error, match="declared dead"):
+        alive.claim()
+    assert alive.release([back]) == []
+    assert alive.settle(refused, "deferred", delay=3600, code=451) == ["fenced"]
+    assert alive.settle(accepted, "sent") == ["settled"]  # which is worth knowing whoever says it
+    states = [kit.state(app, lease.message_id) for lease in (accepted, refused, back, unsent)]
+    assert states == ["sent", "held", "held", "held"]
+    assert Hand(alive.connection).epoch > alive.epoch + 1000
+
+
+def test_what_a_worker_had_in_hand_is_in_doubt_whenever_it_was_enqueued(process, owner, app, admin, db):
+    process.lost(owner)
+    process.seen_at = one(owner, "select clock_timestamp()") - timedelta(hours=1)
+    mail = send(app)  # into the copy, where nobody had noticed yet
+    Hand(db.connect("worker")).claim()
+    process.mark()
+    assert decide(admin, "hold") == 1
+    assert kit.state(app, mail) == "held"
+    assert "the database was restored" in one(app, "select pgmail.why(%s)", [mail])
+
+
+def test_a_claim_on_its_way_is_waited_for_and_the_next_one_sees_the_fence(process, owner, app, db):
+    mail = send(app)
+    hand = Hand(db.connect("worker", autocommit=False))
+    other = Hand(db.connect("worker"))
+    hand.connection.commit()
+    hand.connection.execute("set idle_in_transaction_session_timeout = 0")
+    hand.connection.commit()
+    hand.claim()
+    for name in ("idle_in_transaction_session_timeout", "transaction_timeout"):
+        hand.connection.execute("select set_config(%s, '0', true)", [name])
+    process.lost(owner)
+    noticing = Thread(target=process.mark)
+    noticing.start()
+    waiting = "select count(*) from pg_locks where relation = 'pgmail.worker'::regclass and not granted"
+    eventually_now(lambda: one(owner, waiting) == 1)
+    came = []
+    claiming = Thread(target=lambda: came.append(refused(other.claim)))
+    claiming.start()
+    eventually_now(lambda: one(owner, waiting) == 2)
+    hand.connection.commit()
+    noticing.join()
+    claiming.join()
+    assert ("declared dead" in came[0], kit.state(app, mail)) == (True, "held")
+
+
+def refused(act):
+    """What an act was refused for."""
+    with pytest.raises(psycopg.Error) as caught:
+        act()
+    return str(caught.value)
+
+
+def test_a_lease_whose_row_is_locked_is_taken_away_before_a_decision_is_accepted(
+    process, owner, app, admin, db
+):
+    kit.stream(owner, "transactional", on_doubt="hold")
+    mail = send(app)
+    hand = Hand(db.connect("worker"))
+    hand.claim(holds=True)
+    busy = db.connect(autocommit=False)
+    busy.execute("select from pgmail.queue for update")
+    process.lost(owner)
+    process.mark()
+    assert rows(admin, "select recipients, leased from pgmail.restore_doubts(null)") == [(0, 1)]
+    assert one(admin, "select n from pgmail.decide_restore(1, 'hold', null, null)") == 0
+    with pytest.raises(psycopg.Error, match="run it again"):
+        admin.execute("select pgmail.accept_restore('hold', 'the disk died')")
+    busy.rollback()
+    assert one(owner, "select pgmail.rescue_v1(%s)", [hand.epoch]) == 1  # the leader comes first
+    assert decide(admin, "hold") == 1
+    assert (kit.state(app, mail), kit.events(app, mail).count("delayed")) == ("held", 0)
+
+
+def test_a_process_that_looks_while_a_decision_is_on_its_way_makes_no_second_fence(process, owner, app, db):
+    late = Process(db.connect("worker"))
+    for _ in range(4):
+        late.mark()
+    process.lost(owner)
+    late.lost(owner)
+    assert process.mark()
+    admin = db.connect("admin", autocommit=False)
+    admin.execute("select pgmail.accept_restore('hold', 'the disk died')")
+    looking = Thread(target=late.mark)
+    looking.start()
+    eventually_now(lambda: one(owner, "select count(*) from pg_locks where not granted") == 1)
+    admin.commit()
+    looking.join()
+    assert kit.count(owner, "fence") == 0
+    assert (process.mark(), late.mark()) == (None, None)
+    assert late.generation == 2
+
+
+def test_a_fence_ends_workers_once_and_no_process_of_maintain(process, owner, db):
+    keeper = one(db.connect("worker"), "select pgmail.worker_start_v1('host', 1, 'maintain', 0)")
+    Hand(db.connect("worker"))
+    process.lost(owner)
+    process.mark()
+    new = Hand(db.connect("worker"))
+    process.mark()
+    late = Process(db.connect("worker"))
+    late.__dict__.update(process.__dict__ | {"marks": process.marks + 9})
+    late.mark()
+    assert rows(owner, "select epoch from pgmail.worker order by 1") == [(keeper,), (new.epoch,)]
 
 
 def test_nothing_expires_while_nobody_has_decided(process, owner, app, db_clock):

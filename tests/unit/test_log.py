@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from pgmail import log as pgmail_log
-from pgmail.log import configure, mask_text
+from pgmail.log import configure, mask_text, without_addresses
 
 
 class Octets(io.BytesIO):
@@ -212,3 +212,17 @@ def test_a_line_costs_little(out):
     for _ in range(2_000):
         log.info("sent", recipient="ada@example.org", ms=12, site="example.org", code=250)
     assert (time.process_time() - began) / 2_000 < 500e-6
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("<ada@example.org>: Recipient address rejected", "<@>: Recipient address rejected"),
+        ('to "ada b"@example.org and bob@example.org, no', "to @ and @, no"),
+        ("see https://x.example/?to=ada%40example.org now", "see @ now"),
+        ("Client host [192.0.2.1] blocked", "Client host [192.0.2.1] blocked"),
+    ],
+)
+def test_a_remotes_words_go_without_addresses(said, kept):
+    assert "ada" not in without_addresses(said)
+    assert without_addresses(said).endswith(kept.rpartition("@")[2])

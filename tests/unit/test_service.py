@@ -9,6 +9,7 @@ import pytest
 
 from pgmail.clock import ManualClock, SystemClock
 from pgmail.service import Loop, run_all
+from tests.waiting import eventually
 
 
 class Part(Loop):
@@ -43,6 +44,22 @@ def told():
     event = asyncio.Event()
     event.set()
     return event
+
+
+async def test_who_is_told_to_stop_does_not_wait_for_a_part_that_cannot_start():
+    class Waits(Part):
+        async def run(self):
+            self.story.append("waits")
+            await asyncio.Event().wait()
+
+    story, until = [], asyncio.Event()
+    running = asyncio.create_task(
+        run_all([Part("a", story), Waits("b", story), Part("c", story)], until=until, drain_seconds=5)
+    )
+    await eventually(lambda: "waits" in story)
+    until.set()
+    await asyncio.wait_for(running, 5)
+    assert story == ["a started", "waits", "a drained"]
 
 
 async def test_parts_start_in_order_and_drain_in_reverse():

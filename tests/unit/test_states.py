@@ -56,9 +56,9 @@ def test_every_state_can_come_to_an_end():
     assert ends == set(State)
 
 
-def test_moves_are_told_once_and_a_leased_row_moves_by_its_worker_or_the_rescuer():
+def test_moves_are_told_once_and_a_leased_row_moves_by_its_worker_the_rescuer_or_a_restore():
     assert len(MOVES) == len(set(MOVES))
-    assert states.movers(State.SENDING) == {"settle", "release", "rescue"}
+    assert states.movers(State.SENDING) == {"settle", "release", "rescue", "restore"}
     assert states.next_states(State.SCHEDULED, "cancel") == {State.CANCELLED}
     assert states.next_states(State.SENDING, "cancel") == frozenset()
     assert states.next_states(None, "send") == {State.QUEUED, State.SCHEDULED, State.SUPPRESSED, State.HELD}

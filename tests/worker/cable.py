@@ -14,6 +14,7 @@ class Cable:
         self._host, self._port = host, port
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._silent: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.whole = True
         self.refused = 0  # connections that came while it was cut
@@ -34,6 +35,10 @@ class Cable:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def silence(self) -> None:
+        """From now on nothing passes on the connections that there are, and none of them breaks; new ones work."""
+        self._silent |= self._writers
+
     def mend(self) -> None:
         self.whole = True
 
@@ -53,8 +58,8 @@ class Cable:
             far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
             self._writers |= {writer, far_writer}
             pumps = [
-                asyncio.create_task(_pump(reader, far_writer)),
-                asyncio.create_task(_pump(far_reader, writer)),
+                asyncio.create_task(self._pump(reader, far_writer)),
+                asyncio.create_task(self._pump(far_reader, writer)),
             ]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
@@ -68,12 +73,12 @@ class Cable:
             writer.transport.abort()
             self._tasks.discard(me)
 
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while octets := await reader.read(65_536):
-            writer.write(octets)
-            await writer.drain()
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while octets := await reader.read(65_536):
+                if writer not in self._silent:
+                    writer.write(octets)
+                    await writer.drain()
 
 
 @asynccontextmanager

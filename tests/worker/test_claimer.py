@@ -6,6 +6,7 @@ from collections import deque
 import pytest
 
 from pgmail.worker.claimer import Claimer
+from pgmail.worker.content import Library
 from pgmail.worker.job import Job
 from pgmail.worker.limiter import Token
 from pgmail.worker.outbox import Gate, Outbox
@@ -48,7 +49,7 @@ class Desk:
         self.limiter = Tokens(tokens)
         self.relays = Relays(None, {"default": Scripted()}, self.outbox)
         self.claimer = Claimer(
-            None, None, library=None, relays=self.relays, rules=None, limiter=self.limiter,
+            None, None, library=Library(None, ""), relays=self.relays, rules=None, limiter=self.limiter,
             outbox=self.outbox, poll_ms=100, leading=lambda: False, listener=None,
         )  # fmt: skip
 

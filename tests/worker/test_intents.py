@@ -110,8 +110,16 @@ async def test_a_row_that_another_transaction_holds_is_waited_for_shortly(db, ap
     (lease,) = claimed(app, hand)
     with db.connect(autocommit=False) as holder:
         holder.execute("select from pgmail.queue for update")
+        asked, real = [], module.work.begin_each
+
+        async def begin_each(*arguments):
+            asked.append(arguments)
+            return await real(*arguments)
+
+        monkeypatch.setattr(module.work, "begin_each", begin_each)
+        monkeypatch.setattr(module, "LOCKED_SECONDS", 30.0)
         waiting = asyncio.create_task(intents.commit(lease, "default"))
-        await asyncio.sleep(0.1)  # some rounds pass
+        await eventually(lambda: len(asked) > 2)  # some rounds pass
         assert not waiting.done()
         holder.rollback()
         await waiting

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from pgmail.store import limits
+from pgmail.worker import content
 from tests.fix_db import PREFIX
 from tests.sql.kit import events, one, rows, send, send_many, state, stream
 from tests.waiting import eventually
@@ -202,6 +203,52 @@ async def test_a_paused_site_waits_while_others_go_and_resuming_lets_it_go(app, 
     await eventually(lambda: settled(owner) == {"sent": 41})
 
 
+async def test_a_pause_stops_mail_that_a_worker_has_claimed_and_not_begun(app, owner, crew):
+    owner.execute("select pgmail.grant_tenant(%s, 'default')", [PREFIX + "owner"])
+    hanging = Hanging("slow.example")
+    await crew.hire({"default": hanging}, concurrency=8)
+    many(app, 16, "x{}@slow.example")
+    claimed = "select count(*) from pgmail.queue where leased_by is not null"
+    # The relay is new: one on the wire, the others wait their turn.
+    await eventually(lambda: len(hanging.begun_to) == 1 and one(owner, claimed) >= 8)
+    owner.execute("select pgmail.pause_mail('stream', 'transactional', 'wrong content')")
+    try:
+        await eventually(lambda: one(owner, claimed) == 1)
+    finally:
+        hanging.let.set()
+    await eventually(lambda: settled(owner) == {"sent": 1, "queued": 15})
+    assert len(hanging.begun_to) == 1
+    waits = one(owner, "select message_id from pgmail.queue limit 1")
+    assert "delayed" in events(app, waits)
+    owner.execute("select pgmail.resume_mail('stream', 'transactional')")
+    await eventually(lambda: settled(owner) == {"sent": 16}, 30)
+    assert one(owner, "select max(attempts) from pgmail.outcome") == 1
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_large_mails_take_no_more_memory_than_there_is_for_them(app, owner, crew, monkeypatch):
+    """By bytes, not by rows: a claim of a hundred mails of four megabytes must not be in memory at once."""
+    monkeypatch.setattr(content, "HELD_BYTES", 600_000)
+    libraries, held = set(), []
+    real = content.Library.load
+
+    async def load(self: content.Library, loads: Any) -> Any:
+        libraries.add(self)
+        found = await real(self, loads)
+        held.append(self._held())
+        return found
+
+    monkeypatch.setattr(content.Library, "load", load)
+    await crew.hire({"default": Recording(takes=0.01)}, concurrency=16)
+    many(app, 40, text="x" * 100_000)
+    many(app, 5, "y{}@example.org", priority="high")
+    await eventually(lambda: settled(owner) == {"sent": 45}, 30)
+    assert 400_000 < max(held) < 1_000_000  # of nine megabytes
+    assert one(owner, "select max(attempts) from pgmail.outcome") == 1
+    assert one(owner, "select count(*) from pgmail.event where type = 'email.delayed'") == 0
+    await eventually(lambda: not any(library.full for library in libraries))
+
+
 async def test_a_tenant_that_floods_does_not_keep_anothers_single_mail_waiting(app, owner, crew):
     other = Tenant(owner, app, "other")
     many(app, 4000, "x{}@flood.example")
@@ -212,9 +259,9 @@ async def test_a_tenant_that_floods_does_not_keep_anothers_single_mail_waiting(a
         sent_at = time.monotonic()
         send(theirs, "one@single.example")
     await eventually(lambda: "one@single.example" in transport.begun_to)
-    at = transport.begun_at[transport.begun_to.index("one@single.example")]
-    assert at - sent_at < 1.0
-    assert transport.begun < 3500  # the flood was not over
+    place = transport.begun_to.index("one@single.example")
+    assert transport.begun_at[place] - sent_at < 5.0
+    assert place < 3500  # the flood was not over
 
 
 async def test_a_high_priority_mail_overtakes_a_flood_of_low_ones(app, owner, crew):
@@ -225,9 +272,9 @@ async def test_a_high_priority_mail_overtakes_a_flood_of_low_ones(app, owner, cr
     sent_at = time.monotonic()
     send(app, "reset@urgent.example", priority="high")
     await eventually(lambda: "reset@urgent.example" in transport.begun_to)
-    at = transport.begun_at[transport.begun_to.index("reset@urgent.example")]
-    assert at - sent_at < 1.0
-    assert transport.begun < 2500
+    place = transport.begun_to.index("reset@urgent.example")
+    assert transport.begun_at[place] - sent_at < 5.0
+    assert place < 2500
 
 
 class Hanging(Recording):

@@ -1,5 +1,6 @@
 """Relays as a worker finds them, and as the fleet is told."""
 
+import asyncio
 from collections import Counter
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from pgmail.worker.job import Job
 from pgmail.worker.outbox import Outbox
 from pgmail.worker.relays import Relays
 from tests.sql.kit import rows
+from tests.waiting import eventually
 from tests.worker.cable import cable_to
 from tests.worker.kit import ACCEPTED, AWAY, LOCKED_OUT, READY, Scripted, a_job, begin
 
@@ -82,6 +84,33 @@ async def test_many_mails_that_find_it_away_tell_it_once(relays, owner):
     for _ in range(5):
         await relays.record("default", decide(AWAY))
     assert rows(owner, "select changed_at from pgmail.relay") == first
+
+
+async def test_one_that_says_nothing_keeps_no_other_from_being_probed(pool, outbox, clock, owner):
+    class Silent(Scripted):
+        async def probe(self):
+            self.probed += 1
+            await asyncio.Event().wait()
+
+    silent, well = Silent(), Scripted()
+    relays = Relays(pool, {"a": silent, "b": well}, outbox)
+    for name in ("a", "b"):
+        await relays.record(name, decide(AWAY))
+    clock.now += 5
+    assert relays.to_probe() == ["a", "b"]
+    hangs = asyncio.create_task(relays.probe_one("a"))
+    await eventually(lambda: silent.probed)
+    assert relays.to_probe() == ["b"]
+    assert await relays.probe_one("b")
+    assert told(owner, "b")[0] == "up"
+    hangs.cancel()
+    await asyncio.gather(hangs, return_exceptions=True)
+
+
+async def test_what_the_fleet_is_told_names_nobody(relays, owner):
+    said = Reply(535, "no such login: ada@example.org", "5.7.8")
+    await relays.record("default", decide(Result(phase=Phase.AUTH, reply=said)))
+    assert told(owner)[:2] == ("paused", "authentication_refused: 535 5.7.8 no such login: @")
 
 
 async def test_it_is_probed_without_a_mail_once_its_wait_is_over(relays, transport, owner, clock):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import structlog
 
 from pgmail.domain.reply import Phase, Reply, Result
 from pgmail.errors import DatabaseAway
@@ -53,6 +54,20 @@ async def test_several_within_a_minute_pause_the_site_with_the_last_reply(bench)
     ((tenant, site, reason),) = bench.paused
     assert (tenant, site) == (1, "gmail.com")
     assert "554 Client host [192.0.2.1] blocked using zen.spamhaus.org" in reason
+
+
+async def test_nobodys_address_gets_into_the_pause_or_the_log(bench):
+    with structlog.testing.capture_logs() as lines:
+        await bench.hear(
+            said(
+                554,
+                "<ada@example.org>: [192.0.2.1] blocked using zen.spamhaus.org, see x.example/?e=ada%40b.example",
+            ),
+            5,
+        )
+    ((_, _, reason),) = bench.paused
+    assert "blocked" in reason
+    assert "ada" not in reason + str(lines)
 
 
 async def test_stray_replies_pause_nothing(bench):

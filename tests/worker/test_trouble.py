@@ -14,13 +14,13 @@ from pgmail.sandbox.postgres import EmbeddedPostgres
 from pgmail.sandbox.sink_rules import Answer
 from pgmail.store import migrate
 from pgmail.store.faults import FencedOut
-from pgmail.worker import claimer, lanes
+from pgmail.worker import claimer, lanes, process
 from pgmail.worker.content import Library
 from tests.fix_db import Database, Server
-from tests.sql.kit import differences, events, one, recipients, rows, send, send_many, state
+from tests.sql.kit import differences, events, one, recipients, rows, send, send_many, state, stream
 from tests.waiting import eventually
 from tests.worker.cable import cable_to
-from tests.worker.kit import Crew, Scripted, doubts, leased, settled
+from tests.worker.kit import AWAY, RESCUES, Crew, Scripted, doubts, leased, settled
 
 
 def many(app, n, to="x{}@example.org"):
@@ -73,6 +73,47 @@ async def test_a_wrong_password_pauses_the_relay_bounces_nobody_and_resuming_sen
     await eventually(lambda: settled(owner) == {"sent": 5})
     assert relay_row(owner)[0] == "up"
     await crew.dismiss()
+
+
+@pytest.mark.parametrize("at", ["greeting", "ehlo", "auth"])
+async def test_a_relay_that_refuses_in_no_utf_8_is_only_a_relay_that_refuses(
+    app, owner, crew, open_script, at
+):
+    async def talk(reader, writer):
+        for step in ("greeting", "ehlo", "auth"):
+            if step == at:
+                writer.write(b"554 caf\xe9 ferm\xe9\r\n")
+                break
+            writer.write(b"220 hi\r\n" if step == "greeting" else b"250-hi\r\n250 AUTH PLAIN\r\n")
+            await reader.readline()
+        await writer.drain()
+        await reader.read(100)
+
+    port = await open_script(talk)
+    hired = await crew.hire({"default": crew.relay(port=port, login="u:p@")})
+    mail = send(app)
+    await eventually(lambda: relay_row(owner)[0] != "up")
+    await eventually(lambda: "delayed" in events(app, mail) and leased(owner) == 0)
+    assert state(app, mail) == "queued"
+    assert not hired.task.done()
+
+
+async def test_a_database_connection_that_falls_silent_stops_no_worker(
+    *, db, app, owner, crew, sink, monkeypatch
+):
+    monkeypatch.setattr(process, "ANSWER_SECONDS", 0.7)
+    async with cable_to(db.dsn_for("worker")) as cable:
+        hired = await crew.hire(dsn=cable.dsn(db.dsn_for("worker")), silence_seconds=6.0)
+        mail = send(app)
+        await eventually(lambda: state(app, mail) == "sent")
+        before = one(owner, "select beat from pgmail.worker")
+        cable.silence()
+        mail = send(app)
+        await eventually(lambda: state(app, mail) == "sent", 20)
+        await eventually(lambda: one(owner, "select max(beat) from pgmail.worker") > before + 3, 20)
+        await hired.stop()
+    assert sink.total == 2
+    assert doubts(owner) == 0
 
 
 @pytest.mark.usefixtures("trusted")
@@ -130,12 +171,13 @@ async def test_a_silent_worker_is_rescued_by_another_and_its_late_results_are_re
     stuck.gate = asyncio.Event()
     async with cable_to(db.dsn_for("worker")) as cable:
         hired = await crew.hire(
-            {"default": stuck}, dsn=cable.dsn(db.dsn_for("worker")), concurrency=2, lead=False, notify=False
-        )
+            {"default": stuck}, dsn=cable.dsn(db.dsn_for("worker")), concurrency=2, lead=False, notify=False,
+            **RESCUES,
+        )  # fmt: skip
         mail = send(app)
         await eventually(lambda: stuck.begun == 1)
         cable.cut()
-        await crew.hire()
+        await crew.hire(**RESCUES)
         await eventually(lambda: state(app, mail) == "sent")
         assert doubts(owner, recipients(app, mail)[0]) == 1
         stuck.gate.set()  # the first one was not dead: it sent a copy
@@ -296,9 +338,40 @@ async def test_draining_with_the_database_away_ends_and_what_it_held_is_rescued(
         cable.cut()
         await asyncio.wait_for(hired.stop(), 60)
         assert leased(owner) == 4
-    await crew.hire()
+    await crew.hire(**RESCUES)
     await eventually(lambda: settled(owner) == {"sent": 8})
     assert doubts(owner) == 4
+
+
+async def test_a_worker_that_finds_no_database_at_its_start_can_be_stopped(db, crew):
+    async with cable_to(db.dsn_for("worker")) as cable:
+        cable.cut()
+        hired = await crew.hire(dsn=cable.dsn(db.dsn_for("worker")))
+        await eventually(lambda: cable.refused >= 2)
+        await asyncio.wait_for(hired.stop(), 12)
+
+
+async def test_one_relay_that_says_nothing_keeps_no_other_away(app, owner, crew):
+    class Silent(Scripted):
+        async def probe(self):
+            self.probed += 1
+            await let.wait()
+            return AWAY
+
+    let = asyncio.Event()
+    silent, other = Silent(otherwise=AWAY), Scripted(AWAY)
+    await crew.hire({"default": Scripted(), "a": silent, "b": other})
+    await eventually(lambda: one(owner, "select count(*) from pgmail.relay where name in ('a', 'b')") == 2)
+    stream(owner, "sa", relay="a")
+    stream(owner, "sb", relay="b")
+    send(app, stream="sa")
+    await eventually(lambda: silent.probed)
+    mail = send(app, "x@b.example", stream="sb")
+    try:
+        await eventually(lambda: state(app, mail) == "sent")
+    finally:
+        let.set()
+    assert other.probed
 
 
 async def test_a_worker_that_finds_no_database_at_its_start_waits_for_it(db, app, crew, sink):

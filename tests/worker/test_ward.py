@@ -13,13 +13,14 @@ import pytest
 from pgmail.domain.reply import Envelope, Phase
 from pgmail.errors import TemplateFault
 from pgmail.render.templates import Bundle, Source
+from pgmail.sandbox.sink_rules import Answer
 from pgmail.transport.base import TooLate
 from pgmail.transport.relay import SmtpRelay
 from pgmail.worker import apart
 from pgmail.worker import ward as module
 from pgmail.worker.apart import Made, Render, Renderer
 from pgmail.worker.ward import Crashed, Ward, WardAway
-from tests.sql.kit import differences, one, rows, send, send_many
+from tests.sql.kit import differences, one, rows, send, send_many, state
 from tests.waiting import eventually
 from tests.worker.kit import settled
 from tests.worker.test_sender import a_job
@@ -276,6 +277,58 @@ async def test_mail_whose_moment_passed_while_a_process_started_is_not_sent_and_
     assert (len(ward._idle), sink.total) == (1, 0)
     late = Envelope(**facts, not_after=time.monotonic() + 10)
     assert (await ward.deliver("default", late, go)).accepted
+
+
+async def test_a_connection_that_opens_slowly_stays_apart_for_the_next_moment_of_its_mail(
+    program, open_sink, monkeypatch
+):
+    slow = await open_sink(
+        rule=lambda at: Answer(text="220 hi", delay_seconds=0.2) if at.phase is Phase.GREETING else None
+    )
+    url = f"smtp://127.0.0.1:{slow.port}?tls=none&max_connections=1"
+    ward, relay = Ward([*program[:2], url, "apart"]), SmtpRelay.from_url(url)
+    facts = {"sender": "a@example.com", "recipient": "b@example.org", "body": b"Subject: x\r\n\r\nHi\r\n"}
+    try:
+        assert (await ward.deliver("default", Envelope(**facts), go, relay)).accepted  # a process has started
+        with pytest.raises(TooLate):
+            await ward.deliver("default", Envelope(**facts, not_after=time.monotonic() + 0.1), go, relay)
+        assert (slow.total, relay.open_connections) == (1, 1)  # its place is taken
+        soon = Envelope(**facts, not_after=time.monotonic() + 0.15)
+        assert (await ward.deliver("default", soon, go, relay)).accepted
+        assert (slow.total, relay.open_connections) == (2, 0)
+
+        monkeypatch.setattr(module, "OPEN_SECONDS", 0.01)
+        with pytest.raises(TooLate):
+            await ward.deliver("default", Envelope(**facts, not_after=time.monotonic() + 0.1), go, relay)
+        await eventually(lambda: relay.open_connections == 0)  # nobody came for it
+        assert (await ward.deliver("default", Envelope(**facts), go, relay)).accepted
+    finally:
+        await ward.close()
+        await relay.close()
+
+
+async def test_a_suspect_under_a_rate_is_sent_whatever_its_connection_takes(
+    db, app, owner, open_sink, tmp_path
+):
+    slow = await open_sink(
+        rule=lambda at: Answer(text="220 hi", delay_seconds=0.03) if at.phase is Phase.GREETING else None
+    )
+    path = tmp_path / "worker.py"
+    path.write_text(SCRIPT)
+    owner.execute("select pgmail.set_limit('site', 'example.org', 10)")
+    mail = send(app)
+    owner.execute("update pgmail.queue set rescues = 2")  # two workers died while they held it
+    with (tmp_path / "log").open("w") as log:
+        worker = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
+            [sys.executable, str(path), f"smtp://127.0.0.1:{slow.port}?tls=none", db.dsn_for("worker")],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        await eventually(lambda: state(app, mail) == "sent", 40)
+    finally:
+        worker.terminate()
+        worker.wait(20)
+    assert one(owner, "select attempts from pgmail.outcome") == 1
 
 
 async def test_a_delivery_apart_takes_the_place_of_one_of_the_workers_connections(ward, sink):
