@@ -195,7 +195,7 @@ async def test_the_api_shows_a_sealed_mail_where_it_has_the_key_and_says_that_it
             assert (shown["text"], shown["sealed"], shown["to"]) == (None, True, ["ada@example.org"])
 
 
-@pytest.mark.parametrize("keys", ["", OTHER])
+@pytest.mark.parametrize("keys", ["", OTHER], ids=["none", "another"])
 async def test_without_its_key_a_mail_waits_visibly_and_spends_no_attempt_until_the_key_is_there(
     db, owner, crew, monkeypatch, keys
 ):
