@@ -2315,7 +2315,7 @@ $$;
 
 CREATE FUNCTION pgmail.pointer(p_name text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$ select replace(replace(p_name, '~', '~0'), '/', '~1') $$;
+    AS $$ select replace(replace(left(p_name, 200), '~', '~0'), '/', '~1') $$;
 
 CREATE FUNCTION pgmail.postpone_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_seconds double precision, p_reason text) RETURNS SETOF uuid
     LANGUAGE plpgsql SECURITY DEFINER

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import msgspec
@@ -21,6 +21,8 @@ from litestar import Request
 from pgmail.domain.check_body import check_values, pointer
 from pgmail.errors import Refused
 
+BODY_SECONDS = 60.0
+"""For so long a body may be on its way. A client that drips octets would hold a connection for nothing."""
 LARGE = 65_536  # octets; what takes longer than this to read is not done on the event loop
 
 _PATH = re.compile(r" - at `(?:key in )?\$(.*)`$")
@@ -46,14 +48,23 @@ class Body(NamedTuple):
 async def read_json(request: Request[Any, Any, Any], *, empty: Any = ...) -> Body:
     """Read the body of a request; `empty` stands for one that is not there, if that is allowed.
 
-    Raises Refused: `unsupported_media_type` (415), `invalid_body` (400 when it is not JSON, else 422), and
-    what the framework raises for one that is too large (413).
+    Raises Refused: `unsupported_media_type` (415), `invalid_body` (400 when it is not JSON, else 422),
+    `body_too_slow` (408), and what the framework raises for one that is too large (413).
     """
     check_type(request.headers.get("content-type", ""), request.headers.get("content-encoding", "identity"))
-    raw = await request.body()
+    raw = await in_time(request.body())
     if not raw and empty is not ...:
         return Body(empty, 0)
     return await aside(len(raw), read, raw)
+
+
+async def in_time(body: Awaitable[bytes]) -> bytes:
+    """Wait for the octets of a body. Raises Refused `body_too_slow` (408)."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await body
+    except TimeoutError:
+        raise Refused("body_too_slow", "", f"the body was not there after {BODY_SECONDS:g} s", 408) from None
 
 
 def read(raw: bytes) -> Body:

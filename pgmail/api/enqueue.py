@@ -19,7 +19,7 @@ import msgspec
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.types import HTTPScope, Receive, Send
 
-from pgmail.api.bodies import Body, aside, check_type, read
+from pgmail.api.bodies import Body, aside, check_type, in_time, read
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
 from pgmail.api.intake import explain, ready_email
@@ -126,7 +126,7 @@ class Bare:
         caller = await self._keyring.caller(headers.get(b"authorization"), address)
         need_scope(caller, SCOPE)
         check_type(headers.get(b"content-type", ""), headers.get(b"content-encoding", "identity"))
-        raw = await self._body(headers.get(b"content-length", ""), receive)
+        raw = await in_time(self._body(headers.get(b"content-length", ""), receive))
         body = await aside(len(raw), read, raw)
         found = await self._enqueue(caller, body, headers.get(b"idempotency-key"))
         return b'{"id":"%s"}' % found.id.encode(), found.headers

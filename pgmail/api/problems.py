@@ -102,6 +102,8 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
     if isinstance(error, Refused):
         headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         headers |= getattr(error, "headers", {})  # of a quota, which knows when to try again
+        if error.status == 408:
+            headers["Connection"] = "close"  # what is still on its way is not waited for
         if error.retry_after is not None:
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         return _problem(error.code, error.field, error.message, error.status), _wait(error.status) | headers

@@ -27,8 +27,11 @@ type_names: Mapping[type, str] = {
 
 
 def pointer(*path: str | int) -> str:
-    """Return the JSON pointer of a path (RFC 6901, section 3): `("headers", "X/Y")` is `/headers/X~1Y`."""
-    return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in path)
+    """Return the JSON pointer of a path (RFC 6901, section 3): `("headers", "X/Y")` is `/headers/X~1Y`.
+
+    Of an endless step it is the beginning.
+    """
+    return "".join(f"/{str(step)[:200].replace('~', '~0').replace('/', '~1')}" for step in path)
 
 
 def refuse(code: str, *path: str | int, because: str, status: int = 422) -> NoReturn:

@@ -13,10 +13,10 @@ begin
 end
 $$;
 
--- A name as a JSON pointer step (RFC 6901, section 3).
+-- A name as a JSON pointer step (RFC 6901, section 3), of an endless one its beginning.
 create or replace function pgmail.pointer(p_name text) returns text
 language sql immutable parallel safe
-as $$ select replace(replace(p_name, '~', '~0'), '/', '~1') $$;
+as $$ select replace(replace(left(p_name, 200), '~', '~0'), '/', '~1') $$;
 
 create or replace function pgmail.has_control(p_text text) returns boolean
 language sql immutable parallel safe
