@@ -68,7 +68,7 @@ def test_claim_load_and_settle_read_what_they_use(db, owner, hand, shape, analyz
     leases = hand.claim(TAKEN // LANES, lanes=lanes)
     if leases:
         ids = [lease.id for lease in leases]
-        span = {"tenant": 1, "ids": ids, "low": min(ids), "high": max(ids)}
+        span = {"tenant": 1, "ids": ids, "low": min(ids), "high": max(ids), "most": 1 << 30}
         people = worker.execute(
             WORK["recipients"].text.encode(), span | {"stream": "transactional"}
         ).fetchall()

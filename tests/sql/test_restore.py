@@ -252,8 +252,10 @@ def test_a_claim_on_its_way_is_waited_for_and_the_next_one_sees_the_fence(proces
     hand.connection.execute("set idle_in_transaction_session_timeout = 0")
     hand.connection.commit()
     hand.claim()
-    for name in ("idle_in_transaction_session_timeout", "transaction_timeout"):
-        hand.connection.execute("select set_config(%s, '0', true)", [name])
+    hand.connection.execute(
+        "select set_config(name, '0', true) from pg_settings"
+        " where name in ('idle_in_transaction_session_timeout', 'transaction_timeout')"
+    )
     process.lost(owner)
     noticing = Thread(target=process.mark)
     noticing.start()
