@@ -700,9 +700,9 @@ begin
       + least(s.fresh / coalesce(q.per_second, 1000000)::double precision, 31536000) * interval '1 second',
     today,
     -- What a day took beyond its allowance is of the days that follow. Without a rule a day is no more than a count.
-    case when o.day = today then o.owed
-         when q.per_day is null then 0
-         else greatest(0, coalesce(o.owed, 0) - (today - o.day) * q.per_day) end + s.fresh,
+    case when q.per_day is null then 0
+         when o.day = today then o.owed + s.fresh
+         else greatest(0, coalesce(o.owed, 0) - (today - o.day) * q.per_day) + s.fresh end,
     case when o.day = today then o.mails else 0 end + s.fresh,
     case when o.day = today then o.bytes else 0 end + s.fresh_bytes
   from (
@@ -2464,7 +2464,9 @@ begin
     return pgmail.faulty('invalid_seal', '/sealed/key', 'there is no such data key');
   end if;
   octets := pgmail.octets_of(p_sealed->'content');
-  if not pgmail.fits_sealed(octets, octet_length(e.content)) then
+  -- The names of files are sealed with the content, and in the clear stand beside it.
+  if not pgmail.fits_sealed(octets, octet_length(e.content) + coalesce((
+       select sum(octet_length(coalesce(to_jsonb(a->>'filename')::text, 'null')) + 1) from jsonb_array_elements(e.attachments) a), 0)) then
     return pgmail.faulty('invalid_seal', '/sealed/content', 'is not the sealed form of this email');
   end if;
 
@@ -4034,6 +4036,7 @@ CREATE FUNCTION pgmail.send(email jsonb) RETURNS uuid
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET work_mem TO '256MB'
     AS $$
 declare
   t integer; key_ uuid; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
@@ -4124,6 +4127,7 @@ CREATE FUNCTION pgmail.send_many(items jsonb, strict boolean DEFAULT true, idemp
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET work_mem TO '256MB'
     AS $_$
 #variable_conflict use_column
 declare
@@ -4279,7 +4283,7 @@ begin
     on conflict do nothing;
   end if;
   -- What came in under the old rule is not held against the new one.
-  update pgmail.quota_meter m set paid_until = pgmail.now() where m.tenant_id = x.tenant and m.scope = p_scope and m.name = x.named;
+  update pgmail.quota_meter m set paid_until = pgmail.now(), owed = least(m.owed, coalesce(row_.per_day, 0)) where m.tenant_id = x.tenant and m.scope = p_scope and m.name = x.named;
   perform pgmail.record_act(x.tenant, 'quota.set', concat_ws(' ', p_scope, nullif(x.named, '')), p_settings::text);
   return x.named;
 end

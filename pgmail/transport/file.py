@@ -69,7 +69,7 @@ class FileTransport:
         phase = Phase.CONNECT
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
+            with open(path, "xb", opener=_private) as file:
                 phase = Phase.BODY
                 file.write(envelope_headers(envelope.sender, envelope.recipient))
                 file.write(envelope.body)
@@ -117,3 +117,8 @@ def _one_line(address: str) -> str:
 def _forget(path: Path) -> None:
     with suppress(OSError):
         path.unlink()
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that nobody else may read: it is somebody's mail."""
+    return os.open(path, flags, 0o600)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 import traceback
@@ -27,6 +28,7 @@ from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store.work import Barred, Lease, Settlement
 from pgmail.transport.base import TooLate, Transport, Withheld
+from pgmail.transport.sandbox import SandboxTransport
 from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
 from pgmail.worker.intents import SILENT, Uncommitted
@@ -54,6 +56,7 @@ UNCOMMITTED_TOLD = 1.0  # seconds that this has lasted, when the mail tells of i
 KEY_SECONDS = 60.0  # a sealed mail waits whose key is not in this worker
 HEAVY = frozenset({"too_slow", "too_big"})  # faults of a template that a process apart may not find
 KNOWN_HEAVY = 10_000
+MOST_HEAVY = 400  # that a wait is reckoned with: a stranger's ten thousand must not keep others for an hour
 HEAVY_WAIT = 10.0  # seconds, for a place
 WARD_SECONDS = 5.0  # a mail waits when no process apart can be started
 
@@ -96,8 +99,10 @@ class Sender:
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
         self.withheld = 0  # mails whose end of data was not sent, at our own wish
         self._slowing, self._staging, self._paused = slowing, staging, paused
+        self._unkept = SandboxTransport()
         self._heavy_at_once, self._heavy = heavy_at_once, 0
         self._known_heavy: OrderedDict[UUID, None] = OrderedDict()  # messages: not tried here again
+        self._put_off: set[UUID] = set()  # messages that wait for a place apart
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -169,6 +174,8 @@ class Sender:
         rcpt, body, redirect = job.person.rcpt, wire.body, self._staging.redirect_to
         if redirect and job.relay != TEST_RELAY:
             body, rcpt = self._staging.body(rcpt, body), redirect
+        if job.relay == TEST_RELAY and job.message.row.key_id is not None:
+            transport = self._unkept  # what is sealed lies nowhere in the clear
         envelope = Envelope(
             sender=job.message.content.sender.address, recipient=rcpt, body=body,
             smtputf8=wire.smtputf8 or not rcpt.isascii(), eightbit=wire.eightbit,
@@ -357,11 +364,18 @@ class Sender:
         if self._heavy < self._heavy_at_once:
             self._heavy += 1
             try:
-                return await self._wire_apart(ward, job, eightbit=eightbit)
+                made = await self._wire_apart(ward, job, eightbit=eightbit)
+                self._put_off.discard(job.lease.message_id)  # who comes later waits for those that are left
+                return made
             finally:
                 self._heavy -= 1
-        # The more there are the longer each waits: a place comes free some times a second.
-        seconds = random.uniform(0.5, 1) * (HEAVY_WAIT + len(self._known_heavy) / 4)  # noqa: S311 - to spread them
+        # The more there are the longer each waits: a place comes free some times a second. In steps, since those that
+        # wait as long go back in one statement.
+        if len(self._put_off) >= KNOWN_HEAVY:
+            self._put_off.clear()  # of mail that other workers made, perhaps
+        self._put_off.add(job.lease.message_id)
+        longest = HEAVY_WAIT + min(len(self._put_off), MOST_HEAVY) / 4
+        seconds = 5.0 * math.ceil(random.uniform(0.5, 1) * longest / 5)  # noqa: S311 - to spread them
         why = "its template takes long, and so do others: it waits its turn"
         await self._give_back(job.lease, Delay(why, seconds))
         return None

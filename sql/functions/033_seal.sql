@@ -44,7 +44,9 @@ begin
     return pgmail.faulty('invalid_seal', '/sealed/key', 'there is no such data key');
   end if;
   octets := pgmail.octets_of(p_sealed->'content');
-  if not pgmail.fits_sealed(octets, octet_length(e.content)) then
+  -- The names of files are sealed with the content, and in the clear stand beside it.
+  if not pgmail.fits_sealed(octets, octet_length(e.content) + coalesce((
+       select sum(octet_length(coalesce(to_jsonb(a->>'filename')::text, 'null')) + 1) from jsonb_array_elements(e.attachments) a), 0)) then
     return pgmail.faulty('invalid_seal', '/sealed/content', 'is not the sealed form of this email');
   end if;
 

@@ -1,8 +1,9 @@
 -- The ways in by SQL: send (an email as jsonb, or named arguments) and send_many. All run in the caller's
 -- transaction and as its tenant; a rollback, to a savepoint too, sends nothing.
 
+-- work_mem: what is taken apart here may be sealed when it is stored, and must not lie in a temporary file until then.
 create or replace function pgmail.send(email jsonb) returns uuid
-language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan set work_mem = '256MB'
 as $$
 declare
   t integer; key_ uuid; e pgmail.email; p pgmail.person; now_ timestamptz := pgmail.now(); site_ text; lane_ bigint; active_ boolean; asleep_ boolean;
@@ -130,7 +131,7 @@ $$;
 -- a space of their own, led by a blank, and so are taken before those of the items: keys are locked in sorted order.
 create or replace function pgmail.send_many(items jsonb, strict boolean default true, idempotency_key text default null)
 returns table ("position" integer, id uuid, code text, field text, message text)
-language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan set work_mem = '256MB'
 as $$
 #variable_conflict use_column
 declare

@@ -52,9 +52,9 @@ begin
       + least(s.fresh / coalesce(q.per_second, 1000000)::double precision, 31536000) * interval '1 second',
     today,
     -- What a day took beyond its allowance is of the days that follow. Without a rule a day is no more than a count.
-    case when o.day = today then o.owed
-         when q.per_day is null then 0
-         else greatest(0, coalesce(o.owed, 0) - (today - o.day) * q.per_day) end + s.fresh,
+    case when q.per_day is null then 0
+         when o.day = today then o.owed + s.fresh
+         else greatest(0, coalesce(o.owed, 0) - (today - o.day) * q.per_day) + s.fresh end,
     case when o.day = today then o.mails else 0 end + s.fresh,
     case when o.day = today then o.bytes else 0 end + s.fresh_bytes
   from (

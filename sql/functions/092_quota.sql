@@ -79,7 +79,7 @@ begin
     on conflict do nothing;
   end if;
   -- What came in under the old rule is not held against the new one.
-  update pgmail.quota_meter m set paid_until = pgmail.now() where m.tenant_id = x.tenant and m.scope = p_scope and m.name = x.named;
+  update pgmail.quota_meter m set paid_until = pgmail.now(), owed = least(m.owed, coalesce(row_.per_day, 0)) where m.tenant_id = x.tenant and m.scope = p_scope and m.name = x.named;
   perform pgmail.record_act(x.tenant, 'quota.set', concat_ws(' ', p_scope, nullif(x.named, '')), p_settings::text);
   return x.named;
 end

@@ -180,6 +180,15 @@ def test_a_day_is_one_of_utc_and_what_exceeds_it_is_paced_over_the_next(app, own
     assert kit.differences(owner) == [0]
 
 
+def test_a_day_rule_holds_nothing_against_mail_that_came_before_it(app, owner, look):
+    flood(app, 500)
+    look()
+    rule(owner, "tenant", per_day=100)
+    look()
+    found = rows(owner, "select until from pgmail.door")
+    assert all(until <= NOON + timedelta(days=1) for (until,) in found)
+
+
 def test_a_day_with_nothing_owed_begins_with_all_of_its_allowance(app, owner, look, db_clock):
     rule(owner, "tenant", per_day=100)
     flood(app, 99)

@@ -64,6 +64,33 @@ async def sent(crew: Any, *, keys: str = KEY, mails: int = 1) -> list[Any]:
     return relay.delivered
 
 
+async def test_a_mail_with_many_files_is_sealed_and_sent(db, owner, sealed_stream, crew):
+    names = [f"Angebot Muster GmbH und Partner, Lageplan, Blatt {n:02}.pdf" for n in range(30)]
+    files = [{"filename": name, "content": "QQ=="} for name in names]
+    await hand_over(db, mail(attachments=files))
+    (envelope,) = await sent(crew)
+    assert envelope.body.count(b"Lageplan") >= len(names)
+
+
+async def test_a_sealed_test_mail_is_recorded_and_kept_nowhere_in_the_clear(
+    db, app, *, sealed_stream, crew, tmp_path
+):
+    id_ = await hand_over(db, mail(test=True))
+    await crew.hire({"default": Scripted()}, seal_keys=KEY, test_folder=str(tmp_path / "kept"))
+    await eventually(lambda: state(app, id_) == "sent")
+    assert not list(tmp_path.glob("kept/*"))
+
+
+def test_what_is_sealed_lies_in_no_temporary_file_on_its_way(db, app, owner):
+    spilled = "select temp_bytes from pg_stat_database where datname = current_database()"
+    files = [{"filename": f"{n}.bin", "content": "QUFB" * 900_000} for n in range(2)]
+    with db.connect("producer") as sender:
+        sender.execute("select pgmail.send(%s)", [Jsonb(mail(attachments=files))])
+        sender.execute("select pgmail.send_many(%s)", [Jsonb([mail() | {"text": "a" * 2_800_000}] * 3)])
+        sender.execute("select pg_stat_force_next_flush()")
+    assert one(owner, spilled) == 0
+
+
 def everything(owner: Any) -> str:
     """All rows of all tables, as text."""
     text = "select c.oid::regclass::text from pg_class c where relnamespace = 'pgmail'::regnamespace and relkind = 'r'"
