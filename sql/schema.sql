@@ -732,7 +732,8 @@ begin
     select m.tenant_id, coalesce(d.depth, 0) as depth, o.due_at, q.pressure_depth, q.pressure_seconds, q.max_queued,
       coalesce(q.bound_mails, f.bound_mails) as bound_mails, coalesce(q.bound_bytes, f.bound_bytes) as bound_bytes, m.mails, m.bytes,
       f.pressure_depth as fleet_depth, f.pressure_seconds as fleet_seconds,
-      (select sum(x.depth) from depths x) as all_depth, (select min(x.due_at) from oldest x) as all_due_at
+      (select sum(x.depth) from depths x
+       where not exists (select from pgmail.pause s where s.tenant_id = x.tenant_id and s.scope = 'tenant')) as all_depth, (select min(x.due_at) from oldest x) as all_due_at
     from pgmail.quota_meter m
     left join (select tenant_id, sum(x.depth) as depth from depths x group by tenant_id) d on d.tenant_id = m.tenant_id
     left join oldest o on o.tenant_id = m.tenant_id
@@ -1119,7 +1120,7 @@ begin
     insert into pgmail.pause (tenant_id, scope, name, reason, paused_by) values (t, 'tenant', p_name, 'it is being erased', pgmail.actor())
     on conflict (tenant_id, scope, name) do update set reason = excluded.reason, paused_at = pgmail.now(), paused_by = excluded.paused_by;
   end if;
-  delete from pgmail.database_role r where r.tenant_id = t;
+  update pgmail.database_role r set tenant_id = null where r.tenant_id = t;   -- as revoke_tenant, and for its reason
   delete from pgmail.api_key k where k.tenant_id = t;
 
   with free as materialized (
@@ -2004,7 +2005,9 @@ CREATE FUNCTION pgmail.oldest_due() RETURNS TABLE(tenant_id integer, due_at time
   where not exists (
     select from pgmail.pause s
     where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
-      and s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end)
+      -- A suspended tenant's is all of its mail: what an operator stopped is nobody else's reason to wait.
+      and (s.scope = 'tenant'
+           or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end))
   group by p.tenant_id
 $$;
 
@@ -3812,8 +3815,9 @@ CREATE FUNCTION pgmail.revoke_tenant(p_role name, p_reason text DEFAULT NULL::te
     AS $$
 declare t integer;
 begin
-  delete from pgmail.database_role r where r.role_name = p_role and not r.carries_tenant returning r.tenant_id into t;
-  if not found then return false; end if;
+  select r.tenant_id into t from pgmail.database_role r where r.role_name = p_role for update;
+  if t is null then return false; end if;
+  update pgmail.database_role r set tenant_id = null where r.role_name = p_role;
   perform pgmail.record_act(t, 'role.revoke', p_role::text, p_reason);
   return true;
 end
@@ -5839,7 +5843,7 @@ CREATE TABLE pgmail.database_role (
     role_name name NOT NULL,
     tenant_id integer,
     carries_tenant boolean DEFAULT false NOT NULL,
-    CONSTRAINT database_role_check CHECK (((tenant_id IS NOT NULL) <> carries_tenant))
+    CONSTRAINT database_role_check CHECK (((tenant_id IS NULL) OR (NOT carries_tenant)))
 );
 
 ALTER TABLE ONLY pgmail.database_role FORCE ROW LEVEL SECURITY;

@@ -95,14 +95,16 @@ begin
 end
 $$;
 
--- A database role speaks for nobody from now on: at once, in open sessions too. Roles that carry tenants stay.
+-- A database role speaks for nobody from now on: at once, in open sessions too. Roles that carry tenants stay. Its row
+-- stays as well, without a tenant: roles.sql gives tenants to shipped roles that have no row, with every upgrade.
 create or replace function pgmail.revoke_tenant(p_role name, p_reason text default null) returns boolean
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
 declare t integer;
 begin
-  delete from pgmail.database_role r where r.role_name = p_role and not r.carries_tenant returning r.tenant_id into t;
-  if not found then return false; end if;
+  select r.tenant_id into t from pgmail.database_role r where r.role_name = p_role for update;
+  if t is null then return false; end if;
+  update pgmail.database_role r set tenant_id = null where r.role_name = p_role;
   perform pgmail.record_act(t, 'role.revoke', p_role::text, p_reason);
   return true;
 end

@@ -30,7 +30,9 @@ as $$
   where not exists (
     select from pgmail.pause s
     where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
-      and s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end)
+      -- A suspended tenant's is all of its mail: what an operator stopped is nobody else's reason to wait.
+      and (s.scope = 'tenant'
+           or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end))
   group by p.tenant_id
 $$;
 
@@ -84,7 +86,8 @@ begin
     select m.tenant_id, coalesce(d.depth, 0) as depth, o.due_at, q.pressure_depth, q.pressure_seconds, q.max_queued,
       coalesce(q.bound_mails, f.bound_mails) as bound_mails, coalesce(q.bound_bytes, f.bound_bytes) as bound_bytes, m.mails, m.bytes,
       f.pressure_depth as fleet_depth, f.pressure_seconds as fleet_seconds,
-      (select sum(x.depth) from depths x) as all_depth, (select min(x.due_at) from oldest x) as all_due_at
+      (select sum(x.depth) from depths x
+       where not exists (select from pgmail.pause s where s.tenant_id = x.tenant_id and s.scope = 'tenant')) as all_depth, (select min(x.due_at) from oldest x) as all_due_at
     from pgmail.quota_meter m
     left join (select tenant_id, sum(x.depth) as depth from depths x group by tenant_id) d on d.tenant_id = m.tenant_id
     left join oldest o on o.tenant_id = m.tenant_id

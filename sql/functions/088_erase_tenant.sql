@@ -40,7 +40,7 @@ begin
     insert into pgmail.pause (tenant_id, scope, name, reason, paused_by) values (t, 'tenant', p_name, 'it is being erased', pgmail.actor())
     on conflict (tenant_id, scope, name) do update set reason = excluded.reason, paused_at = pgmail.now(), paused_by = excluded.paused_by;
   end if;
-  delete from pgmail.database_role r where r.tenant_id = t;
+  update pgmail.database_role r set tenant_id = null where r.tenant_id = t;   -- as revoke_tenant, and for its reason
   delete from pgmail.api_key k where k.tenant_id = t;
 
   with free as materialized (

@@ -58,6 +58,11 @@ delete from pgmail.pause p where p.scope = 'tenant';
 alter table pgmail.pause drop constraint pause_scope_check;
 alter table pgmail.pause add constraint pause_scope_check check (scope in ('site', 'stream', 'lane'));
 
+-- A role that was revoked has no row where that program looks; one that it ships speaks again with its next upgrade.
+delete from pgmail.database_role r where r.tenant_id is null and not r.carries_tenant;
+alter table pgmail.database_role drop constraint database_role_check;
+alter table pgmail.database_role add constraint database_role_check check ((tenant_id is not null) <> carries_tenant);
+
 drop index pgmail.audit_tenant;
 drop function if exists pgmail.act_source();
 alter table pgmail.audit drop column source, drop column application;

@@ -30,6 +30,10 @@ drop function if exists pgmail.list_keys();
 alter table pgmail.pause drop constraint pause_scope_check;
 alter table pgmail.pause add constraint pause_scope_check check (scope in ('site', 'stream', 'lane', 'tenant') and (scope <> 'tenant' or tenant_id is not null));
 
+-- A role that was revoked keeps its row, without a tenant.
+alter table pgmail.database_role drop constraint database_role_check;
+alter table pgmail.database_role add constraint database_role_check check (tenant_id is null or not carries_tenant);
+
 -- From where: the client's address, as the API names it or the connection has it, and what the program calls itself.
 alter table pgmail.audit add column source text, add column application text;
 create index audit_tenant on pgmail.audit (tenant_id, id);

@@ -249,6 +249,27 @@ def test_backpressure_by_age_counts_mail_that_is_due_and_not_paused(app, owner, 
     assert look() == 0
 
 
+@pytest.mark.parametrize("rule_", [{"pressure_seconds": 60}, {"pressure_depth": 1}])
+def test_the_mail_of_a_suspended_tenant_is_no_pressure_on_the_others(app, owner, look, db, rule_):
+    other = one(owner, "select pgmail.create_tenant('shop')")
+    rule(owner, "fleet", **rule_)
+    with db.connect("api") as api:
+        api.execute("select set_config('pgmail.tenant', %s, false)", [str(other)])
+        for _ in range(2):
+            send(api)
+    send(app)
+    hand = kit.Hand(db.connect("worker"))
+    hand.fold()
+    for lease in hand.claim(traced=False):
+        hand.settle(lease)
+    look(61)
+    assert look() > 0
+    owner.execute("select pgmail.suspend_tenant('shop', 'unpaid')")
+    assert look() == 0
+    owner.execute("select pgmail.resume_tenant('shop')")
+    assert look() > 0
+
+
 def test_a_bound_refuses_whatever_on_limit_says_until_the_day_is_over(app, owner, look, db_clock):
     rule(owner, "tenant", bound_mails=10)
     flood(app, 10)

@@ -4,6 +4,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from pgmail.store import migrate
 from tests.fix_db import PREFIX
 from tests.sql import kit
 from tests.sql.kit import Refusal
@@ -270,6 +271,35 @@ def test_a_role_that_is_revoked_speaks_for_nobody_in_open_sessions_too(owner, sh
         kit.send(producer)
     assert kit.refusal(error.value).code == "no_tenant"
     assert not kit.one(owner, "select pgmail.revoke_tenant(%s)", [PREFIX + "api"])
+
+
+def test_a_shipped_role_that_was_revoked_stays_so_after_an_upgrade(db, owner):
+    app = db.connect("producer")
+    kit.send(app)
+    assert kit.one(owner, "select pgmail.revoke_tenant(%s, 'its password leaked')", [PREFIX + "producer"])
+    assert not kit.one(owner, "select pgmail.revoke_tenant(%s)", [PREFIX + "producer"])
+    migrate.upgrade(db.dsn, prefix=PREFIX)
+    with pytest.raises(psycopg.Error) as error:
+        kit.send(app)
+    assert kit.refusal(error.value).code == "no_tenant"
+    owner.execute("select pgmail.grant_tenant(%s, 'default')", [PREFIX + "producer"])
+    kit.send(app)
+
+
+def test_the_shipped_roles_of_an_erased_tenant_get_no_other_with_an_upgrade(db, owner):
+    owner.execute("select pgmail.create_tenant('shop')")
+    for role in ("admin", "owner"):
+        owner.execute(
+            "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, 'shop')",
+            {"role": PREFIX + role},
+        )
+    admin = db.connect("admin")
+    while not kit.one(admin, "select pgmail.erase_tenant('default', 'left', true)")["done"]:
+        pass
+    migrate.upgrade(db.dsn, prefix=PREFIX)
+    with pytest.raises(psycopg.Error) as error:
+        kit.send(db.connect("producer"))
+    assert kit.refusal(error.value).code == "no_tenant"
 
 
 def test_a_role_that_may_do_more_is_not_given_a_tenant(owner, shop):
