@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from pgmail.clock import Clock, SystemClock
 from pgmail.errors import DatabaseAway, Refused
@@ -66,10 +67,11 @@ class Doorman:
     def __init__(self, database: Database, clock: Clock | None = None) -> None:
         self._database = database
         self._clock = clock or SystemClock()
-        self._gates: dict[Caller, _Kept] = {}
-        self._looks: dict[Caller, asyncio.Task[store.Gate]] = {}
-        self._asking: dict[Caller, _Asking] = {}
-        self._dry: dict[tuple[Caller, str], tuple[float, store.Answer, list[store.Used]]] = {}
+        # By key: callers differ by the address that each request came from, too, and those are without end.
+        self._gates: dict[UUID, _Kept] = {}
+        self._looks: dict[UUID, asyncio.Task[store.Gate]] = {}
+        self._asking: dict[UUID, _Asking] = {}
+        self._dry: dict[tuple[UUID, str], tuple[float, store.Answer, list[store.Used]]] = {}
 
     async def let_in(self, caller: Caller, bodies: Any) -> dict[str, str]:
         """Let an email in, or a list of them together; the headers that go with the answer.
@@ -77,7 +79,7 @@ class Doorman:
         A body need not be right: what is not is refused later. Raises Limited: `rate_exceeded` and
         `limit_reached` (429), `backpressure` (503); and DatabaseAway.
         """
-        kept = self._gates.get(caller)
+        kept = self._gates.get(caller.key_id)
         gate = (
             kept.gate
             if kept is not None and self._clock.monotonic() < kept.until
@@ -103,15 +105,15 @@ class Doorman:
         raise _refusal(answer, wanted.total(), headers)
 
     async def _look(self, caller: Caller) -> store.Gate:
-        task = self._looks.get(caller)
+        task = self._looks.get(caller.key_id)
         if task is None:
-            task = self._looks[caller] = asyncio.create_task(self._ask_gate(caller))
+            task = self._looks[caller.key_id] = asyncio.create_task(self._ask_gate(caller))
             task.add_done_callback(lambda done: self._looked(caller, done))
         # Who hangs up must not take the answer away from the others who wait for it.
         return await asyncio.shield(task)
 
     def _looked(self, caller: Caller, task: asyncio.Task[store.Gate]) -> None:
-        self._looks.pop(caller, None)
+        self._looks.pop(caller.key_id, None)
         if not task.cancelled():
             task.exception()  # seen, even if everyone who asked has hung up
 
@@ -121,21 +123,21 @@ class Doorman:
             gate = await store.gate(self._database, caller)
         except DatabaseAway:
             # A connection that broke is no reason to refuse what the next one may store.
-            known = self._gates.get(caller)
+            known = self._gates.get(caller.key_id)
             if known is None or asked > known.until + STALE_SECONDS:
                 raise
             return known.gate
         if len(self._gates) >= MAX_KEPT:
             self._gates.clear()
-        self._gates[caller] = _Kept(asked + TTL_SECONDS, gate)
+        self._gates[caller.key_id] = _Kept(asked + TTL_SECONDS, gate)
         return gate
 
     async def _take(self, caller: Caller, group: dict[str, int]) -> tuple[store.Answer, list[store.Used]]:
         for stream in group:
-            until, answer, rules = self._dry.get((caller, stream), (0.0, None, []))
+            until, answer, rules = self._dry.get((caller.key_id, stream), (0.0, None, []))
             if answer is not None and self._clock.monotonic() < until:
                 return answer, rules
-        asking = self._asking.setdefault(caller, _Asking())
+        asking = self._asking.setdefault(caller.key_id, _Asking())
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         asking.waiting.append((group, future))
         if asking.task is None:
@@ -159,7 +161,7 @@ class Doorman:
             for (group, future), answer in zip(groups, taken.answers, strict=True):
                 self._note(caller, group, answer, taken.rules)
                 _tell(future, (answer, taken.rules))
-        del self._asking[caller]
+        del self._asking[caller.key_id]
 
     def _note(
         self, caller: Caller, group: Mapping[str, int], answer: store.Answer, rules: list[store.Used]
@@ -170,7 +172,7 @@ class Doorman:
         (stream,) = group
         if len(self._dry) >= MAX_KEPT:
             self._dry.clear()
-        self._dry[caller, stream] = (
+        self._dry[caller.key_id, stream] = (
             self._clock.monotonic() + min(answer.seconds, TTL_SECONDS), answer, rules
         )  # fmt: skip
 

@@ -59,11 +59,15 @@ class Keyring:
             self._fail(address)
         hashed = hash_key(key)
         until, found = self._kept.get(hashed, (_NOWHERE, None))
-        if found is None or self._clock.monotonic() >= until:
+        looked = found is None or self._clock.monotonic() >= until
+        if found is None or looked:
             found = await self._look_up(hashed, address, known=found is not None)
-            self.notes.used(found, address)
         if found.networks is not None:
             self._need_network(found, address)
+        # Once it is let in: a use that was refused is none, and would name a thief's address as the last one. With
+        # networks each time, for the look-up may have been a thief's.
+        if looked or found.networks is not None:
+            self.notes.used(found, address)
         return found
 
     async def _look_up(self, hash: bytes, address: str | None, *, known: bool) -> Caller:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 
-from pgmail.errors import PgmailError
+from pgmail.errors import DatabaseAway, PgmailError
 from pgmail.sqlfiles import queries
 from pgmail.store.database import Database
 from pgmail.transport import txt
@@ -46,20 +47,33 @@ class Domains:
     async def _look(self) -> None:
         try:
             for row in await self._database.many(_Q["due"]):
-                found = await txt.look(row.domain, self._servers)
-                answer = await self._database.one(
-                    _Q["looked"],
-                    {
-                        "tenant": row.tenant_id,
-                        "id": row.id,
-                        "outcome": found.outcome,
-                        "found": list(found.found),
-                        "said": found.said,
-                    },
-                )
-                if answer is not None and answer.state == "failed":
-                    _log.error("domain.lapsed", domain=row.domain, tenant=row.tenant_id, said=found.said)
+                try:
+                    await self._settle(row, await txt.look(row.domain, self._servers))
+                except DatabaseAway:
+                    raise
+                except Exception as error:  # noqa: BLE001 - whatever it is, the others' domains come next
+                    # The next round begins with those not looked at for longest: what one tenant's zone brings about
+                    # must move its turn on, or it would end every round before the others' domains.
+                    _log.exception("domain.look_crashed", domain=row.domain, tenant=row.tenant_id)
+                    said = (
+                        f"looking at it failed here ({type(error).__name__}); the log of the leader says more"
+                    )
+                    await self._settle(row, txt.Look(txt.record_of(row.domain), "malformed", (), said))
         except PgmailError as error:
             _log.warning("leader.task_failed", task="domains", error=str(error))
         except Exception:  # noqa: BLE001 - a task of its own: nobody else would ever hear of it
             _log.exception("leader.task_crashed", task="domains")
+
+    async def _settle(self, row: Any, found: txt.Look) -> None:
+        answer = await self._database.one(
+            _Q["looked"],
+            {
+                "tenant": row.tenant_id,
+                "id": row.id,
+                "outcome": found.outcome,
+                "found": list(found.found),
+                "said": found.said,
+            },
+        )
+        if answer is not None and answer.state == "failed":
+            _log.error("domain.lapsed", domain=row.domain, tenant=row.tenant_id, said=found.said)

@@ -80,13 +80,16 @@ async def look(domain: str, servers: Sequence[tuple[str, int]] = (), *, seconds:
     except OSError as error:
         said = f"no name server can be reached ({error.strerror or type(error).__name__})"
         return Look(name, "unreachable", (), said)
-    texts = tuple(
-        b"".join(record.strings).decode("utf-8", "replace").strip() for record in answer.rrset or ()
-    )
+    texts = tuple(_text(b"".join(record.strings)) for record in answer.rrset or ())
     if not texts:
         said = f"the name {name} is there and has no TXT record; publish it at exactly this name"
         return Look(name, "no_record", (), said)
     return Look(name, "answered", texts, said_of(name, texts))
+
+
+def _text(octets: bytes) -> str:
+    """Return a record's text. A zone may hold any octet, and PostgreSQL stores no NUL."""
+    return octets.decode("utf-8", "replace").replace("\0", "\ufffd").strip()
 
 
 def said_of(name: str, texts: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from pgmail.api import doorman
+from pgmail.config import Settings
 from pgmail.errors import DatabaseAway
 from pgmail.store import quotas as store
 from tests.api.conftest import EMAIL, client
@@ -191,6 +192,19 @@ async def test_a_bound_is_429_with_the_time_to_midnight(api, db):
     refused = await send(api, on_limit="delay")
     assert (refused.status_code, refused.json()["code"]) == (429, "limit_reached")
     assert int(refused.headers["retry-after"]) > 60 or datetime.now(UTC).hour == 23
+
+
+async def test_one_key_from_many_addresses_is_looked_at_once_and_fills_no_memory(db, key):
+    async with client(db.dsn_for("api"), key, settings=Settings(trusted_proxies="127.0.0.0/8")) as api:
+        rule(db, "key", key_id(db), per_day=1)
+        batch = [EMAIL]
+        statuses = []
+        for n in range(5):
+            headers = {"X-Forwarded-For": f"192.0.2.{n}"}
+            statuses.append((await api.post("/emails/batch", json=batch, headers=headers)).status_code)
+        assert statuses == [200, 429, 429, 429, 429]
+        kept = api.app.state.doorman
+        assert [len(kept._gates), len(kept._dry)] == [1, 1]
 
 
 async def test_after_a_refusal_nobody_asks_the_database_in_vain(api, db, monkeypatch):

@@ -48,6 +48,13 @@ async def test_each_failure_of_dns_says_what_to_do(failure, outcome, words):
     assert time.monotonic() - began < 5
 
 
+async def test_a_nul_in_a_record_is_one_that_can_be_stored():
+    async with NameServer() as dns:
+        dns.publish("_pgmail.example.com", "x\0y")
+        found = await look(dns)
+    assert found.found == ("x\ufffdy",)
+
+
 async def test_an_answer_that_cannot_be_read_is_none():
     async with NameServer() as dns:
         dns.fails["_pgmail.example.com"] = "garbage"

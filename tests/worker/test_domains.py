@@ -6,6 +6,7 @@ import pytest
 
 from pgmail.maintain.domains import Domains
 from pgmail.store.database import Database
+from pgmail.transport import txt
 from tests.nameserver import NameServer
 from tests.sql.kit import one, rows
 from tests.waiting import eventually
@@ -63,3 +64,44 @@ async def test_a_silent_server_holds_up_neither_the_leader_nor_a_transaction(poo
         await round_.stop()
         await round_.stop()
     assert len(set(dns.asked)) == 1
+
+
+async def test_a_record_with_a_nul_stops_no_look_at_others(pool, owner):
+    async with NameServer() as dns:
+        dns.publish("_pgmail.evil.example", "x\0y", verified(owner, "evil.example"))
+        verified(owner, "lost.example")
+        round_ = Domains(pool, [dns.address])
+        await round_.start()
+        missing = (
+            "select domain, missing_since is not null from pgmail.sender_domain"
+            " where checked_at > now() - interval '1 hour' order by 1"
+        )
+        await eventually(lambda: rows(owner, missing) == [("evil.example", False), ("lost.example", True)])
+        await round_.stop()
+
+
+async def test_a_look_that_crashes_moves_on_and_ends_no_verification(pool, owner, monkeypatch):
+    verified(owner, "crash.example")
+    owner.execute(
+        "update pgmail.sender_domain set checked_at = checked_at - interval '1 day'"
+    )  # first in the round
+    whole = txt.look
+
+    async def look(domain, servers):
+        if domain == "crash.example":
+            raise ValueError("what nobody foresaw")
+        return await whole(domain, servers)
+
+    monkeypatch.setattr(txt, "look", look)
+    async with NameServer() as dns:
+        dns.publish("_pgmail.kept.example", verified(owner, "kept.example"))
+        round_ = Domains(pool, [dns.address])
+        await round_.start()
+        due = "select domain, state from pgmail.sender_domain where checked_at > now() - interval '1 hour' order by 1"
+        await eventually(
+            lambda: rows(owner, due) == [("crash.example", "verified"), ("kept.example", "verified")]
+        )
+        await round_.stop()
+    assert "ValueError" in one(
+        owner, "select answer from pgmail.sender_domain where domain = 'crash.example'"
+    )
