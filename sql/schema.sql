@@ -1361,12 +1361,19 @@ CREATE FUNCTION pgmail.grant_tenant(p_role name, p_tenant text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer;
+declare t integer; r record;
 begin
   select id into t from pgmail.tenant where name = p_tenant;
   if t is null then perform pgmail.refuse('unknown_tenant', '/tenant', format('no tenant is named %L', p_tenant), 404); end if;
-  insert into pgmail.database_role (role_name, tenant_id) values (p_role, t)
-    on conflict (role_name) do update set tenant_id = excluded.tenant_id, carries_tenant = false;
+  select x.carries_tenant, x.tenant_id, n.name into r
+  from pgmail.database_role x left join pgmail.tenant n on n.id = x.tenant_id where x.role_name = p_role for update of x;
+  if r.carries_tenant then
+    perform pgmail.refuse('not_allowed', '/role', format('the role %I carries the tenant of each key, and is of none', p_role), 409);
+  elsif r.tenant_id <> t then
+    perform pgmail.refuse('speaks_for_another', '/role', format('the role %I speaks for the tenant %s; revoke that first', p_role, r.name), 409);
+  end if;
+  insert into pgmail.database_role as x (role_name, tenant_id) values (p_role, t)
+    on conflict (role_name) do update set tenant_id = excluded.tenant_id where not x.carries_tenant;
   perform pgmail.record_act(t, 'tenant.grant', p_role::text, null);
 end
 $$;
@@ -2520,6 +2527,8 @@ CREATE FUNCTION pgmail.quota_gate_v1(p_key uuid) RETURNS jsonb
     AS $$
 declare t integer := pgmail.need_tenant(); now_ timestamptz := pgmail.now(); rules jsonb; doors jsonb; low jsonb;
 begin
+  -- A rule of a key is of its whole line of rotations, under the id of the first.
+  p_key := coalesce((select k.family from pgmail.api_key k where k.tenant_id = t and k.id = p_key), p_key);
   select jsonb_agg(jsonb_build_array(q.scope, q.name) order by q.scope, q.name) into rules from pgmail.quota q
    where q.tenant_id = t and (q.scope <> 'key' or q.name = p_key::text) and coalesce(q.per_second, q.per_day, q.max_queued) is not null;
   select jsonb_agg(jsonb_build_object('stream', d.stream, 'kind', d.kind, 'priority', d.priority, 'reason', d.reason,
@@ -2555,8 +2564,9 @@ begin
       perform pgmail.refuse('unknown_stream', '/name', format('no stream is named %L', left(p_name, 63)), 404);
     end if;
   elsif p_scope = 'key' then
-    -- Keys have ids that no two tenants share.
-    select k.tenant_id, k.id::text into tenant, named from pgmail.api_key k
+    -- Keys have ids that no two tenants share. Meant is the whole line of rotations, under the id of its first key: a rule
+    -- follows a key, and the two that overlap share it.
+    select k.tenant_id, coalesce(k.family, k.id)::text into tenant, named from pgmail.api_key k
      where k.id::text = lower(p_name) and (p_tenant is null or k.tenant_id = tenant);
     if not found then perform pgmail.refuse('unknown_key', '/name', 'no key has this id; pgmail key list shows ids', 404); end if;
   end if;
@@ -3402,7 +3412,8 @@ declare x record;
 begin
   if p_scope = 'fleet' then perform pgmail.refuse('not_allowed', '/scope', 'the fleet''s rule stays; set what it should not limit to none', 409); end if;
   if p_scope = 'key' and p_name ~ '^[0-9a-fA-F-]{36}$' then
-    select q.tenant_id as tenant, q.name as named into x from pgmail.quota q where q.scope = 'key' and q.name = lower(p_name);
+    select q.tenant_id as tenant, q.name as named into x from pgmail.quota q
+     where q.scope = 'key' and q.name = coalesce((select k.family::text from pgmail.api_key k where k.id::text = lower(p_name)), lower(p_name));
     if not found then return false; end if;   -- its key may have gone since
   else
     select * into x from pgmail.quota_target(p_scope, p_name, p_tenant);
@@ -5180,6 +5191,7 @@ declare
   scopes text[]; names text[]; seconds integer[]; days bigint[]; used_ bigint[]; counts_ jsonb := '[]'; in_second bigint[]; mine integer[];
   no_scope text; no_kind text; no_seconds double precision; no_most bigint;
 begin
+  p_key := coalesce((select k.family from pgmail.api_key k where k.tenant_id = t and k.id = p_key), p_key);
   insert into pgmail.quota_bucket (tenant_id, scope, name)
   select q.tenant_id, q.scope, q.name from pgmail.quota q
   where q.tenant_id = t and (q.scope = 'tenant' or q.scope = 'key' and q.name = p_key::text or q.scope = 'stream' and q.name = any (p_streams))
@@ -5410,8 +5422,8 @@ CREATE FUNCTION pgmail.tenant_role_sql(p_prefix text, p_role text, p_tenant text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $_$
+declare t integer := pgmail.tenant_named(p_tenant); other text;
 begin
-  perform pgmail.tenant_named(p_tenant);
   if p_kind is null or p_kind not in ('producer', 'analyst') then perform pgmail.refuse('invalid_kind', '/kind', 'must be producer or analyst'); end if;
   if p_content and p_kind <> 'analyst' then perform pgmail.refuse('invalid_kind', '/content', 'a producer reads no mail but its status'); end if;
   if p_role is null or p_role !~ '^[a-z_][a-z0-9_]{0,62}$' or p_role ~ '^pg_' then
@@ -5428,6 +5440,14 @@ begin
   elsif exists (select from pg_auth_members m join pg_roles r on r.oid = m.member join pg_roles g on g.oid = m.roleid
                 where r.rolname = p_role and g.rolname <> p_prefix || p_kind) then
     perform pgmail.refuse('invalid_role', '/role', format('the role %I has the rights of other roles, too; choose another', p_role), 409);
+  end if;
+  select n.name into other from pgmail.database_role x join pgmail.tenant n on n.id = x.tenant_id where x.role_name = p_role and n.id <> t;
+  if other is not null then
+    perform pgmail.refuse('speaks_for_another', '/role', format('the role %I speaks for the tenant %s; revoke that first', p_role, other), 409);
+  end if;
+  -- What it was granted before, for another tenant maybe, outlives a revoke: contents are read by a right of the role's own.
+  if exists (select from pg_roles r where r.rolname = p_role) then
+    return next format('revoke select on pgmail.my_content, pgmail.my_attachment, pgmail.my_variables from %I', p_role);
   end if;
   return next format('grant %I to %I', p_prefix || p_kind, p_role);
   if p_content then

@@ -114,10 +114,12 @@ async def _schema(dsn: str) -> Finding:
     return Finding("schema", "ok", f"version {state.version}")
 
 
-async def _tenant(connection: Connection, _: Settings) -> Finding:
+async def _tenant(connection: Connection, settings: Settings) -> Finding:
     (row,) = await _ask(connection, "tenant")
     if row["tenant_id"] is None:
         (server,) = await _ask(connection, "server")
+        if server["role"] == f"{settings.role_prefix}api":
+            return Finding("tenant", "ok", "speaks for the tenant of each API key")
         message = f"the database role {server['role']} speaks for no tenant"
         return Finding("tenant", "warning", message, f"pgmail tenant grant {server['role']} default")
     return Finding("tenant", "ok", f"speaks for tenant {row['tenant_id']}")

@@ -126,7 +126,7 @@ def set_(name: str, weight: float | None, senders: str | None, reason: str | Non
 @click.argument("role")
 @click.argument("tenant")
 def grant(role: str, tenant: str) -> None:
-    """Let the database role ROLE speak for TENANT from now on."""
+    """Let the database role ROLE speak for TENANT from now on. Who speaks for another is revoked first."""
 
     async def act() -> None:
         from pgmail.sqlfiles import queries  # noqa: PLC0415

@@ -37,16 +37,24 @@ begin
 end
 $$;
 
--- A role speaks for a tenant from now on. The owner's and the admin role's to call.
+-- A role speaks for a tenant from now on. The owner's and the admin role's to call. Who speaks for another tenant is revoked
+-- first, so that nobody's application hands its mail over as somebody else's without a word; the API's role is none of any.
 create or replace function pgmail.grant_tenant(p_role name, p_tenant text) returns void
 language plpgsql security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer;
+declare t integer; r record;
 begin
   select id into t from pgmail.tenant where name = p_tenant;
   if t is null then perform pgmail.refuse('unknown_tenant', '/tenant', format('no tenant is named %L', p_tenant), 404); end if;
-  insert into pgmail.database_role (role_name, tenant_id) values (p_role, t)
-    on conflict (role_name) do update set tenant_id = excluded.tenant_id, carries_tenant = false;
+  select x.carries_tenant, x.tenant_id, n.name into r
+  from pgmail.database_role x left join pgmail.tenant n on n.id = x.tenant_id where x.role_name = p_role for update of x;
+  if r.carries_tenant then
+    perform pgmail.refuse('not_allowed', '/role', format('the role %I carries the tenant of each key, and is of none', p_role), 409);
+  elsif r.tenant_id <> t then
+    perform pgmail.refuse('speaks_for_another', '/role', format('the role %I speaks for the tenant %s; revoke that first', p_role, r.name), 409);
+  end if;
+  insert into pgmail.database_role as x (role_name, tenant_id) values (p_role, t)
+    on conflict (role_name) do update set tenant_id = excluded.tenant_id where not x.carries_tenant;
   perform pgmail.record_act(t, 'tenant.grant', p_role::text, null);
 end
 $$;

@@ -55,8 +55,8 @@ create or replace function pgmail.tenant_role_sql(p_prefix text, p_role text, p_
 returns setof text
 language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
+declare t integer := pgmail.tenant_named(p_tenant); other text;
 begin
-  perform pgmail.tenant_named(p_tenant);
   if p_kind is null or p_kind not in ('producer', 'analyst') then perform pgmail.refuse('invalid_kind', '/kind', 'must be producer or analyst'); end if;
   if p_content and p_kind <> 'analyst' then perform pgmail.refuse('invalid_kind', '/content', 'a producer reads no mail but its status'); end if;
   if p_role is null or p_role !~ '^[a-z_][a-z0-9_]{0,62}$' or p_role ~ '^pg_' then
@@ -73,6 +73,14 @@ begin
   elsif exists (select from pg_auth_members m join pg_roles r on r.oid = m.member join pg_roles g on g.oid = m.roleid
                 where r.rolname = p_role and g.rolname <> p_prefix || p_kind) then
     perform pgmail.refuse('invalid_role', '/role', format('the role %I has the rights of other roles, too; choose another', p_role), 409);
+  end if;
+  select n.name into other from pgmail.database_role x join pgmail.tenant n on n.id = x.tenant_id where x.role_name = p_role and n.id <> t;
+  if other is not null then
+    perform pgmail.refuse('speaks_for_another', '/role', format('the role %I speaks for the tenant %s; revoke that first', p_role, other), 409);
+  end if;
+  -- What it was granted before, for another tenant maybe, outlives a revoke: contents are read by a right of the role's own.
+  if exists (select from pg_roles r where r.rolname = p_role) then
+    return next format('revoke select on pgmail.my_content, pgmail.my_attachment, pgmail.my_variables from %I', p_role);
   end if;
   return next format('grant %I to %I', p_prefix || p_kind, p_role);
   if p_content then

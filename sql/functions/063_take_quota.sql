@@ -8,6 +8,8 @@ language plpgsql stable security definer set search_path = pgmail, pg_temp set j
 as $$
 declare t integer := pgmail.need_tenant(); now_ timestamptz := pgmail.now(); rules jsonb; doors jsonb; low jsonb;
 begin
+  -- A rule of a key is of its whole line of rotations, under the id of the first.
+  p_key := coalesce((select k.family from pgmail.api_key k where k.tenant_id = t and k.id = p_key), p_key);
   select jsonb_agg(jsonb_build_array(q.scope, q.name) order by q.scope, q.name) into rules from pgmail.quota q
    where q.tenant_id = t and (q.scope <> 'key' or q.name = p_key::text) and coalesce(q.per_second, q.per_day, q.max_queued) is not null;
   select jsonb_agg(jsonb_build_object('stream', d.stream, 'kind', d.kind, 'priority', d.priority, 'reason', d.reason,
@@ -36,6 +38,7 @@ declare
   scopes text[]; names text[]; seconds integer[]; days bigint[]; used_ bigint[]; counts_ jsonb := '[]'; in_second bigint[]; mine integer[];
   no_scope text; no_kind text; no_seconds double precision; no_most bigint;
 begin
+  p_key := coalesce((select k.family from pgmail.api_key k where k.tenant_id = t and k.id = p_key), p_key);
   insert into pgmail.quota_bucket (tenant_id, scope, name)
   select q.tenant_id, q.scope, q.name from pgmail.quota q
   where q.tenant_id = t and (q.scope = 'tenant' or q.scope = 'key' and q.name = p_key::text or q.scope = 'stream' and q.name = any (p_streams))

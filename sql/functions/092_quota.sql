@@ -25,8 +25,9 @@ begin
       perform pgmail.refuse('unknown_stream', '/name', format('no stream is named %L', left(p_name, 63)), 404);
     end if;
   elsif p_scope = 'key' then
-    -- Keys have ids that no two tenants share.
-    select k.tenant_id, k.id::text into tenant, named from pgmail.api_key k
+    -- Keys have ids that no two tenants share. Meant is the whole line of rotations, under the id of its first key: a rule
+    -- follows a key, and the two that overlap share it.
+    select k.tenant_id, coalesce(k.family, k.id)::text into tenant, named from pgmail.api_key k
      where k.id::text = lower(p_name) and (p_tenant is null or k.tenant_id = tenant);
     if not found then perform pgmail.refuse('unknown_key', '/name', 'no key has this id; pgmail key list shows ids', 404); end if;
   end if;
@@ -93,7 +94,8 @@ declare x record;
 begin
   if p_scope = 'fleet' then perform pgmail.refuse('not_allowed', '/scope', 'the fleet''s rule stays; set what it should not limit to none', 409); end if;
   if p_scope = 'key' and p_name ~ '^[0-9a-fA-F-]{36}$' then
-    select q.tenant_id as tenant, q.name as named into x from pgmail.quota q where q.scope = 'key' and q.name = lower(p_name);
+    select q.tenant_id as tenant, q.name as named into x from pgmail.quota q
+     where q.scope = 'key' and q.name = coalesce((select k.family::text from pgmail.api_key k where k.id::text = lower(p_name)), lower(p_name));
     if not found then return false; end if;   -- its key may have gone since
   else
     select * into x from pgmail.quota_target(p_scope, p_name, p_tenant);

@@ -51,7 +51,9 @@ def neighbour(app, owner):
     """Another tenant's application: ten emails a second until it is told to stop; answers their addresses."""
     owner.execute("select pgmail.create_tenant('neighbour')")
     owner.execute("select pgmail.set_senders('neighbour', 'any')")
-    owner.execute("select pgmail.grant_tenant('pgmail_producer', 'neighbour')")
+    owner.execute(
+        "select pgmail.revoke_tenant('pgmail_producer'), pgmail.grant_tenant('pgmail_producer', 'neighbour')"
+    )
     over, sent = threading.Event(), []
 
     def send():

@@ -55,9 +55,13 @@ async def beta(db, owner):
     alpha = neighbours.make_alpha(db, owner)
     key, hint, hash_ = make_key()
     with db.connect("admin") as admin:
-        owner.execute("select pgmail.grant_tenant('pgmail_admin', 'neighbour')")
+        owner.execute(
+            "select pgmail.revoke_tenant('pgmail_admin'), pgmail.grant_tenant('pgmail_admin', 'neighbour')"
+        )
         admin.execute("select pgmail.create_key('b', %s, %s)", [hint, hash_])
-        owner.execute("select pgmail.grant_tenant('pgmail_admin', 'default')")
+        owner.execute(
+            "select pgmail.revoke_tenant('pgmail_admin'), pgmail.grant_tenant('pgmail_admin', 'default')"
+        )
     async with client(db.dsn_for("api"), key) as made:
         yield made, alpha
 

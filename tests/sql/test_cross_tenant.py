@@ -36,7 +36,10 @@ def log_in(db, owner, server_admin):
             return connection
         if kind in ("reader", "shipped producer"):
             role = "reader" if kind == "reader" else "producer"
-            owner.execute("select pgmail.grant_tenant(%s, 'neighbour')", [PREFIX + role])
+            owner.execute(
+                "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, 'neighbour')",
+                {"role": PREFIX + role},
+            )
             return db.connect(role)
         name = f"b_{kind.replace(' ', '_')}_{db.name[-8:]}"
         made.append(name)

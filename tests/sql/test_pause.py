@@ -128,7 +128,10 @@ def test_a_pause_into_the_past_and_the_end_of_none_are_refused(owner, db_clock):
 
 def test_a_pause_is_a_tenants_own_unless_it_is_the_fleets(db, owner, app, mail):
     owner.execute("select pgmail.create_tenant('neighbour')")
-    owner.execute("select pgmail.grant_tenant(%s, 'neighbour')", [PREFIX + "reader"])
+    owner.execute(
+        "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, 'neighbour')",
+        {"role": PREFIX + "reader"},
+    )
     neighbour, admin = db.connect("reader"), db.connect("admin")
     pause(admin, "site", "example.org", "ours")
     assert stopped(neighbour)[0] is None

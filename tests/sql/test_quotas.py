@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from pgmail.domain.keys import make_key
 from tests.sql import kit
 from tests.sql.kit import NOBODY, body, one, rows, send, send_many, state
 from tests.worker.kit import most_in_a_window
@@ -388,6 +389,35 @@ def test_by_http_no_window_of_a_second_ever_holds_more_than_the_rate_and_nearly_
             let_in += [at] * count if answer["granted"] else []
     assert most_in_a_window(let_in) <= 50
     assert len(let_in) >= 6 * 50 * 0.95
+
+
+def test_a_rule_of_a_key_follows_it_through_rotations_which_share_it(db, owner):
+    def rotated(key):
+        _, hint, hash_ = make_key()
+        return one(
+            owner, "select id from pgmail.rotate_key(%s, %s, %s, interval '1 day')", [key, hint, hash_]
+        )
+
+    _, hint, hash_ = make_key()
+    first = one(
+        owner, "select id from pgmail.make_key('app', %s, %s, %s)", [hint, hash_, Jsonb({"scopes": ["send"]})]
+    )
+    rule(owner, "key", str(first), per_day=3)
+    second = rotated(first)
+    third = rotated(second)
+    api = db.connect("api")
+    api.execute("select set_config('pgmail.tenant', '1', false)")
+    for key in (first, second, third):
+        gate = one(api, "select pgmail.quota_gate_v1(%s)", [key])
+        assert gate["rules"] == [["key", str(first)]], key
+        took = one(api, "select pgmail.take_quota_v1(%s, '{1}', '{transactional}', '{1}')", [key])
+        assert took["answers"][0]["granted"], key
+    full = one(api, "select pgmail.take_quota_v1(%s, '{1}', '{transactional}', '{1}')", [third])
+    assert full["answers"][0]["kind"] == "day"
+    rule(owner, "key", str(third), per_day=5)
+    assert rows(owner, "select name, per_day from pgmail.quota where scope = 'key'") == [(str(first), 5)]
+    assert one(owner, "select pgmail.remove_quota('key', %s)", [str(second)])
+    assert one(api, "select pgmail.quota_gate_v1(%s)", [third])["rules"] == []
 
 
 def test_a_place_that_is_refused_says_when_there_is_one(db, owner, db_clock):

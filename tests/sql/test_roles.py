@@ -255,7 +255,10 @@ def neighbours(db, owner, hand):
     kit.send(owner, "c@example.org")
     owner.execute("select pgmail.create_tenant('neighbour')")
     for role in ("producer", "reader", "admin"):
-        owner.execute("select pgmail.grant_tenant(%s, 'neighbour')", [PREFIX + role])
+        owner.execute(
+            "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, 'neighbour')",
+            {"role": PREFIX + role},
+        )
     return [mail, *kit.recipients(owner, mail)]
 
 

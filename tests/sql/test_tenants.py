@@ -15,7 +15,10 @@ def shop(db, owner):
     """A second tenant, `shop`; the producer and the analyst speak for it."""
     owner.execute("select pgmail.create_tenant('shop')")
     for role in ("producer", "analyst"):
-        owner.execute("select pgmail.grant_tenant(%s, 'shop')", [PREFIX + role])
+        owner.execute(
+            "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, 'shop')",
+            {"role": PREFIX + role},
+        )
     return db.connect("producer")
 
 
@@ -307,3 +310,40 @@ def test_a_role_that_may_do_more_is_not_given_a_tenant(owner, shop):
         with pytest.raises(psycopg.Error) as error:
             owner.execute("select pgmail.make_tenant_role(%s, %s, 'shop', 'producer')", [PREFIX, role])
         assert kit.refusal(error.value).code == "invalid_role"
+
+
+def test_a_role_moves_to_another_tenant_only_after_it_was_revoked(db, owner, shop, make_role):
+    producer = make_role("producer")
+    name = kit.one(producer, "select session_user")
+    for act in (
+        ("select pgmail.grant_tenant(%s, 'default')", [name]),
+        ("select pgmail.make_tenant_role(%s, %s, 'default', 'producer')", [PREFIX, name]),
+    ):
+        with pytest.raises(psycopg.Error) as error:
+            owner.execute(*act)
+        assert kit.refusal(error.value) == Refusal("speaks_for_another", "/role", "PM409")
+        assert "the tenant shop" in error.value.diag.message_primary
+    owner.execute("select pgmail.make_tenant_role(%s, %s, 'shop', 'producer')", [PREFIX, name])
+    owner.execute("select pgmail.revoke_tenant(%s)", [name])
+    owner.execute("select pgmail.grant_tenant(%s, 'default')", [name])
+    kit.send(producer)
+    assert kit.one(owner, "select tenant_id from pgmail.message") == 1
+
+
+def test_content_that_was_granted_does_not_outlive_the_tenant_it_was_of(db, owner, shop, make_role):
+    analyst = make_role("analyst", content=True)
+    name = kit.one(analyst, "select session_user")
+    owner.execute("select pgmail.revoke_tenant(%s, 'left')", [name])
+    owner.execute("select pgmail.make_tenant_role(%s, %s, 'default', 'analyst')", [PREFIX, name])
+    assert kit.count(analyst, "my_message") == 0
+    for table in ("my_content", "my_attachment", "my_variables"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            kit.count(analyst, table)
+
+
+def test_no_grant_takes_the_tenants_of_keys_from_the_apis_role(db, owner):
+    with db.connect("admin") as admin, pytest.raises(psycopg.Error) as error:
+        admin.execute("select pgmail.grant_tenant(%s, 'default')", [PREFIX + "api"])
+    assert kit.refusal(error.value) == Refusal("not_allowed", "/role", "PM409")
+    carries = "select carries_tenant, tenant_id from pgmail.database_role where role_name = %s"
+    assert kit.rows(owner, carries, [PREFIX + "api"]) == [(True, None)]

@@ -211,7 +211,10 @@ async def test_several_tenants_claim_in_one_round_trip_each_its_own_in_the_order
 ):
     other = one(owner, "select pgmail.create_tenant('other')")
     mine = send(app)
-    owner.execute("select pgmail.grant_tenant(%s, 'other')", [PREFIX + "producer"])
+    owner.execute(
+        "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, 'other')",
+        {"role": PREFIX + "producer"},
+    )
     theirs = [send(app), send(app, "eve@example.net")]
     lanes, _ = await work.fold_and_refresh(pool, None)
     asked = [
@@ -235,7 +238,10 @@ async def test_several_tenants_settle_in_one_go_and_only_what_did_not_settle_is_
     other = one(owner, "select pgmail.create_tenant('other')")
     first = send(app)
     (mine,) = await claim(pool, epoch)
-    owner.execute("select pgmail.grant_tenant(%s, 'other')", [PREFIX + "producer"])
+    owner.execute(
+        "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, 'other')",
+        {"role": PREFIX + "producer"},
+    )
     mails = [send(app), send(app)]
     hand = Hand(owner, tenant=other)
     leases = [work.Lease(other, *row) for row in hand.claim()]

@@ -320,7 +320,10 @@ async def test_rows_of_several_tenants_and_streams_come_in_one_round_trip_each_w
         send(app, "ada@example.org", text="mine"),
         send(app, "bob@example.org", stream="news", text="news"),
     ]
-    owner.execute("select pgmail.grant_tenant(%s, 'other')", [PREFIX + "producer"])
+    owner.execute(
+        "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, 'other')",
+        {"role": PREFIX + "producer"},
+    )
     theirs = send(app, "ada@example.org", text="theirs")
     one(owner, "select pgmail.suppress('ada@example.org', 'manual')")
     other = Hand(hand.connection, tenant=2)

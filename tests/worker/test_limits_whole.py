@@ -38,7 +38,10 @@ class Tenant:
         self._speak_for("default")
 
     def _speak_for(self, name: str) -> None:
-        self._owner.execute("select pgmail.grant_tenant(%s, %s)", [PREFIX + "producer", name])
+        self._owner.execute(
+            "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, %(name)s)",
+            {"role": PREFIX + "producer", "name": name},
+        )
 
 
 async def started(owner: Any, n: int = 1) -> None:

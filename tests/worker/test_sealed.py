@@ -405,6 +405,9 @@ async def test_one_sealer_is_for_one_tenant(db, owner, sealed_stream):
     sealer = pgmail.Sealer(KEY)
     pgmail.send(db.connect("producer"), mail(), seal=sealer)
     owner.execute("select pgmail.create_tenant('other')")
-    owner.execute("select pgmail.grant_tenant(%s, 'other')", [f"{PREFIX}producer"])
+    owner.execute(
+        "select pgmail.revoke_tenant(%(role)s), pgmail.grant_tenant(%(role)s, 'other')",
+        {"role": f"{PREFIX}producer"},
+    )
     with pytest.raises(Refused, match="another tenant"):
         pgmail.send(db.connect("producer"), mail(), seal=sealer)
