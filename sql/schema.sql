@@ -251,6 +251,8 @@ CREATE FUNCTION pgmail.cancel(id uuid, reason text DEFAULT NULL::text) RETURNS j
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; was integer; who text := pgmail.actor();
 begin
+  -- It is stored with each recipient, twice.
+  if length(cancel.reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, cancel.id) f;
   select count(*) into was from pgmail.outcome o where o.tenant_id = t and o.recipient_id = any (ids) and o.state = 'cancelled';
   begin
@@ -1164,8 +1166,11 @@ begin
   delete from pgmail.limits l where l.scope = 'tenant' and l.name = p_name;
   delete from pgmail.bucket b where b.scope = 'tenant' and b.name = p_name;
   delete from pgmail.permit h where h.scope = 'tenant' and h.name = p_name;
-  delete from pgmail.pause p where p.tenant_id = t;
   gone_ := 'erased-' || t;
+  -- It stays suspended: a transaction that handed mail over before may commit it only now, and nobody is left to want it.
+  -- Another call, by the name that it has from now on, erases that too.
+  delete from pgmail.pause p where p.tenant_id = t and p.scope <> 'tenant';
+  update pgmail.pause p set name = gone_, reason = 'it was erased' where p.tenant_id = t;
   update pgmail.tenant x set name = gone_ where x.id = t;
   update pgmail.audit a set object = null, reason = null where a.tenant_id = t and a.action <> 'tenant.erase';
   perform pgmail.record_act(t, 'tenant.erased', gone_, null);
@@ -2593,9 +2598,10 @@ CREATE FUNCTION pgmail.reach_v1(p_ids uuid[]) RETURNS TABLE(id uuid, stream text
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); mine uuid[];
 begin
-  mine := array(select f.id from pgmail.api_key k join pgmail.api_key f
-                  on f.tenant_id = t and coalesce(f.family, f.id) = coalesce(k.family, k.id)
-                where k.tenant_id = t and k.id = pgmail.current_key());
+  -- Backwards only: a key that leaked, and was rotated for it, does not reach what its follower sends.
+  mine := array(with recursive line(id) as (
+                  select pgmail.current_key() union select f.id from line l join pgmail.api_key f on f.tenant_id = t and f.replaced_by = l.id)
+                select l.id from line l where l.id is not null);
   return query
   select i, m.stream, coalesce(m.api_key = any (mine), false)
   from unnest(p_ids) i

@@ -37,7 +37,7 @@ class Origins:
         lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
         hops = b",".join(lines).decode("latin-1").split(",")[-MAX_HOPS:]
         for hop in reversed(hops):
-            address = read(hop.strip())
+            address = read(_without_port(hop.strip()))
             if address is None:
                 break
             peer = str(address)
@@ -48,6 +48,13 @@ class Origins:
     def _ours(self, text: str | None) -> bool:
         address = read(text)
         return address is not None and inside(address, self._trusted)
+
+
+def _without_port(hop: str) -> str:
+    """Return a hop without the port that some proxies write after it: 192.0.2.7:4711, [2001:db8::7]:4711."""
+    if hop.startswith("["):
+        return hop.partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
 def networks(text: str) -> tuple[Network, ...]:

@@ -10,6 +10,8 @@ as $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); m uuid; ids uuid[]; n integer; was integer; who text := pgmail.actor();
 begin
+  -- It is stored with each recipient, twice.
+  if length(cancel.reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
   select f.message_id, f.recipients into m, ids from pgmail.need_recipients(t, cancel.id) f;
   select count(*) into was from pgmail.outcome o where o.tenant_id = t and o.recipient_id = any (ids) and o.state = 'cancelled';
   begin

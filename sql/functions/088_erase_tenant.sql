@@ -84,8 +84,11 @@ begin
   delete from pgmail.limits l where l.scope = 'tenant' and l.name = p_name;
   delete from pgmail.bucket b where b.scope = 'tenant' and b.name = p_name;
   delete from pgmail.permit h where h.scope = 'tenant' and h.name = p_name;
-  delete from pgmail.pause p where p.tenant_id = t;
   gone_ := 'erased-' || t;
+  -- It stays suspended: a transaction that handed mail over before may commit it only now, and nobody is left to want it.
+  -- Another call, by the name that it has from now on, erases that too.
+  delete from pgmail.pause p where p.tenant_id = t and p.scope <> 'tenant';
+  update pgmail.pause p set name = gone_, reason = 'it was erased' where p.tenant_id = t;
   update pgmail.tenant x set name = gone_ where x.id = t;
   update pgmail.audit a set object = null, reason = null where a.tenant_id = t and a.action <> 'tenant.erase';
   perform pgmail.record_act(t, 'tenant.erased', gone_, null);

@@ -309,9 +309,10 @@ as $$
 #variable_conflict use_column
 declare t integer := pgmail.need_tenant(); mine uuid[];
 begin
-  mine := array(select f.id from pgmail.api_key k join pgmail.api_key f
-                  on f.tenant_id = t and coalesce(f.family, f.id) = coalesce(k.family, k.id)
-                where k.tenant_id = t and k.id = pgmail.current_key());
+  -- Backwards only: a key that leaked, and was rotated for it, does not reach what its follower sends.
+  mine := array(with recursive line(id) as (
+                  select pgmail.current_key() union select f.id from line l join pgmail.api_key f on f.tenant_id = t and f.replaced_by = l.id)
+                select l.id from line l where l.id is not null);
   return query
   select i, m.stream, coalesce(m.api_key = any (mine), false)
   from unnest(p_ids) i

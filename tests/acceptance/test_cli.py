@@ -719,10 +719,10 @@ def test_doctor_skips_what_its_role_may_not_see(shell, db):
 
 
 def test_doctor_tells_that_a_role_belongs_to_nobody(shell, db, owner):
-    owner.execute("select pgmail.revoke_tenant('pgmail_producer')")
-    shell.set(database_url=db.dsn_for("producer"))
-    state = {row["check"]: row for row in shell.json("doctor")}
-    assert state["tenant"]["mend"] == "pgmail tenant grant pgmail_producer default"
+    owner.execute("select pgmail.revoke_tenant('pgmail_reader')")
+    shell.set(database_url=db.dsn_for("reader"))
+    state = {row["check"]: row for row in shell.json("doctor", code=1)}
+    assert state["tenant"]["mend"] == "pgmail tenant grant pgmail_reader default"
 
 
 def test_doctor_finds_no_fault_in_the_apis_role_which_has_the_tenants_of_its_keys(shell, db):

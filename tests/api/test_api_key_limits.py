@@ -191,7 +191,16 @@ async def test_a_key_sends_from_its_domains_only_alone_and_in_batches(door):
 async def test_a_key_of_a_network_works_from_there_only(door):
     proxied = Settings(trusted_proxies="127.0.0.0/8")
     mine, _ = await door(networks=["192.0.2.0/24"], settings=proxied)
-    for address, status in (("192.0.2.7", 200), ("192.0.3.7", 403), ("::ffff:192.0.2.9", 200), ("x", 403)):
+    for address, status in (
+        ("192.0.2.7", 200),
+        ("192.0.3.7", 403),
+        ("::ffff:192.0.2.9", 200),
+        ("x", 403),
+        ("192.0.2.7:4711", 200),
+        ("192.0.3.7:4711", 403),
+        ("[::ffff:192.0.2.9]:4711", 200),
+        ("[2001:db8::7]:4711", 403),
+    ):
         headers = {"X-Forwarded-For": f"192.0.2.1, {address}"}
         assert (await mine.get("/queue", headers=headers)).status_code == status, address
         assert (await mine.post("/emails", json=EMAIL, headers=headers)).status_code == status, address

@@ -134,3 +134,20 @@ def test_limits_that_are_none_are_refused_in_sql_too(owner):
         with pytest.raises(psycopg.Error) as caught:
             make(owner, **limits)
         assert kit.refusal(caught.value).field == field
+
+
+def test_a_key_that_was_rotated_does_not_reach_what_its_follower_sends(db, owner):
+    line = [make(owner, scopes=["send"])]
+    for _ in range(2):
+        _, hint, hash_ = make_key()
+        rotate = "select id from pgmail.rotate_key(%s, %s, %s, interval '1 day')"
+        line.append(kit.one(owner, rotate, [line[-1], hint, hash_]))
+    mails = []
+    for key in line:
+        with acting(db, key) as connection:
+            mails.append(kit.send(connection))
+    for number, key in enumerate(line):
+        with acting(db, key) as connection:
+            for other, mail in enumerate(mails):
+                own = kit.one(connection, "select own from pgmail.reach_v1(%s)", [[mail]])
+                assert own == (other <= number), (number, other)

@@ -50,6 +50,14 @@ def reschedule(connection, mail, at=_LATER):
     return said["status"], said["rescheduled"], said["too_late"]
 
 
+def test_a_reason_for_a_cancel_has_a_bound(app):
+    mail = kit.send(app)
+    with pytest.raises(psycopg.Error) as error:
+        app.execute("select pgmail.cancel(%s, %s)", [mail, "x" * 1001])
+    assert error.value.diag.constraint_name == "invalid_reason"
+    app.execute("select pgmail.cancel(%s, %s)", [mail, "x" * 1000])
+
+
 @pytest.mark.parametrize("state", ["scheduled", "queued", "deferred", "held"])
 def test_mail_that_waits_can_be_cancelled_and_cancelling_twice_is_fine(app, owner, hand, stand, state):
     mail = stand(state)

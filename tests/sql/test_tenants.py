@@ -149,7 +149,7 @@ def test_an_erased_tenant_leaves_its_totals_and_the_record_and_nothing_else(db, 
     before = left_of(owner, 1)
     answers = erase(owner, discard=True)
     assert answers[0]["discarded"] == 1
-    assert set(left_of(owner, 2)) <= {"tally", "tally_total", "audit"}
+    assert set(left_of(owner, 2)) <= {"tally", "tally_total", "audit", "pause"}
     assert left_of(owner, 1) == before
     assert kit.rows(owner, "select name from pgmail.tenant order by id") == [("default",), ("erased-2",)]
     assert kit.count(owner, "limits") > 0
@@ -172,6 +172,19 @@ def test_a_tenant_with_mail_that_waits_is_erased_only_if_that_is_given_up(owner,
     assert kit.state(shop, mail) == "queued"  # and the tenant can still send and see
 
 
+def test_mail_that_an_erased_tenant_commits_late_is_not_sent_and_can_be_erased_too(db, owner, shop):
+    late = db.connect("producer", autocommit=False)
+    kit.send(late)
+    erase(owner, discard=True)
+    late.commit()
+    assert [row[:3] for row in pauses(db.connect("worker"))] == [(2, "tenant", "erased-2")]
+    again = "select pgmail.erase_tenant('erased-2', 'what came late', true)"
+    while not kit.one(owner, again)["done"]:
+        pass
+    assert set(left_of(owner, 2)) <= {"tally", "tally_total", "audit", "pause"}
+    assert len(pauses(owner)) == 1
+
+
 def test_erasing_waits_for_mail_that_is_being_sent(db, owner, shop):
     kit.send(shop)
     hand = kit.Hand(db.connect("worker"), tenant=2)
@@ -190,7 +203,7 @@ def test_erasing_goes_in_small_steps_and_can_be_taken_up_again(db, owner, shop):
     kit.one(owner, "select pgmail.erase_tenant('shop', 'they left', true, 10)")
     answers = erase(owner, discard=True, most=10)
     assert all(answer["discarded"] + answer["deleted"] <= 10 for answer in answers)
-    assert set(left_of(owner, 2)) <= {"tally", "tally_total", "audit"}
+    assert set(left_of(owner, 2)) <= {"tally", "tally_total", "audit", "pause"}
     told = kit.rows(owner, "select action from pgmail.audit where action like 'tenant.erase%' order by id")
     assert told == [("tenant.erase",), ("tenant.erased",)]
 
