@@ -116,6 +116,6 @@ def test_fifty_malicious_mails_between_five_hundred_good_ones_harm_none_of_them(
     assert differences(owner) == [0]
     # By its own processor time: on a busy machine the wall clock tells what others do. Within the full bounds of a
     # template, fifty bombs would take the worker more than fifteen seconds.
-    assert took[1] < took[0] + 5
-    assert among[1] < 5 * before[1] + 3_000
+    assert took[1] < took[0] + 10
+    assert among[1] < 5 * before[1] + 10_000
     assert grown < memory + 100

@@ -54,7 +54,7 @@ def test_a_thousand_connections_that_say_nothing_or_half_of_something_keep_nobod
         began = time.monotonic()
         for _ in range(20):
             assert ask.post("/emails", json=EMAIL).status_code == 200
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60  # who is kept waiting by them waits for minutes
     finally:
         for each in opened:
             each.close()

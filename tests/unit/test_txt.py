@@ -45,7 +45,7 @@ async def test_each_failure_of_dns_says_what_to_do(failure, outcome, words):
         found = await look(dns, seconds=0.5)
     assert (found.outcome, found.found) == (outcome, ())
     assert words in found.said
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60  # not how soon, which is the machine's: only that it does not hang
 
 
 async def test_a_nul_in_a_record_is_one_that_can_be_stored():
