@@ -85,6 +85,20 @@ def need_all_streams(caller: Caller) -> None:
         raise Refused("stream_not_allowed", "/stream", because, 403)
 
 
+def need_all_domains(caller: Caller) -> None:
+    """Refuse what decides from where the tenant sends to a key that is limited to streams or sender domains.
+
+    Raises Refused (403): `stream_not_allowed`, `from_not_allowed`.
+    """
+    need_all_streams(caller)
+    if caller.from_domains is not None:
+        because = (
+            "this concerns the domains of the whole tenant; this API key may only send from "
+            f"{', '.join(sorted(caller.from_domains))}"
+        )
+        raise Refused("from_not_allowed", "/name", because, 403)
+
+
 def need_target(caller: Caller, stream: str | None) -> None:
     """Refuse (403 `stream_not_allowed`) to act on a stream, or if it is empty on all of them."""
     if stream:

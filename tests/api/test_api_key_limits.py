@@ -165,6 +165,29 @@ async def test_a_key_of_one_stream_sees_and_changes_no_other(door, api, owner):
     assert (await mine.post("/lanes/pause", json={"stream": "news", "reason": "r"})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [({"streams": ["news"]}, "stream_not_allowed"), ({"from_domains": ["news.example"]}, "from_not_allowed")],
+)
+async def test_a_limited_key_decides_on_no_domain_of_the_whole_tenant(door, owner, limits, code):
+    owner.execute("select pgmail.trust_domain('example.com', 'a test')")
+    mine, _ = await door(**limits)
+    for answer in (
+        await mine.delete("/domains/example.com"),
+        await mine.post("/domains", json={"name": "other.example"}),
+        await mine.post("/domains/example.com/verify"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (403, code)
+    assert [row["name"] for row in (await mine.get("/domains")).json()["data"]] == ["example.com"]
+
+
+async def test_the_audit_tells_of_all_streams_so_a_key_of_one_does_not_see_it(door, api):
+    mine, _ = await door(streams=["news"])
+    answer = await mine.get("/audit")
+    assert (answer.status_code, answer.json()["code"]) == (403, "stream_not_allowed")
+    assert (await api.get("/audit")).status_code == 200
+
+
 async def test_dead_letters_and_doubts_of_other_streams_stay_out_of_reach(door, api, owner):
     mine, _ = await door(streams=["news"])
     ids = [(await api.post("/emails", json=body)).json()["id"] for body in (EMAIL, NEWS, EMAIL, NEWS)]
