@@ -13,6 +13,7 @@ from litestar import Request, get
 from pgmail.api import params, shapes
 from pgmail.api.openapi import operation
 from pgmail.api.params import caller_of, database_of
+from pgmail.api.reach import need_all_streams
 from pgmail.errors import Refused
 from pgmail.store import audit as store
 from pgmail.store.tenant import acting_as
@@ -23,9 +24,14 @@ _FILTERS = ("since", "until", "actor", "action", "object")
 MOST = 9_223_372_036_854_775_807  # a bigint
 
 
-@get("/audit", operation_class=operation(query=(*_FILTERS, "limit", "after")), opt={"scope": "manage"})
+@get(
+    "/audit",
+    operation_class=operation(query=(*_FILTERS, "limit", "after")),
+    opt={"scope": "manage", "test": False},
+)
 async def list_audit(request: AnyRequest) -> dict[str, Any]:
     """List acts, newest first; `after` is the id of one. `action` and `object` may end in `*`."""
+    need_all_streams(caller_of(request))  # an act tells of any stream's mail: an address, a reason
     given = params.query(request, *_FILTERS, "limit", "after")
     limit = params.limit_of(given)
     async with acting_as(database_of(request), caller_of(request)) as connection:

@@ -19,7 +19,7 @@ from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
-from pgmail.api.reach import streams_of
+from pgmail.api.reach import need_reach, streams_of, within_reach
 from pgmail.errors import Refused
 from pgmail.store import emails as store
 from pgmail.store.tenant import acting_as
@@ -52,19 +52,32 @@ async def list_dead_letters(request: AnyRequest) -> dict[str, Any]:
         died_after=params.moment_of(given, "died_after"),
         died_before=params.moment_of(given, "died_before"),
     )
+    chosen = within_reach(caller_of(request), chosen)
     streams = streams_of(caller_of(request), chosen.stream)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         rows, more = await store.dead_letters(connection, chosen, page, streams)
     return shapes.listed([shapes.dead_letter(row) for row in rows], more=more)
 
 
-@post("/dead-letters/retry", scope="manage", status_code=200, operation_class=operation("DeadLetters"))
+@post(
+    "/dead-letters/retry",
+    scope="manage",
+    test=True,
+    status_code=200,
+    operation_class=operation("DeadLetters"),
+)
 async def retry_dead_letters(request: AnyRequest) -> dict[str, Any]:
     """Put dead letters back into the queue, due now."""
     return await _act(request, "retried", store.retry)
 
 
-@post("/dead-letters/discard", scope="manage", status_code=200, operation_class=operation("DeadLetters"))
+@post(
+    "/dead-letters/discard",
+    scope="manage",
+    test=True,
+    status_code=200,
+    operation_class=operation("DeadLetters"),
+)
 async def discard_dead_letters(request: AnyRequest) -> dict[str, Any]:
     """Give dead letters up; they end as cancelled."""
     return await _act(request, "discarded", store.discard)
@@ -78,9 +91,13 @@ async def _act(request: AnyRequest, word: str, act: Act) -> dict[str, Any]:
         moment = None if which.filter is None else getattr(which.filter, name)
         if moment is not None and moment.tzinfo is None:
             raise Refused("invalid_time", f"/filter/{name}", "must have an offset from UTC")
-    wanted = which.ids if which.ids is not None else which.filter
-    streams = streams_of(caller_of(request), None if which.filter is None else which.filter.stream)
-    async with acting_as(database_of(request), caller_of(request)) as connection:
+    caller = caller_of(request)
+    chosen = None if which.filter is None else within_reach(caller, which.filter)
+    wanted = which.ids if which.ids is not None else chosen
+    streams = streams_of(caller, None if chosen is None else chosen.stream)
+    async with acting_as(database_of(request), caller) as connection:
+        if caller.test:
+            await need_reach(connection, caller, which.ids or [])
         found, more = await store.dead_ids(connection, wanted or [], streams=streams)
         done = await act(connection, found, which.reason)
     return {"object": "dead_letters", word: done, "has_more": more}

@@ -1,7 +1,8 @@
 """`/domains`: domains that the key's tenant sends from, in the shape of Resend's public API.
 
 A domain is named by its name or its id. What can go wrong: verifying asks DNS, which takes up to five seconds;
-the request waits, no transaction does.
+the request waits, no transaction does. And a key that is limited to streams or domains: which domains there are
+concerns all of the tenant's mail, so it may look and change nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import caller_of, database_of
+from pgmail.api.reach import need_all_domains
 from pgmail.errors import Refused
 from pgmail.store import domains as store
 from pgmail.store.tenant import acting_as
@@ -37,6 +39,7 @@ class NewDomain(msgspec.Struct, forbid_unknown_fields=True):
 @post("/domains", status_code=200, operation_class=operation("Domain"), opt={"scope": "manage"})
 async def add_domain(request: AnyRequest) -> dict[str, Any]:
     """Add a domain and answer the record to publish; one that is there stays as it is."""
+    need_all_domains(caller_of(request))
     new = read_struct((await read_json(request)).value, NewDomain)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         return _domain(await store.add(connection, new.name))
@@ -68,6 +71,7 @@ async def get_domain(request: AnyRequest) -> dict[str, Any]:
 )
 async def verify_domain(request: AnyRequest) -> dict[str, Any]:
     """Look for the record now; `status` and `answer` say what was found and what to do."""
+    need_all_domains(caller_of(request))
     name, caller = params.path_name(request), caller_of(request)
     async with acting_as(database_of(request), caller) as connection:
         row = await store.get(connection, name)
@@ -85,6 +89,7 @@ async def verify_domain(request: AnyRequest) -> dict[str, Any]:
 )
 async def remove_domain(request: AnyRequest) -> dict[str, Any]:
     """Take a domain away: under the rule `verified`, mail from it is refused from now on."""
+    need_all_domains(caller_of(request))
     async with acting_as(database_of(request), caller_of(request)) as connection:
         id_ = await store.remove(connection, params.path_name(request))
     return {"object": "domain", "id": str(id_), "deleted": True}

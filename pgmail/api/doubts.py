@@ -18,7 +18,7 @@ from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
-from pgmail.api.reach import need_reach, streams_of
+from pgmail.api.reach import need_reach, streams_of, within_reach
 from pgmail.errors import Refused
 from pgmail.store import doubts as store
 from pgmail.store.emails import MAX_ACTS
@@ -52,13 +52,14 @@ async def list_in_doubt(request: AnyRequest) -> dict[str, Any]:
         doubted_after=params.moment_of(given, "doubted_after"),
         doubted_before=params.moment_of(given, "doubted_before"),
     )
+    chosen = within_reach(caller_of(request), chosen)
     streams = streams_of(caller_of(request), chosen.stream)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         rows, more = await store.listing(connection, chosen, page, streams)
     return shapes.listed([shapes.doubt(row) for row in rows], more=more)
 
 
-@post("/in-doubt/resolve", scope="manage", status_code=200, operation_class=operation("InDoubt"))
+@post("/in-doubt/resolve", scope="manage", test=True, status_code=200, operation_class=operation("InDoubt"))
 async def resolve_in_doubt(request: AnyRequest) -> dict[str, Any]:
     """End a doubt: take the mail for sent, or send it again under the same Message-ID."""
     body = read_struct((await read_json(request)).value, Resolve)
@@ -68,9 +69,11 @@ async def resolve_in_doubt(request: AnyRequest) -> dict[str, Any]:
         moment = None if body.filter is None else getattr(body.filter, name)
         if moment is not None and moment.tzinfo is None:
             raise Refused("invalid_time", f"/filter/{name}", "must have an offset from UTC")
-    wanted = body.ids if body.ids is not None else body.filter
-    streams = streams_of(caller_of(request), None if body.filter is None else body.filter.stream)
-    async with acting_as(database_of(request), caller_of(request)) as connection:
-        await need_reach(connection, caller_of(request), body.ids or [])
+    caller = caller_of(request)
+    chosen = None if body.filter is None else within_reach(caller, body.filter)
+    wanted = body.ids if body.ids is not None else chosen
+    streams = streams_of(caller, None if chosen is None else chosen.stream)
+    async with acting_as(database_of(request), caller) as connection:
+        await need_reach(connection, caller, body.ids or [])
         done, more = await store.resolve(connection, body.how, wanted or [], body.reason, streams)
     return {"object": "in_doubt", "resolved": done, "has_more": more}

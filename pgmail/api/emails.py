@@ -50,7 +50,7 @@ class Why(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
 
 
-@post("/emails", scope="send", status_code=200, operation_class=operation("Email", headers=_KEY))
+@post("/emails", scope="send", test=True, status_code=200, operation_class=operation("Email", headers=_KEY))
 async def send_email(request: AnyRequest) -> Response[dict[str, str]]:
     """Enqueue one email."""
     body = await read_json(request)
@@ -60,7 +60,11 @@ async def send_email(request: AnyRequest) -> Response[dict[str, str]]:
 
 
 @post(
-    "/emails/batch", scope="send", status_code=200, operation_class=operation("Batch", headers=_KEY | _MODE)
+    "/emails/batch",
+    scope="send",
+    test=True,
+    status_code=200,
+    operation_class=operation("Batch", headers=_KEY | _MODE),
 )
 async def send_batch(request: AnyRequest) -> Response[dict[str, Any]]:
     """Enqueue up to 1,000 emails: all or nothing, or in permissive mode the good ones."""
@@ -104,9 +108,10 @@ async def list_emails(request: AnyRequest) -> dict[str, Any]:
     """List emails, newest first."""
     given = params.query(request, *_FILTERS, *params.PAGING)
     page, chosen = params.page_of(given), _filter(given)
-    streams = streams_of(caller_of(request), chosen.stream)
-    async with acting_as(database_of(request), caller_of(request)) as connection:
-        rows, more = await store.listing(connection, chosen, page, streams)
+    caller = caller_of(request)
+    streams = streams_of(caller, chosen.stream)
+    async with acting_as(database_of(request), caller) as connection:
+        rows, more = await store.listing(connection, chosen, page, streams, only_tests=caller.test)
     return shapes.listed([shapes.email_item(row) for row in rows], more=more)
 
 
@@ -129,7 +134,7 @@ async def get_email(request: AnyRequest) -> dict[str, Any]:
     return shapes.email(message, content, recipients, closed=closed)
 
 
-@patch("/emails/{id:str}", scope=CHANGE, operation_class=operation("Reschedule", path="id"))
+@patch("/emails/{id:str}", scope=CHANGE, test=True, operation_class=operation("Reschedule", path="id"))
 async def update_email(request: AnyRequest) -> dict[str, Any]:
     """Reschedule what is not being sent or settled."""
     wanted = path_id(request)
@@ -147,7 +152,11 @@ async def update_email(request: AnyRequest) -> dict[str, Any]:
 
 
 @post(
-    "/emails/{id:str}/cancel", scope=CHANGE, status_code=200, operation_class=operation("Reason", path="id")
+    "/emails/{id:str}/cancel",
+    scope=CHANGE,
+    test=True,
+    status_code=200,
+    operation_class=operation("Reason", path="id"),
 )
 async def cancel_email(request: AnyRequest) -> dict[str, Any]:
     """Cancel what is not being sent or settled. Cancelling twice is fine."""
@@ -160,7 +169,11 @@ async def cancel_email(request: AnyRequest) -> dict[str, Any]:
 
 
 @post(
-    "/emails/{id:str}/hold", scope="manage", status_code=200, operation_class=operation("Reason", path="id")
+    "/emails/{id:str}/hold",
+    scope="manage",
+    test=True,
+    status_code=200,
+    operation_class=operation("Reason", path="id"),
 )
 async def hold_email(request: AnyRequest) -> dict[str, Any]:
     """Stop what is not being sent or settled, until it is released. Holding twice is fine."""
@@ -175,6 +188,7 @@ async def hold_email(request: AnyRequest) -> dict[str, Any]:
 @post(
     "/emails/{id:str}/release",
     scope="manage",
+    test=True,
     status_code=200,
     operation_class=operation("Reason", path="id"),
 )

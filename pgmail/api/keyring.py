@@ -4,7 +4,8 @@ A key's hash is looked up in the database and the answer kept for a second, or u
 busy client costs one look-up a second and a revoked key stops within one. Unknown keys are not kept: a key works
 at once when it was made, and guessing fills no memory.
 
-Each route says in its `scope` which scopes let a key ask for it; one that says nothing lets nobody in.
+Each route says in its `scope` which scopes let a key ask for it; one that says nothing lets nobody in. A key for tests
+is let in where something is only shown, and else where a route says `test=True`: what it changes is within `reach`.
 
 What can go wrong: when an answer grows old, a hundred requests ask at once. They share one look-up. Somebody
 tries keys that are none: see `guesses`. Who is slowed there is asked about last, unless its key was valid before.
@@ -21,6 +22,7 @@ from litestar.handlers import BaseRouteHandler
 from pgmail.api.guesses import Guesses, Lane
 from pgmail.api.keynotes import KeyNotes
 from pgmail.api.origin import group, inside, read
+from pgmail.api.reach import need_live
 from pgmail.clock import Clock, SystemClock
 from pgmail.domain.keys import hash_key, is_key
 from pgmail.errors import Refused
@@ -139,4 +141,6 @@ async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     caller = await state.keyring.caller(connection.headers.get("authorization"), address)
     if connection.scope.get("method") != "OPTIONS":  # which the framework answers: it names a route's methods
         need_scope(caller, handler.opt.get("scope"))
+        if not handler.opt.get("test", connection.scope.get("method") == "GET"):
+            need_live(caller)
     connection.scope["auth"] = caller._replace(source=address or "")

@@ -49,7 +49,7 @@ class Rotation(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
 
 
-@post("/keys", scope="admin", status_code=200, operation_class=operation("Key"))
+@post("/keys", scope="admin", test=True, status_code=200, operation_class=operation("Key"))
 async def create_key(request: AnyRequest) -> dict[str, Any]:
     """Make a key. It is in the answer and shown this once."""
     body = read_struct((await read_json(request)).value, NewKey)
@@ -76,7 +76,11 @@ async def list_keys(request: AnyRequest) -> dict[str, Any]:
 
 
 @post(
-    "/keys/{id:str}/rotate", scope="admin", status_code=200, operation_class=operation("Rotation", path="id")
+    "/keys/{id:str}/rotate",
+    scope="admin",
+    test=True,
+    status_code=200,
+    operation_class=operation("Rotation", path="id"),
 )
 async def rotate_key(request: AnyRequest) -> dict[str, Any]:
     """Make a key with the limits of another, which ends after the overlap."""
@@ -87,7 +91,7 @@ async def rotate_key(request: AnyRequest) -> dict[str, Any]:
     return _made(made) | {"replaces": str(wanted), "replaced_expires_at": shapes.moment(ends)}
 
 
-@delete("/keys/{id:str}", scope="admin", status_code=200, operation_class=operation(path="id"))
+@delete("/keys/{id:str}", scope="admin", test=True, status_code=200, operation_class=operation(path="id"))
 async def revoke_key(request: AnyRequest) -> dict[str, Any]:
     """Revoke a key for good. Every process refuses it within a second."""
     wanted = path_id(request)

@@ -12,6 +12,7 @@ from litestar import Request, get
 from pgmail.api import shapes
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
+from pgmail.api.reach import TEST_SITE
 from pgmail.store import emails as store
 from pgmail.store.tenant import acting_as
 
@@ -23,8 +24,9 @@ async def show_queue(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """Tell depth, oldest due time and what stops it, in all and by stream, priority and site."""
     async with acting_as(database_of(request), caller_of(request)) as connection:
         rows = await store.queue(connection)
-    streams = caller_of(request).streams
-    rows = [row for row in rows if streams is None or row.stream in streams]
+    caller = caller_of(request)
+    rows = [row for row in rows if caller.streams is None or row.stream in caller.streams]
+    rows = [row for row in rows if row.site == TEST_SITE or not caller.test]
     oldest = min((row.oldest_due_at for row in rows if row.oldest_due_at is not None), default=None)
     totals = {key: sum(getattr(row, key) for row in rows) for key in _COUNTS}
     data = [

@@ -61,7 +61,7 @@ def _span(_: click.Context, __: click.Parameter, value: str | None) -> timedelta
     "scopes",
     multiple=True,
     type=click.Choice(SCOPES),
-    help="What it may do; again for more. Without: send, read and manage.",
+    help="What it may do; again for more. Without: send, read and manage; with --test only send.",
 )
 @click.option("--test", is_flag=True, help="For tests: what it sends goes to the sandbox only.")
 @click.option("--stream", "streams", multiple=True, metavar="NAME", help="Only this stream; again for more.")

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 Scope = Literal["send", "read", "manage", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USUAL: frozenset[Scope] = frozenset({"send", "read", "manage"})
-"""What a key may do of which nothing is said: all that there was before keys had scopes."""
+"""What a key may do of which nothing is said: all that there was before keys had scopes. One for tests may send."""
 
 LIVE = "pgm_live_"
 TEST = "pgm_test_"

@@ -6,7 +6,8 @@ encoded word stands, RFC 2047 section 2); a word that may not be cut, such as a 
 go to 998.
 
 What can go wrong: a control character in a value would start a new header. Values are checked on the way in;
-here each run of them becomes one space all the same, so that no caller can smuggle a line.
+here each run of them becomes one space all the same, so that no caller can smuggle a line. A name that would be
+more than a name is refused (ValueError): there is no other name that it could have meant.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _WORD = 75 - _WORD_FRAME  # room for encoded text in one encoded word
 _FOLD = "\r\n "
 _LONE_SPACE = re.compile("(?<! ) (?! )")  # where a fold loses nothing and leaves no blank line
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_NAME = re.compile("[!-9;-~]+")  # RFC 5322, section 3.6.8
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _PLAIN_PARAMETER = re.compile(r"[A-Za-z0-9!#$&'()*+,./:;<>?@\[\]^_`{|}~ -]*")
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(?:\s*;[ -~]*)?")
@@ -98,7 +100,10 @@ def unstructured(name: str, value: str, *, cut: bool = False) -> bytes:
 
     `cut` lets long ASCII words be cut up into encoded words to keep lines short; without it that is done only
     where a line would pass 998 octets, since other headers may hold URLs and ids that software reads.
+    Raises ValueError for a name that is none.
     """
+    if _NAME.fullmatch(name) is None:
+        raise ValueError("no name of a header")
     # Short plain text, as most of it is: quicker made than looked up, and often of one mail only.
     if (
         value.isascii()

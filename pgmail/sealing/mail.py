@@ -5,7 +5,9 @@ for, the template's name, tags and metadata: what people search by, and what the
 plain body in the database; the sealed form goes along under the key `sealed` and is what is stored
 (sql/functions/033_seal.sql). So these two must know the same: which keys are texts, and in which order files come.
 
-What can go wrong: sealed octets are of another mail, cut, or changed (SealBroken).
+What can go wrong: sealed octets are of another mail, cut, or changed (SealBroken). Or who sealed them put something
+else in than the plain body that was judged: SQL cannot look inside. So what is opened adds nothing but what may be
+sealed, and is judged again.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ from uuid import UUID
 import msgspec
 
 from pgmail.domain import address, ids
-from pgmail.errors import SealBroken
+from pgmail.domain.check_attachments import check_attachments
+from pgmail.domain.check_content import check_headers, check_subject
+from pgmail.errors import Refused, SealBroken
 from pgmail.sealing.box import keyed_hash, place, seal, unseal
 
 TEXTS = ("subject", "text", "html", "headers")
+_SECRET = (*TEXTS, "variables", "filenames")
 _NOT_HASHED = frozenset({"idempotency_key", "scheduled_at", "expires_at", "sealed"})
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.decode
@@ -80,7 +85,14 @@ def open_content(content: bytes, key: bytes, tenant: int, message: UUID) -> dict
     except (msgspec.MsgspecError, KeyError, TypeError, binascii.Error, ValueError):
         raise SealBroken("the sealed content cannot be read") from None
     found.pop("headers", None)
-    secret: dict[str, Any] = _decode(unseal(key, octets, place(tenant, message, "content")))
+    plain = unseal(key, octets, place(tenant, message, "content"))
+    try:
+        secret = _decode(plain, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise SealBroken("what was sealed is no content of an email") from None
+    # Who it is from and to stands open and was judged: a sealed `from` would put another sender over it.
+    secret = {name: secret[name] for name in _SECRET if secret.get(name) is not None}
+    _judge(secret)
     return found | secret
 
 
@@ -92,6 +104,26 @@ def open_variables(variables: bytes, key: bytes, tenant: int, message: UUID, who
 def open_attachment(body: bytes, key: bytes, tenant: int, message: UUID, position: int) -> bytes:
     """Return the octets of a file; `position` counts from 1. Raises SealBroken."""
     return unseal(key, body, place(tenant, message, f"attachment {position}"))
+
+
+def _judge(secret: Mapping[str, Any]) -> None:
+    """Refuse what the law would not have let in. The fault's words quote nothing: what is sealed stays closed."""
+    names = secret.get("filenames", [])
+    fit = (
+        all(isinstance(secret.get(name, ""), str) for name in ("text", "html"))
+        and isinstance(secret.get("variables", {}), dict)
+        and isinstance(names, list)
+    )
+    if not fit:
+        raise SealBroken("what was sealed is no content of an email")
+    try:
+        check_subject({"subject": secret.get("subject", "")})
+        check_headers({"headers": secret.get("headers")})
+        # An attachment of an asset is its names alone, and so are these.
+        files = [{"asset": "sealed", "filename": name} for name in names if name is not None]
+        check_attachments({"attachments": files})
+    except Refused as fault:
+        raise SealBroken(f"what was sealed does not obey the law of an email ({fault.code})") from None
 
 
 def _variables(body: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -205,9 +205,17 @@ async def events(connection: Connection, id: UUID) -> list[Any]:
 
 
 async def listing(
-    connection: Connection, filter: Filter, page: Page, streams: Sequence[str] | None = None
+    connection: Connection,
+    filter: Filter,
+    page: Page,
+    streams: Sequence[str] | None = None,
+    *,
+    only_tests: bool = False,
 ) -> tuple[list[Any], bool]:
-    """Return a page of emails, newest first, and whether there are more that way; `streams`: of these only."""
+    """Return a page of emails, newest first, and whether there are more that way.
+
+    `streams`: of these only; `only_tests`: of those that are tests.
+    """
     tag_name, tag_value = filter.tag or (None, None)
     below = [bound for bound in (filter.below, page.after) if bound is not None]
     above = [bound for bound in (filter.above, page.before) if bound is not None]
@@ -218,6 +226,7 @@ async def listing(
         "tag_value": tag_value,
         "stream": filter.stream,
         "streams": None if streams is None else list(streams),
+        "only_tests": only_tests,
         "recipient": filter.recipient,
         "below": min(below, default=None),
         "above": max(above, default=None),

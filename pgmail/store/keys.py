@@ -171,7 +171,7 @@ async def listing(connection: Connection) -> list[Any]:
 
 
 async def reach(connection: Connection, ids: Sequence[UUID]) -> list[Any]:
-    """Return `id stream own` of those of these emails or recipients that the tenant has."""
+    """Return `id stream own test` of those of these emails or recipients that the tenant has."""
     return await fetch_many(connection, queries("keys")["reach"], {"ids": list(ids)})
 
 

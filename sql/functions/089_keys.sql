@@ -54,14 +54,14 @@ end
 $$;
 
 -- Fills the limits of a key in from JSON: scopes, test, streams, from_domains, networks, expires_at. What is left out is
--- null, and false for test; scopes are then send, read and manage.
+-- null, and false for test.
 create or replace function pgmail.key_limits(k pgmail.api_key, p jsonb) returns pgmail.api_key
 language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
 declare f text; v jsonb; i integer; x text; xs text[]; n cidr;
 begin
   if jsonb_typeof(p) is distinct from 'object' then perform pgmail.refuse('invalid_body', '', 'the limits of a key are a JSON object'); end if;
-  k.scopes := '{send,read,manage}'; k.test := false;
+  k.test := false;
   for f, v in select key, value from jsonb_each(p) order by key collate "C" loop
     if f not in ('scopes', 'test', 'streams', 'from_domains', 'networks', 'expires_at') then
       perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(f), 'no such key');
@@ -113,7 +113,7 @@ begin
 end
 $$;
 
--- A new key within limits (key_limits); answers it. What the asking key is limited to and the new one says nothing of,
+-- A new key within limits (key_limits); answers it. Without scopes it has send, read and manage, one for tests only send. What the asking key is limited to and the new one says nothing of,
 -- the new one has from it.
 create or replace function pgmail.make_key(p_name text, p_hint text, p_hash bytea, p_limits jsonb)
 returns table (id uuid, scopes text[], test boolean, streams text[], from_domains text[], networks text[], expires_at timestamptz)
@@ -131,6 +131,8 @@ begin
   end if;
   k := pgmail.key_limits(k, p_limits);
   k.test := k.test or coalesce(maker.test, false);
+  -- A key for tests lies in more places, and is guarded less, than one that mail goes out by.
+  k.scopes := coalesce(k.scopes, case when k.test then '{send}'::text[] else '{send,read,manage}' end);
   k.streams := coalesce(k.streams, maker.streams);
   k.from_domains := coalesce(k.from_domains, maker.from_domains);
   k.networks := coalesce(k.networks, maker.networks);
@@ -301,9 +303,17 @@ as $$
   select pgmail.record_act(null, 'key.guess', left(p_from, 64), format('%s tries with keys that are none', p_tries))
 $$;
 
--- The stream of each of these emails or recipients, and whether the asking key, or one that it follows by rotation, handed
--- it over. What is unknown has no row.
-create or replace function pgmail.reach_v1(p_ids uuid[]) returns table (id uuid, stream text, own boolean)
+-- The stream of each of these emails or recipients, whether the asking key, or one that it follows by rotation, handed it
+-- over, and whether it is a test. What is unknown has no row.
+do $$
+begin
+  -- A function that answers fewer columns cannot be replaced; grants come after the functions.
+  if not exists (select from pg_proc p where p.oid = to_regprocedure('pgmail.reach_v1(uuid[])') and 'test' = any (p.proargnames)) then
+    drop function if exists pgmail.reach_v1(uuid[]);
+  end if;
+end
+$$;
+create or replace function pgmail.reach_v1(p_ids uuid[]) returns table (id uuid, stream text, own boolean, test boolean)
 language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
@@ -314,7 +324,7 @@ begin
                   select pgmail.current_key() union select f.id from line l join pgmail.api_key f on f.tenant_id = t and f.replaced_by = l.id)
                 select l.id from line l where l.id is not null);
   return query
-  select i, m.stream, coalesce(m.api_key = any (mine), false)
+  select i, m.stream, coalesce(m.api_key = any (mine), false), m.test
   from unnest(p_ids) i
   cross join lateral (
     select i as message_id

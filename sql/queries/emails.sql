@@ -57,6 +57,7 @@ with candidate as (
       and (%(above)s::uuid is null or m.id > %(above)s::uuid)
       and (%(stream)s::text is null or m.stream = %(stream)s::text)
       and (%(streams)s::text[] is null or m.stream = any (%(streams)s::text[]))
+      and (not %(only_tests)s::boolean or m.test)
       and (%(state)s::text is null or exists (
         select from pgmail.recipient r
         join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
@@ -98,6 +99,7 @@ with candidate as (
     and (%(above)s::uuid is null or m.id > %(above)s::uuid)
     and (%(stream)s::text is null or m.stream = %(stream)s::text)
     and (%(streams)s::text[] is null or m.stream = any (%(streams)s::text[]))
+    and (not %(only_tests)s::boolean or m.test)
     and (%(tag_name)s::text is null or %(start)s::text = 'tag' or exists (
       select from pgmail.tag t where t.tenant_id = m.tenant_id and t.name = %(tag_name)s::text
         and t.value = %(tag_value)s::text and t.message_id = m.id))

@@ -38,8 +38,9 @@ select id, name, hint, created_at, created_by, revoked_at, scopes, test, streams
 from pgmail.list_keys();
 
 -- name: reach :many
--- The stream of each email or recipient, and whether the asking key, or one before it in its rotations, handed it over.
-select id, stream, own from pgmail.reach_v1(%(ids)s::uuid[]);
+-- The stream of each email or recipient, whether the asking key, or one before it in its rotations, handed it over, and
+-- whether it is a test.
+select id, stream, own, test from pgmail.reach_v1(%(ids)s::uuid[]);
 
 -- name: note_uses :exec
 -- When and from where keys were used last.

@@ -44,6 +44,27 @@ async def door(db, admin):
         yield enter
 
 
+def doubt(owner, *ids):
+    owner.execute(
+        "update pgmail.queue set in_doubt = true, wait = null, due_at = 'infinity', held_due_at = now(),"
+        " hold_reason = 'test' where message_id = any (%s)",
+        [list(ids)],
+    )
+
+
+def bury(owner, *ids):
+    owner.execute(
+        "with gone as (delete from pgmail.queue where message_id = any (%s) returning *)"
+        " insert into pgmail.dead_letter"
+        " (tenant_id, recipient_id, message_id, lane, stream, priority, site, died_at, reason, attempts)"
+        " select g.tenant_id, g.id, g.message_id, g.lane, m.stream, m.priority, r.site, now(), 'poison', 1"
+        " from gone g"
+        " join pgmail.message m on m.tenant_id = g.tenant_id and m.id = g.message_id"
+        " join pgmail.recipient r on r.tenant_id = g.tenant_id and r.id = g.id",
+        [list(ids)],
+    )
+
+
 def routes():
     app = create_app(Settings(), Database("postgresql:///none", name="none"))
     for route in app.routes:
@@ -144,23 +165,34 @@ async def test_a_key_of_one_stream_sees_and_changes_no_other(door, api, owner):
     assert (await mine.post("/lanes/pause", json={"stream": "news", "reason": "r"})).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [({"streams": ["news"]}, "stream_not_allowed"), ({"from_domains": ["news.example"]}, "from_not_allowed")],
+)
+async def test_a_limited_key_decides_on_no_domain_of_the_whole_tenant(door, owner, limits, code):
+    owner.execute("select pgmail.trust_domain('example.com', 'a test')")
+    mine, _ = await door(**limits)
+    for answer in (
+        await mine.delete("/domains/example.com"),
+        await mine.post("/domains", json={"name": "other.example"}),
+        await mine.post("/domains/example.com/verify"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (403, code)
+    assert [row["name"] for row in (await mine.get("/domains")).json()["data"]] == ["example.com"]
+
+
+async def test_the_audit_tells_of_all_streams_so_a_key_of_one_does_not_see_it(door, api):
+    mine, _ = await door(streams=["news"])
+    answer = await mine.get("/audit")
+    assert (answer.status_code, answer.json()["code"]) == (403, "stream_not_allowed")
+    assert (await api.get("/audit")).status_code == 200
+
+
 async def test_dead_letters_and_doubts_of_other_streams_stay_out_of_reach(door, api, owner):
     mine, _ = await door(streams=["news"])
     ids = [(await api.post("/emails", json=body)).json()["id"] for body in (EMAIL, NEWS, EMAIL, NEWS)]
-    owner.execute(
-        "update pgmail.queue set in_doubt = true, wait = null, due_at = 'infinity', held_due_at = now(),"
-        " hold_reason = 'test' where message_id = any (%s)",
-        [ids[2:]],
-    )
-    owner.execute(
-        "with gone as (delete from pgmail.queue where message_id = any (%s) returning *)"
-        " insert into pgmail.dead_letter"
-        " (tenant_id, recipient_id, message_id, lane, stream, priority, site, died_at, reason, attempts)"
-        " select g.tenant_id, g.id, g.message_id, g.lane, m.stream, m.priority, 'example.org', now(), 'poison', 1"
-        " from gone g"
-        " join pgmail.message m on m.tenant_id = g.tenant_id and m.id = g.message_id",
-        [ids[:2]],
-    )
+    doubt(owner, *ids[2:])
+    bury(owner, *ids[:2])
     for path in ("/dead-letters", "/in-doubt"):
         assert [row["stream"] for row in (await mine.get(path)).json()["data"]] == ["news"]
         assert (await mine.get(f"{path}?stream=transactional")).status_code == 403
@@ -325,6 +357,84 @@ async def test_no_key_gets_more_than_its_maker_has(door):
     assert str(maker.id) not in (await plain.get("/keys", headers=boss)).text
     again = (await plain.post(f"/keys/{made['id']}/rotate", headers=boss)).json()
     assert again["expires_at"] <= made["expires_at"]
+
+
+async def test_a_key_for_tests_sees_and_changes_tests_only(door, api):
+    mine, _ = await door(test=True, scopes=["admin"])
+    later = EMAIL | {"scheduled_at": "in 2 hours"}
+    live = (await api.post("/emails", json=later)).json()["id"]
+    test = (await mine.post("/emails", json=later)).json()["id"]
+    assert [row["id"] for row in (await mine.get("/emails")).json()["data"]] == [test]
+    assert len((await api.get("/emails")).json()["data"]) == 2
+    (recipient,) = (await api.get(f"/emails/{live}")).json()["recipients"]
+    for query in (
+        "recipient=ada@example.org",
+        "state=scheduled",
+        f"stream={EMAIL.get('stream', 'transactional')}",
+    ):
+        assert [row["id"] for row in (await mine.get(f"/emails?{query}")).json()["data"]] == [test], query
+    queue = (await mine.get("/queue")).json()
+    assert (queue["depth"], [row["site"] for row in queue["data"]]) == (1, ["test:"])
+    for id_, status in ((live, 404), (recipient["id"], 404), (test, 200)):
+        for path in ("", "/events"):
+            assert (await mine.get(f"/emails/{id_}{path}")).status_code == status
+        assert (await mine.patch(f"/emails/{id_}", json={"scheduled_at": "in 1 hour"})).status_code == status
+        for act in ("hold", "release", "cancel"):
+            assert (await mine.post(f"/emails/{id_}/{act}")).status_code == status, act
+
+
+async def test_a_key_for_tests_decides_on_no_live_mail(door, api, owner):
+    mine, _ = await door(test=True, scopes=["manage", "send"])
+    dead, doubted = [
+        [(await who.post("/emails", json=EMAIL)).json()["id"] for who in (api, mine)] for _ in range(2)
+    ]
+    bury(owner, *dead)
+    doubt(owner, *doubted)
+    for path, (live, test) in (("/dead-letters", dead), ("/in-doubt", doubted)):
+        assert [row["email_id"] for row in (await mine.get(path)).json()["data"]] == [test]
+        refused = await mine.get(f"{path}?site=example.org")
+        assert (refused.status_code, refused.json()["code"]) == (403, "live_only")
+        assert {row["email_id"] for row in (await api.get(path)).json()["data"]} == {live, test}
+    for path, how, (live, _) in (
+        ("/dead-letters/retry", {}, dead),
+        ("/dead-letters/discard", {}, dead),
+        ("/in-doubt/resolve", {"how": "resend"}, doubted),
+    ):
+        assert (await mine.post(path, json=how | {"ids": [live]})).status_code == 404
+        assert (await mine.post(path, json=how | {"filter": {"site": "example.org"}})).status_code == 403
+    retried = (await mine.post("/dead-letters/retry", json={"filter": {}})).json()
+    resolved = (await mine.post("/in-doubt/resolve", json={"how": "resend", "filter": {}})).json()
+    assert (retried["retried"], resolved["resolved"]) == (1, 1)
+    for path in ("/dead-letters", "/in-doubt"):
+        assert len((await api.get(path)).json()["data"]) == 1
+
+
+TESTS_MAY = {
+    "POST /emails", "POST /emails/batch", "PATCH /emails/{id}", "POST /emails/{id}/cancel", "POST /emails/{id}/hold",
+    "POST /emails/{id}/release", "POST /dead-letters/retry", "POST /dead-letters/discard", "POST /in-doubt/resolve",
+    "POST /keys", "POST /keys/{id}/rotate", "DELETE /keys/{id}",
+}  # fmt: skip
+HIDDEN = {"GET /audit", "GET /suppressions", "GET /suppressions/export"}
+
+
+async def test_a_key_for_tests_changes_nothing_that_is_the_whole_tenants(door):
+    """A route that changes something is closed to such keys until it says otherwise."""
+    mine, _ = await door(test=True, scopes=["admin"])
+    for method, path, _ in routes():
+        answer = await mine.request(method, path, content=b"[", headers={"Content-Type": "application/json"})
+        refused = answer.status_code == 403 and answer.json()["code"] == "live_only"
+        name = f"{method} {re.sub('[0-9a-f-]{36}', '{id}', path)}"
+        shut = name not in TESTS_MAY if method != "GET" else name in HIDDEN
+        assert refused == shut, (name, answer.text)
+
+
+async def test_a_key_for_tests_may_send_unless_more_is_said(door):
+    assert [(await door(test=test))[1].scopes for test in (True, False)] == [
+        ["send"],
+        ["send", "read", "manage"],
+    ]
+    boss, _ = await door(test=True, scopes=["admin"])
+    assert (await boss.post("/keys", json={"name": "t"})).json()["scopes"] == ["send"]
 
 
 async def test_a_key_for_tests_makes_keys_for_tests_only(door):

@@ -229,3 +229,10 @@ def test_one_bare_address_is_written_as_among_several(boxes) -> None:
 )
 def test_a_short_header_is_written_as_a_long_one_would_be(value) -> None:
     assert headers.unstructured("Subject", value) == headers._unstructured("Subject", value, cut=False)
+
+
+@pytest.mark.parametrize("name", ["", "X A", "X-A:", "X-A: b\r\nBcc", "X-A\n", "X-\u00e4", "X-A\x00"])
+def test_a_name_that_is_no_header_name_is_refused(name):
+    for value in ("b", "b" * 100):
+        with pytest.raises(ValueError, match="no name"):
+            headers.unstructured(name, value)

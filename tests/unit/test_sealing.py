@@ -5,6 +5,7 @@ import sys
 from datetime import UTC, datetime
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +63,54 @@ def test_moved_to_another_tenant_message_or_purpose_it_does_not_open(elsewhere):
 def test_a_content_that_is_none_is_broken_and_no_crash(content):
     with pytest.raises(SealBroken):
         open_content(content, KEY, 1, UUID(int=7))
+
+
+def stored(secret, **open_):
+    """A `message.content` in which somebody who holds the data key sealed what was never judged."""
+    octets = seal(KEY, msgspec.json.encode(secret), place(1, UUID(int=7), "content"))
+    form = {
+        "from": {"address": "me@example.com"},
+        "headers": None,
+        "sealed": base64.b64encode(octets).decode(),
+    }
+    return msgspec.json.encode(form | open_)
+
+
+def test_what_is_sealed_adds_texts_and_nothing_that_stands_open():
+    secret = {
+        "subject": "s",
+        "text": "t",
+        "headers": {"X-A": "b"},
+        "variables": {"a": 1},
+        "filenames": ["a.pdf", None],
+    }
+    forged = {"from": {"address": "ceo@bank.example"}, "to": [], "cc": [], "reply_to": [], "attachments": 9}
+    opened = open_content(stored(secret | forged), KEY, 1, UUID(int=7))
+    assert opened == {"from": {"address": "me@example.com"}} | secret
+    assert open_content(stored({"text": "t"}), KEY, 1, UUID(int=7))["text"] == "t"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"headers": {"X-A: b\r\nDKIM-Signature": "forged"}}, {"headers": {"From": "ceo@bank.example"}},
+        {"headers": {"X-A": "b\r\nBcc: c@example.com"}}, {"headers": {"X-A": 5}}, {"headers": "X-A"},
+        {"subject": "s\r\nBcc: c@example.com"}, {"subject": 5}, {"text": 5}, {"html": ["x"]}, {"variables": []},
+        {"filenames": "a"}, {"filenames": [5]}, {"filenames": ["a\r\nb"]}, {"filenames": ["a\u202egpj.exe"]}, [], "x",
+    ],
+)  # fmt: skip
+def test_what_the_law_would_refuse_is_refused_when_it_is_opened(secret):
+    with pytest.raises(SealBroken) as caught:
+        open_content(stored(secret), KEY, 1, UUID(int=7))
+    assert "bank" not in str(caught.value)
+
+
+def test_sealed_octets_that_are_no_json_or_nest_without_end_are_broken_and_no_crash():
+    for plain in (b"\xff", b"{", b'{"variables":' + b"[" * 100_000):
+        octets = seal(KEY, plain, place(1, UUID(int=7), "content"))
+        content = msgspec.json.encode({"sealed": base64.b64encode(octets).decode()})
+        with pytest.raises(SealBroken):
+            open_content(content, KEY, 1, UUID(int=7))
 
 
 def test_the_hash_beside_a_key_is_the_same_for_the_same_text_only_with_the_key():
