@@ -683,6 +683,22 @@ CREATE FUNCTION pgmail.domains_due_v1(p_most integer DEFAULT 20) RETURNS TABLE(t
   order by d.checked_at limit least(p_most, 100)
 $$;
 
+CREATE FUNCTION pgmail.domains_shown(p_name text) RETURNS SETOF text
+    LANGUAGE sql IMMUTABLE STRICT
+    AS $$
+  select btrim(m[1], '.-_')
+  from regexp_matches(
+    regexp_replace(
+      translate(
+        normalize(
+          regexp_replace(p_name, '[\u00ad\u034f\u061c\u180b-\u180f\u2000-\u200f\u202f\u205f-\u206f\ufe00-\ufe0f\ufeff]', '', 'g'),
+          NFKC),
+        U&'\3002\2010\2011\2012\2013\2014\2015\2043\2212', '.--------'),
+      '[\u2016-\u2023\u2027\u2030-\u205e]', ' ', 'g'),
+    '@[^a-zA-Z0-9\u0080-\uffff]*((?:[a-zA-Z0-9._-]|[^\x01-\x7f])+)', 'g') m
+  where m[1] ~ '[^.]\.+[^.]'
+$$;
+
 CREATE FUNCTION pgmail.doors_v1() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4218,11 +4234,11 @@ begin
                   'TXT record that this shows, and verify it', p_domain, p_domain);
   end if;
   if p_name ~ '[@\ufe6b\uff20]' then
-    select pgmail.domain_ascii(rtrim(m[1], '.')) into shown
-      from regexp_matches(normalize(p_name, NFKC), '@\s*([^\s<>()\[\],;:"''@]+)', 'g') m
-     where not coalesce(pgmail.is_sender_domain(p_tenant, pgmail.domain_ascii(rtrim(m[1], '.'))), true) limit 1;
+    -- What is no domain at all is refused as well: to a reader it is one.
+    select s into shown from pgmail.domains_shown(p_name) s
+     where not coalesce(pgmail.is_sender_domain(p_tenant, pgmail.domain_ascii(s)), false) limit 1;
     if shown is not null then
-      return format('the name shows an address at %s, which is no verified domain of this tenant', shown);
+      return format('the name shows an address at %s, which is no verified domain of this tenant', left(shown, 255));
     end if;
   end if;
   return null;

@@ -30,6 +30,27 @@ as $$
                  and d.domain = any (pgmail.domain_and_above(p_domain)))
 $$;
 
+-- All that reads as the domain of an address in a display name: what stands behind each @, of letters, digits and . _ - with a
+-- dot inside. What else stands between @ and it, or behind it, hides nothing of it from a reader. Nor does what is invisible
+-- or almost, which is dropped first: marks of no width, variation selectors, spaces thinner than a blank. Dots and dashes of
+-- other kinds are taken for what they look like. Quotation marks and the like end a domain, other characters outside ASCII are
+-- part of it, for there are such domains.
+create or replace function pgmail.domains_shown(p_name text) returns setof text
+language sql immutable strict
+as $$
+  select btrim(m[1], '.-_')
+  from regexp_matches(
+    regexp_replace(
+      translate(
+        normalize(
+          regexp_replace(p_name, '[\u00ad\u034f\u061c\u180b-\u180f\u2000-\u200f\u202f\u205f-\u206f\ufe00-\ufe0f\ufeff]', '', 'g'),
+          NFKC),
+        U&'\3002\2010\2011\2012\2013\2014\2015\2043\2212', '.--------'),
+      '[\u2016-\u2023\u2027\u2030-\u205e]', ' ', 'g'),
+    '@[^a-zA-Z0-9\u0080-\uffff]*((?:[a-zA-Z0-9._-]|[^\x01-\x7f])+)', 'g') m
+  where m[1] ~ '[^.]\.+[^.]'
+$$;
+
 -- Why the tenant may not send from this domain under this name, with what to do; null if it may. A name that shows an
 -- address is judged by that, too: it is what people see.
 create or replace function pgmail.sender_fault(p_tenant integer, p_domain text, p_name text) returns text
@@ -43,11 +64,11 @@ begin
                   'TXT record that this shows, and verify it', p_domain, p_domain);
   end if;
   if p_name ~ '[@\ufe6b\uff20]' then
-    select pgmail.domain_ascii(rtrim(m[1], '.')) into shown
-      from regexp_matches(normalize(p_name, NFKC), '@\s*([^\s<>()\[\],;:"''@]+)', 'g') m
-     where not coalesce(pgmail.is_sender_domain(p_tenant, pgmail.domain_ascii(rtrim(m[1], '.'))), true) limit 1;
+    -- What is no domain at all is refused as well: to a reader it is one.
+    select s into shown from pgmail.domains_shown(p_name) s
+     where not coalesce(pgmail.is_sender_domain(p_tenant, pgmail.domain_ascii(s)), false) limit 1;
     if shown is not null then
-      return format('the name shows an address at %s, which is no verified domain of this tenant', shown);
+      return format('the name shows an address at %s, which is no verified domain of this tenant', left(shown, 255));
     end if;
   end if;
   return null;

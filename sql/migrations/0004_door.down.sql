@@ -81,6 +81,7 @@ drop function if exists pgmail.settle_domain(integer, uuid, text, text[], text);
 drop function if exists pgmail.need_domain(text);
 drop function if exists pgmail.set_senders(text, text, text);
 drop function if exists pgmail.sender_fault(integer, text, text);
+drop function if exists pgmail.domains_shown(text);
 drop function if exists pgmail.is_sender_domain(integer, text);
 drop function if exists pgmail.domain_and_above(text);
 drop function if exists pgmail.has_bidi(text);

@@ -94,6 +94,33 @@ def test_a_domain_stands_for_its_subdomains_and_for_no_neighbour(strict, app, se
             assert refused(app, sender, to=to) == ("unverified_domain", "/from", "PM403")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ceo@bank.example!", "ceo@bank.example|", "ceo@bank.example/", "ceo@bank.example*", "ceo@bank.example=",
+        "ceo@bank.example (x)", "ceo@bank.example..", "ceo@_bank.example", "ceo@[bank.example]", "ceo@-bank.example-",
+        "ceo@bank.example\u200b", "ceo@bank.exam\u00adple", "ceo@bank.example\u2060", "ceo@\u2060bank.example",
+        "ceo@bank\u200a.example", "ceo@bank.\u2009example", "ceo@bank.example\u2019s", "ceo@bank\u2011corp.example",
+        "ceo@bank\u2212corp.example", "ceo@bank\u3002example", "ceo@bank\u2024example", "ceo@bank.example\U000e0061",
+        "ceo@\U0001f3e6bank.example", "\ufe6bbank.example!", "ceo@b\u00fcro.example",
+        "a@mine.example or ceo@bank.example!", "ceo@mine.example.bank.example", "ceo@mine.example\u200b.bank",
+    ],
+)  # fmt: skip
+def test_no_character_hides_that_a_name_shows_an_address_elsewhere(strict, app, name):
+    verify(strict, "mine.example")
+    assert refused(app, f'"{name}" <x@mine.example>')[0] == "unverified_domain"
+
+
+def test_a_name_with_an_at_may_show_what_is_no_address_elsewhere(strict, app):
+    verify(strict, "mine.example")
+    for name in (
+        "Alice @ Work", "@alice", "Alice @ Work. Best offers", "a@b", "x@mine.example", "x@mail.mine.example!",
+        "Shop (x@mine.example)", "\u201cx@mine.example\u201d", "x@\u200bmine.example", "B\u00fccher @caf\u00e9",
+        "@", "@.", "@...",
+    ):  # fmt: skip
+        assert kit.send(app, **{"from": f'"{name}" <x@mine.example>'}), name
+
+
 def test_other_faults_of_an_email_come_first_as_they_do_in_python(strict, app):
     assert refused(app, "a@example.com", subject="a\nb")[:2] == ("invalid_subject", "/subject")
 
