@@ -178,7 +178,7 @@ def cli(fleet: Any, dsn: str, *words: str, **more: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("seal", ["off", "where_possible"])
+@pytest.mark.parametrize("seal", [pytest.param("off", marks=pytest.mark.long), "where_possible"])
 def test_no_planted_word_comes_to_light(new_server, fleet, seal):
     server = new_server()
     with server.connect() as owner:

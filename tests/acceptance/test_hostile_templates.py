@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.acceptance.test_worker_processes import app, far, owner, start_worker
 from tests.attacks import COMPILE_BOMBS, RUNTIME_BOMBS
 from tests.sql.kit import differences, one, rows
@@ -78,6 +80,7 @@ def sent(owner: Any, pattern: str) -> int:
     )
 
 
+@pytest.mark.long
 def test_fifty_malicious_mails_between_five_hundred_good_ones_harm_none_of_them(
     app, owner, start_worker, capsys
 ):
