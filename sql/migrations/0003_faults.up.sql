@@ -1,8 +1,10 @@
 -- Faults: what may have been sent, what replies mean, who gets no mail, what a restored database does, what is kept.
 
 -- All tables of the mail's path that change, first and in the order in which a send comes to them: one that holds the
--- stream and waits for the queue would otherwise wait for us while we wait for it.
-lock table pgmail.stream, pgmail.suppression, pgmail.queue in access exclusive mode;
+-- stream and waits for the queue would otherwise wait for us while we wait for it. Those of the migrations that follow in the
+-- same transaction are among them.
+lock table pgmail.database_role, pgmail.stream, pgmail.site_domain, pgmail.suppression, pgmail.worker, pgmail.queue, pgmail.tally,
+  pgmail.message in access exclusive mode;
 
 ------------------------------------------------------------------------------------------------ in doubt
 -- A lease on a stream that holds says here that its worker commits the intent before the end of data: while it equals

@@ -1,5 +1,10 @@
 -- The guarded door: who may hand mail over, from which domains, how much, and what of it lies sealed.
 
+-- All tables that change, those of the mail's path first and in the order in which a send comes to them: one that has looked
+-- up its tenant and waits for the stream would otherwise wait for us while we wait for it.
+lock table pgmail.database_role, pgmail.stream, pgmail.tenant, pgmail.site_domain, pgmail.worker, pgmail.tally, pgmail.message,
+  pgmail.tally_total, pgmail.pause, pgmail.leader, pgmail.audit, pgmail.api_key in access exclusive mode;
+
 ------------------------------------------------------------------------------------------------ keys
 -- What a key may do, and within which limits; null is no limit. Keys of before have what every route asked for until now:
 -- all but the routes of keys, which are new.
