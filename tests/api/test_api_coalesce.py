@@ -217,7 +217,9 @@ async def test_a_connection_closed_while_nobody_used_it_is_replaced_unnoticed(db
             assert (await ask(api)).status_code == 200
             with psycopg.connect(db.superuser_dsn, autocommit=True) as connection:
                 connection.execute(
-                    "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = 'api-test'"
+                    "select pg_terminate_backend(pid, 10000) from pg_stat_activity"
+                    " where application_name = 'api-test' and datname = %s",
+                    [db.name],
                 )
         assert (await ask(api)).status_code == 200
     assert count(db) == 4
