@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pgmail.config import Settings
+    from pgmail.maintain.chores import Chore
     from pgmail.service import Service
     from pgmail.store.database import Database
     from pgmail.store.presence import Presence
@@ -132,10 +133,16 @@ def _make_leader(settings: Settings) -> MakeLeader:
             presence,
             silence_seconds=settings.silence_seconds,
             name_servers=settings.name_servers,
+            chores=_chores(settings, database),
         )
         return leader, lambda: leader.leading
 
     return make
+
+
+def _chores(settings: Settings, database: Database) -> list[Chore]:
+    """Return what one process of the fleet does beside leading it."""
+    return []
 
 
 async def _maintain(settings: Settings) -> None:

@@ -6238,6 +6238,7 @@ CREATE TABLE pgmail.message (
     key_id integer,
     api_key uuid,
     test boolean DEFAULT false NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id(),
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 )
 PARTITION BY RANGE (id);
@@ -6267,6 +6268,7 @@ CREATE TABLE pgmail.message_default (
     key_id integer,
     api_key uuid,
     test boolean DEFAULT false CONSTRAINT message_test_not_null NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id(),
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 );
 
@@ -7067,9 +7069,17 @@ ALTER TABLE ONLY pgmail.worker
 
 CREATE INDEX audit_tenant ON pgmail.audit USING btree (tenant_id, id);
 
+CREATE INDEX event_feed ON ONLY pgmail.event USING btree (xid, id);
+
+CREATE INDEX event_default_xid_id_idx ON pgmail.event_default USING btree (xid, id);
+
 CREATE INDEX idempotency_expiry ON pgmail.idempotency USING btree (expires_at);
 
 CREATE INDEX lane_by_version ON pgmail.lane USING btree (version);
+
+CREATE INDEX message_feed ON ONLY pgmail.message USING btree (xid, id);
+
+CREATE INDEX message_default_xid_id_idx ON pgmail.message_default USING btree (xid, id);
 
 CREATE INDEX queue_claim ON pgmail.queue USING btree (tenant_id, lane, due_at, id);
 
@@ -7093,7 +7103,11 @@ ALTER INDEX pgmail.attachment_pkey ATTACH PARTITION pgmail.attachment_default_pk
 
 ALTER INDEX pgmail.event_pkey ATTACH PARTITION pgmail.event_default_pkey;
 
+ALTER INDEX pgmail.event_feed ATTACH PARTITION pgmail.event_default_xid_id_idx;
+
 ALTER INDEX pgmail.message_pkey ATTACH PARTITION pgmail.message_default_pkey;
+
+ALTER INDEX pgmail.message_feed ATTACH PARTITION pgmail.message_default_xid_id_idx;
 
 ALTER INDEX pgmail.outcome_pkey ATTACH PARTITION pgmail.outcome_default_pkey;
 

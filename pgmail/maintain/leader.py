@@ -17,6 +17,7 @@ import structlog
 
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway, PgmailError
+from pgmail.maintain.chores import Chore, Chores
 from pgmail.maintain.domains import Domains
 from pgmail.maintain.rescuer import Watch
 from pgmail.maintain.retention import Retention
@@ -44,8 +45,10 @@ class Leader(Loop):
         *,
         silence_seconds: float,
         name_servers: Sequence[tuple[str, int]] = (),
+        chores: Sequence[Chore] = (),
     ) -> None:
         super().__init__("leader")
+        self._chores = Chores(chores)
         self.leading = False
         self._database, self._presence = database, presence
         self._watch = Watch(silence_seconds, time.monotonic)
@@ -81,10 +84,15 @@ class Leader(Loop):
                 except DatabaseAway:
                     self._watch.failed()
                     self.leading = False
+                if self.leading:
+                    self._chores.lead()
+                else:
+                    await self._chores.rest()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.draining.wait(), self._tick_seconds)
         finally:
             self.leading = False
+            await self._chores.rest()
             await self._domains.stop()
 
     async def _tick(self) -> None:

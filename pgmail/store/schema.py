@@ -12,10 +12,10 @@ from pgmail import sqlfiles
 from pgmail.errors import SchemaMismatch
 from pgmail.store.database import Database
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 """The schema that this program brings."""
 
-NEEDS_FROM: Final = 4
+NEEDS_FROM: Final = 5
 """The oldest schema that this program works with."""
 
 
