@@ -21,5 +21,16 @@ alter table pgmail.message drop column xid;
 ------------------------------------------------------------------------------------------------ dashboard
 -- end of dashboard
 
+------------------------------------------------------------------------------------------------ compression
+do $do$
+declare t regclass;
+begin
+  for t in select p.relid from pg_partition_tree('pgmail.message') p order by p.level, p.relid::regclass::text loop
+    execute format('alter table only %s alter column content set compression default', t);
+  end loop;
+end
+$do$;
+-- end of compression
+
 ------------------------------------------------------------------------------------------------ version
 update pgmail.schema_version set version = 4;
