@@ -75,6 +75,7 @@ async def send_batch(request: AnyRequest) -> Response[dict[str, Any]]:
     body = await read_json(request)
     key = request.headers.get("idempotency-key")
     sealer, caller, again = sealer_of(request), caller_of(request), False
+    request.app.state.doorman.glance(caller, body.value)
     limits: dict[str, str] | None = None
     try:
         while True:

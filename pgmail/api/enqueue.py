@@ -69,11 +69,16 @@ class Enqueue:
         self._coalescer = coalescer
         self._doorman = doorman
 
+    def glance(self, caller: Caller) -> None:
+        """Refuse at once, before its body is read, who has nothing left for a moment. Raises Limited."""
+        self._doorman.glance(caller)
+
     async def __call__(self, caller: Caller, body: Body, key: str | None) -> Enqueued:
         """Enqueue the email in a body; `key` is the header's idempotency key.
 
         Raises Refused and DatabaseAway.
         """
+        self._doorman.glance(caller, body.value)
         now = datetime.now(UTC)
         seal = None if self._sealer is None else await self._sealer.of(caller)
         ready = await aside(body.size, _ready, caller, body, key, now, seal)
@@ -127,6 +132,7 @@ class Bare:
         need_scope(caller, SCOPE)
         check_type(headers.get(b"content-type", ""), headers.get(b"content-encoding", "identity"))
         raw = await in_time(self._body(headers.get(b"content-length", ""), receive))
+        self._enqueue.glance(caller)
         body = await aside(len(raw), read, raw)
         found = await self._enqueue(caller, body, headers.get(b"idempotency-key"))
         return b'{"id":"%s"}' % found.id.encode(), found.headers
