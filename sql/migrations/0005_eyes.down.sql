@@ -31,6 +31,17 @@ begin
 end
 $do$;
 -- end of compression
+------------------------------------------------------------------------------------------------ door
+drop function if exists pgmail.send(text, text, text, text, text, text, jsonb, text, text, timestamptz, timestamptz, text, text, text[], text[], text, jsonb, jsonb, jsonb, jsonb, boolean);
+drop function if exists pgmail.worker_opens_v1(bigint, text[]);
+drop function if exists pgmail.sealed_elsewhere_v1(text[]);
+drop function if exists pgmail.sealed_wait(integer, integer);
+drop function if exists pgmail.share_guesses_v1(text[], integer[]);
+drop table pgmail.guess;
+drop table pgmail.worker_key;
+drop table pgmail.tally_moved;
+alter table pgmail.quota_meter drop column depth;
+-- end of door
 
 ------------------------------------------------------------------------------------------------ version
 update pgmail.schema_version set version = 4;
