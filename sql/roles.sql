@@ -84,7 +84,7 @@ grant select on pgmail.sender_domain to {prefix}api, {prefix}reader, {prefix}adm
 -- keys: the API's role may make and rotate them for a living admin key only, which these functions look up
 grant execute on function pgmail.make_key(text, text, bytea, jsonb), pgmail.rotate_key(uuid, text, bytea, interval, text)
   to {prefix}api, {prefix}admin;
-grant execute on function pgmail.check_key_v2(bytea), pgmail.reach_v1(uuid[]), pgmail.note_guesses_v1(text, integer),
+grant execute on function pgmail.check_key_v2(bytea), pgmail.reach_v1(uuid[]), pgmail.note_guesses_v1(text, integer), pgmail.share_guesses_v1(text[], integer[]),
   pgmail.note_keys_v1(integer[], uuid[], inet[], double precision[]) to {prefix}api;
 grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(text), pgmail.recount(),
   pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state(),

@@ -303,6 +303,25 @@ as $$
   select pgmail.record_act(null, 'key.guess', left(p_from, 64), format('%s tries with keys that are none', p_tries))
 $$;
 
+-- Adds what one process counted of clients that try keys which are none, and answers how many tries all processes have seen of
+-- each: forgiven at one in three seconds, 40 at most (pgmail/api/guesses.py).
+create or replace function pgmail.share_guesses_v1(p_clients text[], p_counts integer[]) returns table (client text, level real)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  delete from pgmail.guess where ctid = any (array(
+    select g.ctid from pgmail.guess g where g.at < pgmail.now() - interval '10 minutes' limit 1000 for update skip locked));
+  return query
+  insert into pgmail.guess as g (client, level, at)
+  select left(u.client, 64), least(40, sum(greatest(u.n, 0))), pgmail.now() from unnest(p_clients, p_counts) u(client, n)
+  group by 1 order by 1
+  on conflict (client) do update set
+    level = least(40, greatest(0, g.level - extract(epoch from excluded.at - g.at)::real / 3) + excluded.level), at = excluded.at
+  returning g.client, g.level;
+end
+$$;
+
 -- The stream of each of these emails or recipients, whether the asking key, or one that it follows by rotation, handed it
 -- over, and whether it is a test. What is unknown has no row.
 do $$

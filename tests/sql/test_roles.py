@@ -51,7 +51,7 @@ FUNCTIONS = {
     "analyst": PURE | {"status", "trace", "why"},
     "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | {"check_key_v1"}
     | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"}
-    | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1"},
+    | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1", "share_guesses_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
     | DOMAINS | {"trust_domain", "set_senders"}
     | {"make_key", "rotate_key"}
