@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     TextType = click.ParamType[str]
     PairType = click.ParamType[tuple[str, str]]
     JsonType = click.ParamType[Any]
+    from pgmail.client_seal import Sealer
     from pgmail.config import Role, Settings
     from pgmail.store.single import Connection
 
@@ -47,6 +48,16 @@ def address(found: Settings, role: Role | None = None) -> str:
     if role is None and not found.database_url and found.owner_database_url:
         return found.owner_database_url
     return found.database(role)
+
+
+def sealer(found: Settings) -> Sealer | None:
+    """What seals mail with the keys that the settings name; None where they name none. Raises SettingsError."""
+    if not (found.seal_keys or found.seal_key_file or found.seal_key_command):
+        return None
+    from pgmail.client_seal import Sealer  # noqa: PLC0415 - most installations seal nothing
+    from pgmail.sealing.keks import read  # noqa: PLC0415
+
+    return Sealer(read(found))
 
 
 @asynccontextmanager
