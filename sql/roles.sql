@@ -40,7 +40,7 @@ grant execute on function pgmail.now(), pgmail.uuid_floor(timestamptz), pgmail.u
 -- producer
 grant execute on function
   pgmail.send(jsonb),
-  pgmail.send(text, text, text, text, text, text, jsonb, text, text, timestamptz, timestamptz, text, text, text[], text[], text, jsonb, jsonb, jsonb, jsonb),
+  pgmail.send(text, text, text, text, text, text, jsonb, text, text, timestamptz, timestamptz, text, text, text[], text[], text, jsonb, jsonb, jsonb, jsonb, boolean),
   pgmail.send_many(jsonb, boolean, text),
   pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uuid), pgmail.cancel(uuid, text), pgmail.reschedule(uuid, timestamptz)
   to {prefix}producer, {prefix}api, {prefix}admin;

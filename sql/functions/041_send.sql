@@ -82,7 +82,8 @@ create or replace function pgmail.send(
   template text default null, variables jsonb default null, stream text default null, priority text default null,
   send_at timestamptz default null, expires_at timestamptz default null, idempotency_key text default null,
   on_limit text default null, cc text[] default null, bcc text[] default null, reply_to text default null,
-  headers jsonb default null, attachments jsonb default null, tags jsonb default null, metadata jsonb default null
+  headers jsonb default null, attachments jsonb default null, tags jsonb default null, metadata jsonb default null,
+  test boolean default null
 ) returns uuid
 language sql volatile
 as $$
@@ -92,7 +93,8 @@ as $$
     'variables', variables, 'stream', stream, 'priority', priority,
     'scheduled_at', to_json(send_at), 'expires_at', to_json(expires_at),
     'idempotency_key', idempotency_key, 'on_limit', on_limit, 'cc', to_jsonb(cc), 'bcc', to_jsonb(bcc),
-    'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata))
+    'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata,
+    'test', test))
 $$;
 
 -- Refuses an email for its fault. Where a limit is the reason, the hint says when to try again.
