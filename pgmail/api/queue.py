@@ -12,7 +12,7 @@ from litestar import Request, get
 from pgmail.api import shapes
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
-from pgmail.api.reach import TEST_SITE
+from pgmail.domain.sites import TEST_SITE
 from pgmail.store import emails as store
 from pgmail.store.tenant import acting_as
 

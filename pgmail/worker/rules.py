@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
+from pgmail.domain.sites import TEST_SITE
 from pgmail.store import limits as limit_store
 from pgmail.store import work
 from pgmail.store.database import Database
@@ -19,7 +20,7 @@ from pgmail.store.work import StreamRow
 from pgmail.worker.lanes import Lane, LaneBook
 from pgmail.worker.limiter import Limiter
 from pgmail.worker.relays import Relays
-from pgmail.worker.staging import TEST_RELAY, TEST_SITE
+from pgmail.worker.staging import TEST_RELAY
 
 LEARN_SECONDS = 1.0
 FREED_AT_ONCE = 200  # lanes of an exhausted limit that look again when a token comes
