@@ -7,6 +7,7 @@ started again as a new worker. What can go wrong is in `processes`.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from pgmail.processes import ProcessTree, Spec, die_with_parent
 from pgmail.shaping.rulebook import book
 from pgmail.store.faults import FencedOut
 from pgmail.transport.base import Transport
+from pgmail.worker.apart import environ_of
 from pgmail.worker.process import MakeLeader, run_worker
 from pgmail.worker.ward import Ward
 
@@ -63,7 +65,7 @@ def run_one(
             _until_told(
                 partial(
                     run_worker, settings, transports, make_leader=make_leader, dsn=dsn, concurrency=concurrency,
-                    ward=Ward(ward_argv) if ward_argv else None,
+                    ward=Ward(ward_argv, environ_of(settings, os.environ)) if ward_argv else None,
                 )
             )
         )  # fmt: skip
