@@ -6,7 +6,8 @@
     leader     given from outside: any worker can lead
 
 Stopping drains: claim nothing, let what is on the wire finish within `drain_seconds`, give the rest back, write
-what is known. Connections: 1 to 3 from the pool, the listener's own,
+what is known. A worker that was declared dead does not drain: what is not sent is called back at once, and what is
+sent is waited for, for a moment, and recorded. Connections: 1 to 3 from the pool, the listener's own,
 and one for the beat alone: a worker that is busy with large attachments must not look dead. So 3 or 4 at rest, at
 most 5 under load.
 """
@@ -149,7 +150,7 @@ async def run_worker(
         begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
         paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE,
     )  # fmt: skip
-    slots = Slots(sender, outbox, concurrency)
+    slots = Slots(sender, outbox, concurrency, relays.recall)
     parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
     if listener is not None:
         parts.append(listener)

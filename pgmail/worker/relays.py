@@ -257,6 +257,12 @@ class Relays:
         except DatabaseAway:
             self._told.pop(name, None)  # told again with the next change
 
+    def recall(self) -> None:
+        """End all mails that relays have whose end of data is not out yet."""
+        for transport in self._transports.values():
+            if isinstance(transport, SmtpRelay):
+                transport.recall()
+
     async def close(self) -> None:
         """Let go of all connections."""
         for transport in (*self._transports.values(), self._sandbox):
