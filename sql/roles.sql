@@ -139,6 +139,7 @@ grant execute on function pgmail.add_data_key(text, bytea, text, text),
   pgmail.rewrap_data_key(integer, integer, bytea, bytea, text, text) to {prefix}admin;
 grant execute on function pgmail.postpone_v1(integer, bigint, uuid[], integer[], double precision, text) to {prefix}worker;
 grant select on pgmail.data_key to {prefix}worker, {prefix}admin;
+grant execute on function pgmail.worker_opens_v1(bigint, text[]), pgmail.sealed_elsewhere_v1(text[]) to {prefix}worker;
 -- end of sealing
 
 grant select on pgmail.reply_reason, pgmail.reply_rule, pgmail.reply_pattern, pgmail.slowed_site, pgmail.refusal

@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Sequence
 
 import structlog
 
@@ -39,10 +40,12 @@ class Presence(Loop):
         beat_ms: int,
         silence_seconds: float,
         staging: str | None = None,
+        opens: Sequence[str] | None = None,
     ) -> None:
         """`silence_seconds` is how long the rescuer waits before it declares a silent worker dead.
 
-        `staging` is what this worker's settings make of mail, in words; it stands in its row.
+        `staging` is what this worker's settings make of mail, in words; it stands in its row. `opens` names the
+        key-encryption keys that it opens sealed mail with; None for a process that sends no mail.
         """
         super().__init__("presence")
         self.epoch = 0
@@ -51,6 +54,7 @@ class Presence(Loop):
         self._program = program
         self._concurrency = concurrency
         self._staging = staging
+        self._opens = opens
         self._beat_seconds = beat_ms / 1000
         self._silence_seconds = silence_seconds
         self._beaten_at = 0.0
@@ -102,12 +106,15 @@ class Presence(Loop):
                         "staging": self._staging,
                     },
                 )
+                epoch = row.epoch if row else 0
+                if self._opens is not None:
+                    await self._database.run(_Q["opens"], {"epoch": epoch, "keks": list(self._opens)})
             except DatabaseAway as error:
                 _log.warning("database.away", error=str(error), retry_seconds=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
             else:
-                self.epoch = row.epoch if row else 0
+                self.epoch = epoch
                 self._beaten_at = time.monotonic()
                 return
 

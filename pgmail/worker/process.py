@@ -80,6 +80,7 @@ async def run_worker(
     witness = Witness("worker", settings.state_dir)
     database = Database(
         dsn,
+    keys = keks.read(settings)
         name="pgmail worker",
         low=1,
         high=max(3, settings.worker_pool_size),
@@ -106,6 +107,7 @@ async def run_worker(
     )
 
     def may_begin() -> bool:
+        opens=keys.names,
         return presence.fresh and witness.fence is None
 
     outbox = Outbox(concurrency, time.monotonic)
@@ -115,11 +117,13 @@ async def run_worker(
             transport.set_guard(may_begin)
     sandbox = SandboxTransport(Path(settings.test_folder) if settings.test_folder else None)
     relays = Relays(database, transports, outbox, sandbox)
-    rules = Rules(database, relays, limiter, lambda: witness.clear, receiver=staging.redirect_domain)
+    rules = Rules(
+        database, relays, limiter, lambda: witness.clear, receiver=staging.redirect_domain, keys=keys.names
+    )
     library = Library(
         database,
         settings.message_id_domain,
-        opener=Opener(database, keks.read(settings)),
+        opener=Opener(database, keys),
         subject_prefix=staging.subject_prefix,
         # What takes longer is made apart, so that other mail need not wait; without a ward there is no apart.
         bounds=Bounds() if ward is None else QUICK,

@@ -87,8 +87,12 @@ from pgmail.template t where t.tenant_id = %(tenant)s and t.name = %(name)s and 
 -- name: streams :many
 -- How each stream retries, doubts and traces.
 select tenant_id, name, relay, on_doubt, trace, retry_base_seconds, retry_factor, retry_cap_seconds, retry_jitter,
-  max_attempts, max_age_seconds, relays, relay_weights
+  max_attempts, max_age_seconds, relays, relay_weights, seal
 from pgmail.stream;
+
+-- name: sealed_elsewhere :many
+-- The tenants whose sealed mail others can open, and this worker cannot.
+select pgmail.sealed_elsewhere_v1(%(mine)s) as tenant;
 
 -- name: fold_touches :one
 -- Fold what send appended into active lanes; what time it is.

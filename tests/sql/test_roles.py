@@ -62,7 +62,7 @@ FUNCTIONS = {
     | {"set_quota", "remove_quota", "first_data_key_v1", "add_data_key", "rewrap_data_key"},
     "worker": PURE | LEAD | WITNESS | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
     | {"suppress_bounced_v1", "postpone_v1"}
-    | {"claim_v3"}
+    | {"claim_v3", "worker_opens_v1", "sealed_elsewhere_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "has_erased", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
     | {"share_permits_v1", "register_relays_v1", "slow_site_v1", "idle_lanes_v1"},
     "maintain": PURE | LEAD | WITNESS,
