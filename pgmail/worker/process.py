@@ -33,8 +33,10 @@ from pgmail.store.presence import Presence
 from pgmail.transport.base import Transport
 from pgmail.transport.relay import SmtpRelay
 from pgmail.transport.sandbox import SandboxTransport
+from pgmail.worker.charges import Charges
 from pgmail.worker.claimer import Claimer
 from pgmail.worker.content import QUICK, Bounds, Library
+from pgmail.worker.heavy import HeavyRoom
 from pgmail.worker.intents import Intents
 from pgmail.worker.limiter import Limiter
 from pgmail.worker.outbox import Outbox
@@ -54,6 +56,7 @@ IDLE_SECONDS = (
 )
 
 HEAVY_AT_ONCE = 2  # mails that are made apart since they take long: processors that strangers may use
+HEAVY_ROOM = 4  # every so many slots: one may wait for that
 # A statement that takes longer counts as one on a connection that fell silent. Those on mail take milliseconds, a
 # server that is overloaded takes seconds; the leader's may have a backlog of their own.
 ANSWER_SECONDS = 30.0
@@ -77,10 +80,10 @@ async def run_worker(
     `ward` is where mail is made that a worker died with; it is closed at the end.
     """
     staging = Staging.of(settings)
+    keys = keks.read(settings)
     witness = Witness("worker", settings.state_dir)
     database = Database(
         dsn,
-    keys = keks.read(settings)
         name="pgmail worker",
         low=1,
         high=max(3, settings.worker_pool_size),
@@ -104,10 +107,10 @@ async def run_worker(
         beat_ms=settings.beat_interval_ms,
         silence_seconds=settings.silence_seconds,
         staging=staging.words(),
+        opens=keys.names,
     )
 
     def may_begin() -> bool:
-        opens=keys.names,
         return presence.fresh and witness.fence is None
 
     outbox = Outbox(concurrency, time.monotonic)
@@ -127,6 +130,7 @@ async def run_worker(
         subject_prefix=staging.subject_prefix,
         # What takes longer is made apart, so that other mail need not wait; without a ward there is no apart.
         bounds=Bounds() if ward is None else QUICK,
+        charges=None if ward is None else Charges(),
     )
     leader, leading = make_leader(database.patient(UPKEEP_SECONDS), presence)
     # By a lambda: the claimer, which it wakes, is made with it in hand.
@@ -152,7 +156,7 @@ async def run_worker(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
         begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
-        paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE,
+        paused=rules.paused, heavy=HeavyRoom(HEAVY_AT_ONCE, concurrency // HEAVY_ROOM),
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency, relays.recall)
     parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
