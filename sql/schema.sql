@@ -685,7 +685,7 @@ $$;
 
 CREATE FUNCTION pgmail.domains_shown(p_name text) RETURNS SETOF text
     LANGUAGE sql IMMUTABLE STRICT
-    AS $$
+    AS $_$
   select btrim(m[1], '.-_')
   from regexp_matches(
     regexp_replace(
@@ -694,10 +694,10 @@ CREATE FUNCTION pgmail.domains_shown(p_name text) RETURNS SETOF text
           regexp_replace(p_name, '[\u00ad\u034f\u061c\u180b-\u180f\u2000-\u200f\u202f\u205f-\u206f\ufe00-\ufe0f\ufeff]', '', 'g'),
           NFKC),
         U&'\3002\2010\2011\2012\2013\2014\2015\2043\2212', '.--------'),
-      '[\u2016-\u2023\u2027\u2030-\u205e]', ' ', 'g'),
+      '[\u00a2-\u00a5\u2016-\u2023\u2027\u2030-\u205e\u20a0-\u20cf]', ' ', 'g'),
     '@[^a-zA-Z0-9\u0080-\uffff]*((?:[a-zA-Z0-9._-]|[^\x01-\x7f])+)', 'g') m
-  where m[1] ~ '[^.]\.+[^.]'
-$$;
+  where m[1] ~ '[^.]\.+[^.]' and btrim(m[1], '.-_') !~ '^[0-9]+([.,][0-9]+){0,2}$'
+$_$;
 
 CREATE FUNCTION pgmail.doors_v1() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -705,15 +705,24 @@ CREATE FUNCTION pgmail.doors_v1() RETURNS integer
     SET jit TO 'off'
     AS $$
 declare
-  now_ timestamptz := pgmail.now(); today date := (now_ at time zone 'UTC')::date; last_ timestamptz; n integer; aged boolean;
-  midnight timestamptz := today::timestamp at time zone 'UTC';
+  now_ timestamptz := pgmail.now(); today date := (now_ at time zone 'UTC')::date; last_ timestamptz; n integer; aged boolean; pressed boolean;
+  midnight timestamptz := today::timestamp at time zone 'UTC'; moved integer[]; fleet pgmail.quota; all_depth numeric; all_due_at timestamptz;
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('pgmail.doors', 0)) then return null; end if;
   select least(l.doors_at, now_) into last_ from pgmail.leader l;
   update pgmail.leader set doors_at = now_;
+  select * into fleet from pgmail.quota q where q.scope = 'fleet';
 
-  insert into pgmail.quota_meter as m (tenant_id, scope, name, seen, seen_bytes, lately, paid_until, day, owed, mails, bytes)
-  select s.tenant_id, s.scope, s.name, s.n, s.bytes, s.fresh,
+  -- What is folded between this statement and the next is counted now, and once more at the next look.
+  with gone as (delete from pgmail.tally_moved returning tenant_id)
+  select array(
+    select g.tenant_id from gone g
+    union
+    select m.tenant_id from pgmail.quota q join pgmail.quota_meter m on m.tenant_id = q.tenant_id and m.scope = q.scope and m.name = q.name
+    where m.lately > 0 or m.day <> today) into moved;
+
+  insert into pgmail.quota_meter as m (tenant_id, scope, name, seen, seen_bytes, depth, lately, paid_until, day, owed, mails, bytes)
+  select s.tenant_id, s.scope, s.name, s.n, s.bytes, s.depth, s.fresh,
     least(greatest(o.paid_until, coalesce(last_, now_)), now_ + interval '366 days')
       + least(s.fresh / coalesce(q.per_second, 1000000)::double precision, 31536000) * interval '1 second',
     today,
@@ -724,68 +733,77 @@ begin
     case when o.day = today then o.mails else 0 end + s.fresh,
     case when o.day = today then o.bytes else 0 end + s.fresh_bytes
   from (
-    select t.tenant_id, t.scope, t.name, t.n, t.bytes, greatest(t.n - coalesce(x.seen, 0), 0) as fresh,
+    select t.tenant_id, t.scope, t.name, t.n, t.bytes, t.depth, greatest(t.n - coalesce(x.seen, 0), 0) as fresh,
       greatest(t.bytes - coalesce(x.seen_bytes, 0), 0) as fresh_bytes
     from (
-      select tenant_id, 'tenant' as scope, '' as name, sum(tally_total.n) as n, sum(tally_total.bytes) as bytes
-      from pgmail.tally_total where kind = 'enqueued' group by tenant_id
+      -- Tenant by tenant: a hash of all totals would be cheap in the planner's eyes and cost what this is to save.
+      select u.tenant_id, 'tenant' as scope, '' as name, y.n, y.bytes, y.depth
+      from unnest(moved) u(tenant_id) cross join lateral (
+        select sum(y.n) filter (where y.kind = 'enqueued') as n, sum(y.bytes) filter (where y.kind = 'enqueued') as bytes,
+          sum(case y.kind when 'enqueued' then y.n else -y.n end) as depth
+        from pgmail.tally_total y where y.tenant_id = u.tenant_id) y
+      where y.n is not null
       union all
-      select q.tenant_id, 'stream', q.name, coalesce(t.n, 0), coalesce(t.bytes, 0) from pgmail.quota q
-      left join pgmail.tally_total t on t.tenant_id = q.tenant_id and t.stream = q.name and t.kind = 'enqueued'
-      where q.scope = 'stream') t
+      select q.tenant_id, 'stream', q.name, y.n, y.bytes, y.depth
+      from pgmail.quota q cross join lateral (
+        select coalesce(sum(y.n) filter (where y.kind = 'enqueued'), 0) as n, coalesce(sum(y.bytes) filter (where y.kind = 'enqueued'), 0) as bytes,
+          coalesce(sum(case y.kind when 'enqueued' then y.n else -y.n end), 0) as depth
+        from pgmail.tally_total y where y.tenant_id = q.tenant_id and y.stream = q.name) y
+      where q.scope = 'stream' and q.tenant_id = any (moved)) t
     left join pgmail.quota_meter x on x.tenant_id = t.tenant_id and x.scope = t.scope and x.name = t.name) s
   left join pgmail.quota_meter o on o.tenant_id = s.tenant_id and o.scope = s.scope and o.name = s.name
   left join pgmail.quota q on q.tenant_id = s.tenant_id and q.scope = s.scope and q.name = s.name
-  where o.tenant_id is null or s.fresh > 0 or s.fresh_bytes > 0 or o.lately > 0 or o.day <> today
   order by s.tenant_id, s.scope, s.name
-  on conflict (tenant_id, scope, name) do update set seen = excluded.seen, seen_bytes = excluded.seen_bytes, lately = excluded.lately,
-    paid_until = excluded.paid_until, day = excluded.day, owed = excluded.owed, mails = excluded.mails, bytes = excluded.bytes;
+  on conflict (tenant_id, scope, name) do update set seen = excluded.seen, seen_bytes = excluded.seen_bytes, depth = excluded.depth,
+    lately = excluded.lately, paid_until = excluded.paid_until, day = excluded.day, owed = excluded.owed, mails = excluded.mails, bytes = excluded.bytes;
 
-  select coalesce(bool_or(q.pressure_seconds is not null), false) into aged from pgmail.quota q;
-  with depths as materialized (
-    select tenant_id, stream, sum(case kind when 'enqueued' then t.n else -t.n end) as depth from pgmail.tally_total t group by tenant_id, stream
-  ), oldest as materialized (
+  if fleet.pressure_depth is not null then
+    select sum(m.depth) into all_depth from pgmail.quota_meter m
+    where m.scope = 'tenant' and not exists (select from pgmail.pause s where s.tenant_id = m.tenant_id and s.scope = 'tenant');
+  end if;
+  select coalesce(bool_or(q.pressure_seconds is not null), false),
+      coalesce(bool_or(num_nonnulls(q.pressure_depth, q.pressure_seconds) > 0), false) into aged, pressed from pgmail.quota q;
+  with oldest as materialized (
     select o.tenant_id, o.due_at from pgmail.oldest_due() o where aged
-  ), whole as materialized (   -- one row a tenant that has ever sent
-    select m.tenant_id, coalesce(d.depth, 0) as depth, o.due_at, q.pressure_depth, q.pressure_seconds, q.max_queued,
-      coalesce(q.bound_mails, f.bound_mails) as bound_mails, coalesce(q.bound_bytes, f.bound_bytes) as bound_bytes, m.mails, m.bytes,
-      f.pressure_depth as fleet_depth, f.pressure_seconds as fleet_seconds,
-      (select sum(x.depth) from depths x
-       where not exists (select from pgmail.pause s where s.tenant_id = x.tenant_id and s.scope = 'tenant')) as all_depth, (select min(x.due_at) from oldest x) as all_due_at
+  ), eldest as materialized (
+    select min(o.due_at) as due_at from oldest o
+  ), whole as not materialized (   -- one row a tenant that has ever sent: looked through, but not written down
+    select m.tenant_id, m.depth, o.due_at, q.pressure_depth, q.pressure_seconds,
+      coalesce(q.bound_mails, fleet.bound_mails) as bound_mails, coalesce(q.bound_bytes, fleet.bound_bytes) as bound_bytes,
+      -- A tenant at rest has the count of its last day.
+      case when m.day = today then m.mails else 0 end as mails, case when m.day = today then m.bytes else 0 end as bytes,
+      (select e.due_at from eldest e) as all_due_at
     from pgmail.quota_meter m
-    left join (select tenant_id, sum(x.depth) as depth from depths x group by tenant_id) d on d.tenant_id = m.tenant_id
     left join oldest o on o.tenant_id = m.tenant_id
     left join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = 'tenant'
-    left join pgmail.quota f on f.scope = 'fleet'
     where m.scope = 'tenant'
   ), wanted as materialized (
     select m.tenant_id, m.name as stream, 'rate' as kind, 1 as priority, m.paid_until as until, m.lately / q.per_second::real as spread,
       format('%s takes in %s emails a second', pgmail.quota_words(m.scope, m.name), q.per_second) as reason
-    from pgmail.quota_meter m join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
+    from pgmail.quota q join pgmail.quota_meter m on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
     where m.paid_until > now_ + interval '1 second' and q.per_second is not null
     union all
     select m.tenant_id, m.name, 'day', 1, midnight + least(m.owed / q.per_day::double precision, 366) * interval '24 hours',
       least(m.lately / q.per_day::real, 366) * 86400, format('%s takes in %s emails a day', pgmail.quota_words(m.scope, m.name), q.per_day)
-    from pgmail.quota_meter m join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
+    from pgmail.quota q join pgmail.quota_meter m on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
     where m.owed >= q.per_day
     union all
     select q.tenant_id, q.name, 'queued', 1, now_ + interval '1 minute', 60,
       format('%s holds as many queued emails as it may (%s)', pgmail.quota_words(q.scope, q.name), q.max_queued)
     from pgmail.quota q
-    where q.scope in ('tenant', 'stream')
-      and (select coalesce(sum(d.depth), 0) from depths d
-           where d.tenant_id = q.tenant_id and (q.scope = 'tenant' or d.stream = q.name)) >= q.max_queued
+    left join pgmail.quota_meter m on m.tenant_id = q.tenant_id and m.scope = q.scope and m.name = q.name
+    where q.scope in ('tenant', 'stream') and coalesce(m.depth, 0) >= q.max_queued
     union all
     -- Who stops sending has to know that it was stopped for a while; who asks again in a minute finds things as they are.
     select w.tenant_id, '', 'pressure', 3, now_ + interval '1 minute', 60,
       case when w.depth > w.pressure_depth then format('backpressure: more than %s emails of the tenant wait', w.pressure_depth)
            when w.due_at < now_ - w.pressure_seconds * interval '1 second'
              then format('backpressure: mail of the tenant has been due for more than %s seconds', w.pressure_seconds)
-           when w.all_depth > w.fleet_depth then format('backpressure: more than %s emails wait', w.fleet_depth)
-           else format('backpressure: mail has been due for more than %s seconds', w.fleet_seconds) end
+           when all_depth > fleet.pressure_depth then format('backpressure: more than %s emails wait', fleet.pressure_depth)
+           else format('backpressure: mail has been due for more than %s seconds', fleet.pressure_seconds) end
     from whole w
-    where w.depth > w.pressure_depth or w.all_depth > w.fleet_depth or w.due_at < now_ - w.pressure_seconds * interval '1 second'
-       or w.all_due_at < now_ - w.fleet_seconds * interval '1 second'
+    where pressed and (w.depth > w.pressure_depth or all_depth > fleet.pressure_depth or w.due_at < now_ - w.pressure_seconds * interval '1 second'
+       or w.all_due_at < now_ - fleet.pressure_seconds * interval '1 second')
     union all
     select w.tenant_id, '', 'bound', 1, midnight + interval '24 hours', 0,
       case when w.mails >= w.bound_mails then format('the tenant has handed over %s emails today, which is its bound', w.bound_mails)
@@ -1344,6 +1362,8 @@ begin
   ), folded as (
     insert into pgmail.tally_total as t (tenant_id, stream, kind, n, bytes) select * from summed
     on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n, bytes = t.bytes + excluded.bytes returning 1
+  ), moved as (
+    insert into pgmail.tally_moved (tenant_id) select distinct tenant_id from summed   -- for doors_v1
   )
   select count(*) into n from folded;
   return n;
@@ -4035,6 +4055,36 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.sealed_elsewhere_v1(p_mine text[]) RETURNS SETOF integer
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare others text[];
+begin
+  select array_agg(distinct k.kek) into others from pgmail.worker_key k join pgmail.worker w on w.epoch = k.epoch
+   where k.kek <> all (p_mine || ''::text);
+  if others is null then return; end if;
+  return query
+  select d.tenant_id from (
+    select distinct on (x.tenant_id) x.tenant_id, x.kek from pgmail.data_key x order by x.tenant_id, x.id desc) d
+  where d.kek = any (others);
+end
+$$;
+
+CREATE FUNCTION pgmail.sealed_wait(p_tenant integer, p_key integer) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select format('it is sealed with the key %L, which no running worker has (PGMAIL_SEAL_KEYS)', d.kek)
+  from pgmail.data_key d
+  where d.tenant_id = p_tenant and d.id = p_key
+    and exists (select from pgmail.worker w where w.program = 'worker')
+    and not exists (
+      select from pgmail.worker w where w.program = 'worker' and (
+        not exists (select from pgmail.worker_key k where k.epoch = w.epoch)
+        or exists (select from pgmail.worker_key k where k.epoch = w.epoch and k.kek = d.kek)))
+$$;
+
 CREATE FUNCTION pgmail.secure_next(p_after text DEFAULT ''::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4148,7 +4198,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.send(sender text, recipient text, subject text DEFAULT NULL::text, text text DEFAULT NULL::text, html text DEFAULT NULL::text, template text DEFAULT NULL::text, variables jsonb DEFAULT NULL::jsonb, stream text DEFAULT NULL::text, priority text DEFAULT NULL::text, send_at timestamp with time zone DEFAULT NULL::timestamp with time zone, expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_limit text DEFAULT NULL::text, cc text[] DEFAULT NULL::text[], bcc text[] DEFAULT NULL::text[], reply_to text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb, attachments jsonb DEFAULT NULL::jsonb, tags jsonb DEFAULT NULL::jsonb, metadata jsonb DEFAULT NULL::jsonb) RETURNS uuid
+CREATE FUNCTION pgmail.send(sender text, recipient text, subject text DEFAULT NULL::text, text text DEFAULT NULL::text, html text DEFAULT NULL::text, template text DEFAULT NULL::text, variables jsonb DEFAULT NULL::jsonb, stream text DEFAULT NULL::text, priority text DEFAULT NULL::text, send_at timestamp with time zone DEFAULT NULL::timestamp with time zone, expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_limit text DEFAULT NULL::text, cc text[] DEFAULT NULL::text[], bcc text[] DEFAULT NULL::text[], reply_to text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb, attachments jsonb DEFAULT NULL::jsonb, tags jsonb DEFAULT NULL::jsonb, metadata jsonb DEFAULT NULL::jsonb, test boolean DEFAULT NULL::boolean) RETURNS uuid
     LANGUAGE sql
     AS $$
   select pgmail.send(jsonb_build_object(
@@ -4157,7 +4207,8 @@ CREATE FUNCTION pgmail.send(sender text, recipient text, subject text DEFAULT NU
     'variables', variables, 'stream', stream, 'priority', priority,
     'scheduled_at', to_json(send_at), 'expires_at', to_json(expires_at),
     'idempotency_key', idempotency_key, 'on_limit', on_limit, 'cc', to_jsonb(cc), 'bcc', to_jsonb(bcc),
-    'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata))
+    'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata,
+    'test', test))
 $$;
 
 CREATE FUNCTION pgmail.send_many(items jsonb, strict boolean DEFAULT true, idempotency_key text DEFAULT NULL::text) RETURNS TABLE("position" integer, id uuid, code text, field text, message text)
@@ -4316,9 +4367,11 @@ begin
   where q.tenant_id is not distinct from x.tenant and q.scope = p_scope and q.name = x.named;
   if p_scope = 'stream' then
     -- What came before the rule does not count.
-    insert into pgmail.quota_meter (tenant_id, scope, name, seen, seen_bytes, paid_until, day)
-    select x.tenant, 'stream', x.named, coalesce(sum(t.n), 0), coalesce(sum(t.bytes), 0), pgmail.now(), (pgmail.now() at time zone 'UTC')::date
-    from pgmail.tally_total t where t.tenant_id = x.tenant and t.stream = x.named and t.kind = 'enqueued'
+    insert into pgmail.quota_meter (tenant_id, scope, name, seen, seen_bytes, depth, paid_until, day)
+    select x.tenant, 'stream', x.named, coalesce(sum(t.n) filter (where t.kind = 'enqueued'), 0),
+      coalesce(sum(t.bytes) filter (where t.kind = 'enqueued'), 0), coalesce(sum(case t.kind when 'enqueued' then t.n else -t.n end), 0),
+      pgmail.now(), (pgmail.now() at time zone 'UTC')::date
+    from pgmail.tally_total t where t.tenant_id = x.tenant and t.stream = x.named
     on conflict do nothing;
   end if;
   -- What came in under the old rule is not held against the new one.
@@ -4541,6 +4594,24 @@ begin
   select j.id, case when j.locked then 'locked' else 'fenced' end from judged j;
 end
 $_$;
+
+CREATE FUNCTION pgmail.share_guesses_v1(p_clients text[], p_counts integer[]) RETURNS TABLE(client text, level real)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  delete from pgmail.guess where ctid = any (array(
+    select g.ctid from pgmail.guess g where g.at < pgmail.now() - interval '10 minutes' limit 1000 for update skip locked));
+  return query
+  insert into pgmail.guess as g (client, level, at)
+  select left(u.client, 64), least(40, sum(greatest(u.n, 0))), pgmail.now() from unnest(p_clients, p_counts) u(client, n)
+  group by 1 order by 1
+  on conflict (client) do update set
+    level = least(40, greatest(0, g.level - extract(epoch from excluded.at - g.at)::real / 3) + excluded.level), at = excluded.at
+  returning g.client, g.level;
+end
+$$;
 
 CREATE FUNCTION pgmail.share_permits_v1(p_epoch bigint, p_scopes text[], p_names text[], p_held integer[], p_wanted integer[]) RETURNS TABLE(scope text, name text, allowed integer)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -5668,7 +5739,9 @@ begin
       when 'queued' then
         select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
          where y.tenant_id = t and y.id = s.recipient_id;
-        if q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
+        if m.key_id is not null and pgmail.sealed_wait(t, m.key_id) is not null then
+          w := 'waits: ' || pgmail.sealed_wait(t, m.key_id);
+        elsif q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
           w := format('waits for a limit until %s: %s', q.due_at, coalesce(last_.detail, 'the stream is full'));
         elsif stop.kind is not null then
           w := 'waits: ' || stop.words;
@@ -5720,6 +5793,14 @@ begin
   update pgmail.worker set beat = beat + 1, beat_at = pgmail.now(), state = p_state, asleep = p_asleep where epoch = p_epoch;
   return found;
 end
+$$;
+
+CREATE FUNCTION pgmail.worker_opens_v1(p_epoch bigint, p_keks text[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  delete from pgmail.worker_key k where not exists (select from pgmail.worker w where w.epoch = k.epoch);
+  insert into pgmail.worker_key (epoch, kek) select p_epoch, k from (select unnest(p_keks) union select '') x(k) on conflict do nothing;
 $$;
 
 CREATE FUNCTION pgmail.worker_start_v1(p_host text, p_pid integer, p_program text, p_concurrency integer) RETURNS bigint
@@ -5999,6 +6080,15 @@ CREATE TABLE pgmail.fence (
 );
 
 ALTER TABLE ONLY pgmail.fence FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.guess (
+    client text NOT NULL,
+    level real NOT NULL,
+    at timestamp with time zone DEFAULT pgmail.now() NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.guess FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.history (
     generation integer NOT NULL,
@@ -6662,6 +6752,7 @@ CREATE TABLE pgmail.quota_meter (
     owed bigint DEFAULT 0 NOT NULL,
     mails bigint DEFAULT 0 NOT NULL,
     bytes bigint DEFAULT 0 NOT NULL,
+    depth bigint DEFAULT 0 NOT NULL,
     CONSTRAINT quota_meter_scope_check CHECK ((scope = ANY (ARRAY['tenant'::text, 'stream'::text])))
 )
 WITH (fillfactor='50');
@@ -6821,6 +6912,12 @@ CREATE TABLE pgmail.tag_default (
 
 ALTER TABLE ONLY pgmail.tag_default FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.tally_moved (
+    tenant_id integer NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.tally_moved FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.template (
     tenant_id integer NOT NULL,
     name text NOT NULL,
@@ -6886,6 +6983,13 @@ CREATE TABLE pgmail.worker (
 WITH (fillfactor='50');
 
 ALTER TABLE ONLY pgmail.worker FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.worker_key (
+    epoch bigint NOT NULL,
+    kek text NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.worker_key FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE ONLY pgmail.attachment ATTACH PARTITION pgmail.attachment_default DEFAULT;
 
@@ -6955,6 +7059,9 @@ ALTER TABLE ONLY pgmail.event_default
 
 ALTER TABLE ONLY pgmail.fence
     ADD CONSTRAINT fence_pkey PRIMARY KEY (singleton);
+
+ALTER TABLE ONLY pgmail.guess
+    ADD CONSTRAINT guess_pkey PRIMARY KEY (client);
 
 ALTER TABLE ONLY pgmail.history
     ADD CONSTRAINT history_pkey PRIMARY KEY (generation);
@@ -7064,6 +7171,9 @@ ALTER TABLE ONLY pgmail.tenant
 ALTER TABLE ONLY pgmail.witness
     ADD CONSTRAINT witness_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY pgmail.worker_key
+    ADD CONSTRAINT worker_key_pkey PRIMARY KEY (epoch, kek);
+
 ALTER TABLE ONLY pgmail.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (epoch);
 
@@ -7153,6 +7263,8 @@ ALTER TABLE pgmail.event_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.fence ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.guess ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.history ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.idempotency ENABLE ROW LEVEL SECURITY;
@@ -7206,6 +7318,8 @@ CREATE POLICY owner ON pgmail.event TO pgmail_owner USING (true) WITH CHECK (tru
 CREATE POLICY owner ON pgmail.event_default TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.fence TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.guess TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.history TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -7271,6 +7385,8 @@ CREATE POLICY owner ON pgmail.tag_default TO pgmail_owner USING (true) WITH CHEC
 
 CREATE POLICY owner ON pgmail.tally TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.tally_moved TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.tally_total TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.template TO pgmail_owner USING (true) WITH CHECK (true);
@@ -7280,6 +7396,8 @@ CREATE POLICY owner ON pgmail.tenant TO pgmail_owner USING (true) WITH CHECK (tr
 CREATE POLICY owner ON pgmail.witness TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.worker TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.worker_key TO pgmail_owner USING (true) WITH CHECK (true);
 
 ALTER TABLE pgmail.pause ENABLE ROW LEVEL SECURITY;
 
@@ -7325,6 +7443,8 @@ ALTER TABLE pgmail.tag_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.tally ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.tally_moved ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.tally_total ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.template ENABLE ROW LEVEL SECURITY;
@@ -7334,3 +7454,5 @@ ALTER TABLE pgmail.tenant ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.witness ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.worker ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.worker_key ENABLE ROW LEVEL SECURITY;
