@@ -31,6 +31,7 @@ begin
 end
 $do$;
 -- end of compression
+
 ------------------------------------------------------------------------------------------------ door
 drop function if exists pgmail.send(text, text, text, text, text, text, jsonb, text, text, timestamptz, timestamptz, text, text, text[], text[], text, jsonb, jsonb, jsonb, jsonb, boolean);
 drop function if exists pgmail.worker_opens_v1(bigint, text[]);

@@ -41,6 +41,7 @@ exception when feature_not_supported then
 end
 $do$;
 -- end of compression
+
 ------------------------------------------------------------------------------------------------ door
 -- Whose totals changed since the doors were looked at: one row a tenant and fold, gone with the next look.
 create table pgmail.tally_moved (
