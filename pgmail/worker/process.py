@@ -22,6 +22,9 @@ from uuid import UUID
 import structlog
 
 from pgmail.config import Settings
+from pgmail.metrics.counts import Names, Source
+from pgmail.metrics.listener import Listener as MetricsListener
+from pgmail.metrics.page import Page
 from pgmail.sealing import keks
 from pgmail.seals import Opener
 from pgmail.service import Service, run_all
@@ -29,6 +32,7 @@ from pgmail.store.database import Database
 from pgmail.store.history import Witness
 from pgmail.store.listen import Listener
 from pgmail.store.presence import Presence
+from pgmail.tracing import start as start_tracing
 from pgmail.transport.base import Transport
 from pgmail.transport.relay import SmtpRelay
 from pgmail.transport.sandbox import SandboxTransport
@@ -115,6 +119,7 @@ async def run_worker(
     sandbox = SandboxTransport(Path(settings.test_folder) if settings.test_folder else None)
     relays = Relays(database, transports, outbox, sandbox)
     rules = Rules(database, relays, limiter, lambda: witness.clear, receiver=staging.redirect_domain)
+    tracing = start_tracing(settings, "worker")
     library = Library(
         database,
         settings.message_id_domain,
@@ -147,10 +152,14 @@ async def run_worker(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
         begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
-        paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE,
+        paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE, sites=Names(settings.metrics_sites.split()),
+        tracing=tracing,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
-    parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
+    told = (presence, leader, claimer, outbox, sender, settler, relays, database, beats)
+    page = Page("worker", [part for part in told if isinstance(part, Source)])
+    metrics = MetricsListener(settings, page, presence.health)
+    parts: list[Service] = [metrics, witness, presence, leader, settler, intents, slots, claimer]
     if listener is not None:
         parts.append(listener)
     await database.open()
@@ -164,6 +173,8 @@ async def run_worker(
         await relays.close()
         if ward is not None:
             await ward.close()
+        if tracing is not None:
+            await tracing.close()
         await database.close()
         await beats.close()
         _log.info(
