@@ -154,33 +154,21 @@ class Attempt:
         """What became of it; None: its lease went back."""
 
     def part(
-        self,
-        name: str,
-        seconds: float,
-        facts: Facts = NONE,
-        *,
-        kind: str = "internal",
-        error: str | None = None,
-    ) -> None:
-        """Take note of a part that ended just now."""
-        self.before(name, seconds, 0.0, facts, kind=kind, error=error)
-
-    def before(
-        self,
-        name: str,
-        seconds: float,
-        since: float,
-        facts: Facts = NONE,
-        *,
-        kind: str = "internal",
-        error: str | None = None,
-    ) -> None:
-        """Take note of a part that ended so many seconds ago (`since`)."""
-        end = time.time_ns() - round(since * 1e9)
+        self, name: str, seconds: float, facts: Facts = NONE, *, kind: str = "internal", error: str | None = None,
+        ago: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Take note of a part that took so many seconds and ended just now, or so many seconds `ago`."""
+        end = time.time_ns() - round(ago * 1e9)
         self._parts.append((name, kind, end - round(seconds * 1e9), end, facts, error))
 
     def end(self) -> None:
-        """Tell it: the wait in the queue, then the attempt with its parts."""
+        """Tell it: the wait in the queue, then the attempt with its parts. Raises nothing: mail matters more."""
+        try:
+            self._tell()
+        except Exception:  # noqa: BLE001
+            _log.exception("tracing.failed")
+
+    def _tell(self) -> None:
         tracing, began = self._tracing, self._began_ns
         queue = tracing.begin("queue", self._traceparent, "internal", began - self._waited_ns)
         queue.end({}, at_ns=began)

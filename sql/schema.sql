@@ -1937,6 +1937,10 @@ CREATE FUNCTION pgmail.metrics_queue_v1(p_tenants boolean DEFAULT false) RETURNS
     union all
     select t.tenant_id, t.stream, t.kind, t.n::float8 from pgmail.tally_total t
     union all
+    -- What there is none of is 0, not absent: else nobody sees it begin.
+    select t.tenant_id, t.stream, k.kind, 0 from (select distinct y.tenant_id, y.stream from pgmail.tally_total y) t,
+      unnest(array['sent', 'bounced', 'suppressed', 'expired', 'cancelled', 'dead', 'held', 'in_doubt']) k(kind)
+    union all
     select t.tenant_id, t.stream, 'depth', sum(case t.kind when 'enqueued' then t.n else -t.n end)::float8
     from pgmail.tally_total t group by 1, 2
   )

@@ -38,6 +38,7 @@ from pgmail.transport.relay import SmtpRelay
 from pgmail.transport.sandbox import SandboxTransport
 from pgmail.worker.claimer import Claimer
 from pgmail.worker.content import QUICK, Bounds, Library
+from pgmail.worker.deliveries import Deliveries
 from pgmail.worker.intents import Intents
 from pgmail.worker.limiter import Limiter
 from pgmail.worker.outbox import Outbox
@@ -152,11 +153,11 @@ async def run_worker(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
         begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
-        paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE, sites=Names(settings.metrics_sites.split()),
-        tracing=tracing,
+        paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE,
+        deliveries=Deliveries(Names(settings.metrics_sites.split()), tracing),
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
-    told = (presence, leader, claimer, outbox, sender, settler, relays, database, beats)
+    told = (presence, leader, claimer, outbox, sender.deliveries, settler, relays, database, beats)
     page = Page("worker", [part for part in told if isinstance(part, Source)])
     metrics = MetricsListener(settings, page, presence.health)
     parts: list[Service] = [metrics, witness, presence, leader, settler, intents, slots, claimer]

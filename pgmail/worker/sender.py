@@ -13,7 +13,7 @@ import random
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -23,16 +23,15 @@ import structlog
 
 from pgmail.domain.reply import Envelope, Phase, Result
 from pgmail.errors import DatabaseAway, KeyMissing, PgmailError, SealBroken, TemplateFault
-from pgmail.metrics.counts import Histogram, Names, Sample
 from pgmail.render.mime import Wire
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store.work import Barred, Lease, Settlement
-from pgmail.tracing import Tracing
 from pgmail.transport.base import TooLate, Transport, Withheld
 from pgmail.transport.sandbox import SandboxTransport
 from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
+from pgmail.worker.deliveries import Deliveries
 from pgmail.worker.intents import SILENT, Uncommitted
 from pgmail.worker.job import Delay, Job
 from pgmail.worker.lanes import Lane
@@ -83,8 +82,7 @@ class Sender:
         staging: Staging = NONE,
         heavy_at_once: int = 1,
         paused: Callable[[Lane], str | None] = lambda _lane: None,
-        sites: Names | None = None,
-        tracing: Tracing | None = None,
+        deliveries: Deliveries | None = None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
@@ -92,8 +90,8 @@ class Sender:
         `lapsed` takes mail back that missed the moment its tokens were for. `begin` commits the intent to send a
         lease to a relay, or raises Withheld; without it, mail that needs one is not sent. `ward` is where mail is
         made that a worker died with, or that is too heavy to be made between others, of these `heavy_at_once`; without
-        one it is made here, as any other. `paused` tells why a lane stands still. `sites` are those that figures name.
-        `tracing` makes spans of mail whose caller wants them.
+        one it is made here, as any other. `paused` tells why a lane stands still. `deliveries` takes
+        note of what happens.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
@@ -102,7 +100,6 @@ class Sender:
         # Forgotten with its job, wherever that ends.
         self._kept: WeakKeyDictionary[Job, Wire] = WeakKeyDictionary()
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
-        self.withheld = 0  # mails whose end of data was not sent, at our own wish
         self._slowing, self._staging, self._paused = slowing, staging, paused
         self._unkept = SandboxTransport()
         self._heavy_at_once, self._heavy = heavy_at_once, 0
@@ -110,55 +107,24 @@ class Sender:
         self._put_off: set[UUID] = set()  # messages that wait for a place apart
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
-        self._sites, self._tracing = sites or Names(), tracing
-        self.heavy_makes = self.in_doubt = 0
-        self.replies: dict[
-            tuple[str, int | None, str], int
-        ] = {}  # by site, first digit of the code, and reason
-        self.render_seconds, self.smtp_seconds, self.connection_seconds = (
-            Histogram(),
-            Histogram(),
-            Histogram(),
-        )
+        self.deliveries = Deliveries() if deliveries is None else deliveries
 
-    def samples(self) -> Iterator[Sample]:
-        """How long mail took here, and what was answered to it."""
-        yield Sample("phase_seconds", ("render",), self.render_seconds)
-        yield Sample("phase_seconds", ("connection",), self.connection_seconds)
-        yield Sample("phase_seconds", ("smtp",), self.smtp_seconds)
-        for (site, digit, reason), n in self.replies.items():
-            yield Sample("replies", (site, "none" if digit is None else f"{digit}xx", reason), n)
-        yield Sample("in_doubt", (), self.in_doubt)
-        yield Sample("withheld", (), self.withheld)
-        yield Sample("heavy_makes", (), self.heavy_makes)
+    @property
+    def withheld(self) -> int:
+        """Mails whose end of data was not sent, at our own wish."""
+        return self.deliveries.withheld
 
     async def send(self, job: Job) -> None:
         """Bring one job to its end: a settlement, or the lease given back."""
-        if self._tracing is not None and job.message is not None and job.message.row.traceparent is not None:
-            await self._traced(self._tracing, job)
-        else:
+        if not self.deliveries.traces(job):
             await self._send(job)
-
-    async def _traced(self, tracing: Tracing, job: Job) -> None:
-        """Send a job and tell its spans."""
-        lease, lane = job.lease, job.lane
-        assert job.message is not None  # noqa: S101 - looked at by `send`
-        waited = max(0.0, (self._present() - lease.due_at).total_seconds())
-        job.trace = tracing.attempt(
-            job.message.row.traceparent,
-            waited,
-            {
-                "pgmail.message": str(lease.message_id), "pgmail.recipient": str(lease.id),
-                "pgmail.stream": lane.stream, "pgmail.site": lane.site,
-                "pgmail.attempt": lease.attempts + 1, "pgmail.worker": self._worker(),
-            },
-        )  # fmt: skip
+            return
+        waited = max(0.0, (self._present() - job.lease.due_at).total_seconds())
+        self.deliveries.begin(job, waited, self._worker())
         try:
             await self._send(job)
         finally:
-            if job.trace is not None:
-                job.trace.end()
-                job.trace = None
+            self.deliveries.end(job)
 
     async def _send(self, job: Job) -> None:
         lease = job.lease
@@ -206,10 +172,7 @@ class Sender:
                 wire = await self._wire(job, eightbit=eightbit)
                 if wire is None:
                     return
-                took = time.monotonic() - began
-                self.render_seconds.observe(took)
-                if job.trace is not None:
-                    job.trace.part("render", took)
+                self.deliveries.made(job, began)
                 if self._late(job):  # what it needed had to be fetched, or it is big
                     self._keep(job, wire)
                     return
@@ -219,42 +182,13 @@ class Sender:
             result = await self._deliver(job, transport, wire)
             if result is None:
                 return
-            self._count(job, result, time.monotonic() - began)
+            self.deliveries.delivered(job, result, began)
             if not (wire.eightbit and result.reply is not None and result.reply.enhanced == NOT_EIGHTBIT):
                 break
             if result.phase not in (Phase.MAIL, Phase.RCPT, Phase.DATA):
                 break
             eightbit = False  # another host of the same relay, which does not take what the last one did
         await self._judge(job, result)
-
-    def _count(self, job: Job, result: Result, seconds: float) -> None:
-        """Take note of how long one delivery took: with the remote, and before that for a place on a connection."""
-        remote = result.ms / 1000
-        waited = max(0.0, seconds - remote)
-        self.smtp_seconds.observe(remote)
-        self.connection_seconds.observe(waited)
-        if job.trace is not None:
-            reply = result.reply
-            facts = {
-                "smtp.code": None if reply is None else reply.code, "smtp.phase": result.phase.value,
-                "smtp.enhanced": None if reply is None else reply.enhanced, "server.address": result.remote_host,
-                "tls.protocol": result.tls, "pgmail.relay": job.relay,
-            }  # fmt: skip
-            job.trace.before("connection", waited, remote)
-            error = (
-                None
-                if result.accepted
-                else f"{'no reply' if reply is None else reply.code} at {result.phase.value}"
-            )
-            job.trace.part("smtp", remote, facts, kind="client", error=error)
-
-    def _answered(self, job: Job, verdict: Verdict) -> None:
-        """Count an answer."""
-        site = self._sites.of(self._staging.redirect_domain or job.lane.site)
-        key = site, None if verdict.code is None else verdict.code // 100, verdict.reason
-        self.replies[key] = self.replies.get(key, 0) + 1
-        if verdict.kind == "in_doubt":
-            self.in_doubt += 1
 
     async def _deliver(self, job: Job, transport: Transport, wire: Wire) -> Result | None:
         """Hand it over; None where it was given back, waits for its next moment, or was settled."""
@@ -328,7 +262,7 @@ class Sender:
 
     async def _withhold(self, job: Job, why: Withheld) -> None:
         """Give a mail back whose end of data was not sent, at our own wish."""
-        self.withheld += 1
+        self.deliveries.withheld += 1
         _log.warning(
             "mail.withheld", id=str(job.lease.id), message=str(job.lease.message_id), reason=str(why)
         )
@@ -473,7 +407,7 @@ class Sender:
         """Make a suspect's bytes in a process apart. Raises as `Ward.render`."""
         message, person = job.message, job.person
         assert message is not None and person is not None  # noqa: S101, PT018 - looked at by `send`
-        self.heavy_makes += 1
+        self.deliveries.heavy += 1
         bundle = await self._library.sources(job.lease.tenant, message)
         return await ward.render(
             Render(
@@ -512,7 +446,7 @@ class Sender:
     async def _judge(self, job: Job, result: Result) -> None:
         lease, relay = job.lease, job.relay
         verdict = decide(result)
-        self._answered(job, verdict)
+        self.deliveries.answered(self._staging.redirect_domain or job.lane.site, verdict)
         facts: dict[str, Any] = {
             "relay": relay, "code": verdict.code, "enhanced": verdict.enhanced, "reply": verdict.reply,
             "error": verdict.error or self._note(job), "phase": result.phase.value, "remote_host": result.remote_host,
