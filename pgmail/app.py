@@ -134,6 +134,7 @@ def _make_leader(settings: Settings) -> MakeLeader:
             silence_seconds=settings.silence_seconds,
             name_servers=settings.name_servers,
             chores=_chores(settings, database),
+            show_tenants=settings.metrics_tenants,
         )
         return leader, lambda: leader.leading
 
@@ -146,6 +147,9 @@ def _chores(settings: Settings, database: Database) -> list[Chore]:
 
 
 async def _maintain(settings: Settings) -> None:
+    from pgmail.metrics.counts import Source  # noqa: PLC0415
+    from pgmail.metrics.listener import Listener  # noqa: PLC0415
+    from pgmail.metrics.page import Page  # noqa: PLC0415
     from pgmail.service import run_all  # noqa: PLC0415
     from pgmail.store.database import Database  # noqa: PLC0415
     from pgmail.store.history import Witness  # noqa: PLC0415
@@ -167,8 +171,10 @@ async def _maintain(settings: Settings) -> None:
         silence_seconds=settings.silence_seconds,
     )
     leader, _ = _make_leader(settings)(database, presence)
+    page = Page("maintain", [part for part in (presence, leader, database) if isinstance(part, Source)])
+    metrics = Listener(settings, page, presence.health)
     await database.open()
     try:
-        await run_all([witness, presence, leader], until=until, drain_seconds=settings.drain_seconds)
+        await run_all([metrics, witness, presence, leader], until=until, drain_seconds=settings.drain_seconds)
     finally:
         await database.close()

@@ -72,6 +72,14 @@ def _prefix_fault(text: str) -> str | None:
     return None if good else "must be 1 to 32 of a-z, 0-9 and _, not beginning with a digit"
 
 
+def _http_fault(text: str) -> str | None:
+    return (
+        None
+        if not text or re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text)
+        else "must be an http:// or https:// URL"
+    )
+
+
 def _filled_fault(text: str) -> str | None:
     return None if text else "must not be empty"
 
@@ -221,6 +229,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     api_plain_http: Annotated[
         bool, Row("Whether the API may speak plain HTTP on an address other than this machine's own.")
+    ] = False
+
+    metrics_host: Annotated[
+        str, Row("Address of each process's listener for /metrics and /health.", fault=_filled_fault)
+    ] = "127.0.0.1"
+    metrics_port: Annotated[
+        int,
+        Row(
+            "Its port, or the next free one above: each process has its own. 0 for none.", low=0, high=65_000
+        ),
+    ] = 9725
+    metrics_networks: Annotated[
+        str,
+        Row(
+            "Networks that may read /metrics besides this machine, separated by blanks.",
+            fault=networks_fault,
+            empty="none",
+        ),
+    ] = ""
+    metrics_sites: Annotated[
+        str,
+        Row("Receiving sites that figures name, separated by blanks; all others are `other`.", empty="none"),
+    ] = "gmail.com outlook.com yahoo.com icloud.com gmx.net proton.me t-online.de orange.fr comcast.net qq.com"
+    otlp_url: Annotated[
+        str,
+        Row(
+            "OpenTelemetry collector that spans go to (OTLP over HTTP), such as http://127.0.0.1:4318.",
+            fault=_http_fault,
+            empty="OTEL_EXPORTER_OTLP_ENDPOINT, or no tracing",
+        ),
+    ] = ""
+    metrics_tenants: Annotated[
+        bool, Row("Whether figures of the queue name tenants, the 100 with the most mail waiting.")
     ] = False
 
     seal_keys: Annotated[

@@ -177,6 +177,11 @@ grant execute on function pgmail.quota_gate_v1(uuid), pgmail.take_quota_v1(uuid,
 grant execute on function pgmail.doors_v1() to {prefix}worker, {prefix}maintain;
 grant select on pgmail.quota, pgmail.door, pgmail.quota_meter, pgmail.quota_bucket to {prefix}api, {prefix}reader, {prefix}admin;
 
+-- metrics: figures over all tenants, for who leads
+grant execute on function pgmail.metrics_queue_v1(boolean), pgmail.metrics_fleet_v1(), pgmail.metrics_tables_v1()
+  to {prefix}worker, {prefix}maintain, {prefix}admin;
+-- end of metrics
+
 -- Row-level security. Policies name the roles they are for; the owner's own are functions/012_secure.sql's. Making one takes
 -- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should
 -- be are left alone, and an upgrade that changes none locks no table for them.

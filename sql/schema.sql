@@ -46,6 +46,7 @@ CREATE TYPE pgmail.email AS (
 	size_bytes integer,
 	message_id uuid,
 	seal_key integer,
+	traceparent text,
 	test boolean
 );
 
@@ -240,7 +241,7 @@ $$;
 
 CREATE FUNCTION pgmail.body_hash(p_body jsonb) RETURNS bytea
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    AS $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')); end $$;
+    AS $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at', 'traceparent'])::text, 'UTF8')); end $$;
 
 CREATE FUNCTION pgmail.cancel(id uuid, reason text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1874,6 +1875,135 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.metrics_fleet_v1() RETURNS TABLE(figure text, label text, value double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select 'workers', w.program || ' ' || w.state, count(*)::float8 from pgmail.worker w group by w.program, w.state
+  union all
+  select 'beat_age_seconds', null, max(extract(epoch from clock_timestamp() - w.beat_at))::float8 from pgmail.worker w having count(*) > 0
+  union all
+  select 'doors_closed', null, count(*)::float8 from pgmail.door d where d.until > pgmail.now()
+  union all
+  select 'pauses', null, count(*)::float8 from pgmail.pause s where s.until is null or s.until > pgmail.now()
+  union all
+  select 'relays', r.state, count(*)::float8 from pgmail.relay r group by r.state
+  union all
+  select 'stopped_for_restore', null, count(*)::float8 from pgmail.fence f
+  union all
+  select x.figure, null, x.value from pgmail.partition_state() p,
+    lateral (values ('partition_days_left', p.days_left::float8), ('partition_strays', p.strays::float8)) x(figure, value)
+  union all
+  select 'notify_queue', null, pg_notification_queue_usage()
+  union all
+  select 'connections', null, sum(d.numbackends)::float8 from pg_stat_database d
+  union all
+  select 'connections_max', null, current_setting('max_connections')::float8
+  union all
+  select 'database_bytes', null, pg_database_size(current_database())::float8
+  union all
+  select 'xid_age', null, age(d.datfrozenxid)::float8 from pg_database d where d.datname = current_database()
+  union all
+  -- Seen by everybody: how many transactions began since the oldest one that still runs, or that a snapshot still needs.
+  select 'snapshot_span', null, (pg_snapshot_xmax(s.now)::text::numeric - pg_snapshot_xmin(s.now)::text::numeric)::float8
+  from (select pg_current_snapshot() as now) s
+  union all
+  select 'oldest_transaction_seconds', null, max(extract(epoch from clock_timestamp() - x.since))::float8
+  from (select a.xact_start as since from pg_stat_activity a
+        where a.datid = (select d.oid from pg_database d where d.datname = current_database()) and a.backend_type = 'client backend'
+        union all select t.prepared from pg_prepared_xacts t where t.database = current_database()) x
+  having max(x.since) is not null
+  union all
+  (select 'replication_lag_seconds', r.application_name, max(extract(epoch from r.replay_lag))::float8 from pg_stat_replication r
+   where r.replay_lag is not null group by r.application_name order by 3 desc limit 10)
+$$;
+
+CREATE FUNCTION pgmail.metrics_queue_v1(p_tenants boolean DEFAULT false) RETURNS TABLE(tenant text, stream text, figure text, value double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+  with recursive present as (
+    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  ), lanes as (
+    select p.tenant_id, l.stream, h.held, h.in_doubt, x.due_at
+    from present p
+    join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
+    cross join lateral (
+      select count(*) as held, count(*) filter (where y.in_doubt) as in_doubt
+      from (select q.in_doubt from pgmail.queue q
+            where q.tenant_id = p.tenant_id and q.lane = p.lane and q.due_at = 'infinity' limit 1000) y) h
+    left join lateral (
+      select q.due_at from pgmail.queue q
+      where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
+        and not exists (
+          select from pgmail.pause s
+          where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
+            and (s.scope = 'tenant'
+                 or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream
+                                          else pgmail.lane_name(l.stream, l.priority, l.site) end))
+      order by q.due_at, q.id limit 1) x on true
+  ), figures as (
+    select l.tenant_id, l.stream, f.figure, f.value
+    from (select g.tenant_id, g.stream, sum(g.held)::float8 as held, sum(g.in_doubt)::float8 as in_doubt,
+            extract(epoch from pgmail.now() - min(g.due_at))::float8 as seconds from lanes g group by 1, 2) l,
+      lateral (values ('held', l.held), ('in_doubt', l.in_doubt), ('oldest_due_seconds', l.seconds)) f(figure, value)
+    where f.value is not null
+    union all
+    select t.tenant_id, t.stream, t.kind, t.n::float8 from pgmail.tally_total t
+    union all
+    -- What there is none of is 0, not absent: else nobody sees it begin.
+    select t.tenant_id, t.stream, k.kind, 0 from (select distinct y.tenant_id, y.stream from pgmail.tally_total y) t,
+      unnest(array['sent', 'bounced', 'suppressed', 'expired', 'cancelled', 'dead', 'held', 'in_doubt']) k(kind)
+    union all
+    select t.tenant_id, t.stream, 'depth', sum(case t.kind when 'enqueued' then t.n else -t.n end)::float8
+    from pgmail.tally_total t group by 1, 2
+  )
+  select case when p_tenants then coalesce(t.name, f.tenant_id::text) end, f.stream, f.figure,
+    case f.figure when 'oldest_due_seconds' then max(f.value) when 'depth' then greatest(0, sum(f.value)) else sum(f.value) end
+  from figures f left join pgmail.tenant t on p_tenants and t.id = f.tenant_id
+  group by 1, 2, 3
+$$;
+
+CREATE FUNCTION pgmail.metrics_tables_v1() RETURNS TABLE(name text, bytes bigint, index_bytes bigint, live bigint, dead bigint, wasted_bytes bigint, updates bigint, hot_updates bigint, vacuumed_seconds double precision)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    AS $$
+declare r record; part record;
+begin
+  for r in select x.base, x.row_bytes from (values
+      ('queue', 420), ('lane', 200), ('lane_touch', 110), ('tally', 90), ('tally_total', 180), ('worker', 200), ('dead_letter', null),
+      ('message', null), ('recipient', null), ('event', null), ('outcome', null), ('attachment', null), ('tag', null)) x(base, row_bytes)
+  loop
+    name := r.base; bytes := 0; index_bytes := 0; live := 0; dead := 0; updates := 0; hot_updates := 0; vacuumed_seconds := null;
+    begin
+      for part in
+        select s.relid, s.n_live_tup, s.n_dead_tup, s.n_tup_upd, s.n_tup_hot_upd, greatest(s.last_vacuum, s.last_autovacuum) as vacuumed
+        from pg_stat_user_tables s
+        where s.relid = to_regclass('pgmail.' || quote_ident(r.base))
+           or s.relid in (select i.inhrelid from pg_inherits i where i.inhparent = to_regclass('pgmail.' || quote_ident(r.base)))
+      loop
+        bytes := bytes + pg_table_size(part.relid); index_bytes := index_bytes + pg_indexes_size(part.relid);
+        live := live + part.n_live_tup; dead := dead + part.n_dead_tup;
+        updates := updates + part.n_tup_upd; hot_updates := hot_updates + part.n_tup_hot_upd;
+        vacuumed_seconds := least(vacuumed_seconds, extract(epoch from clock_timestamp() - part.vacuumed)::float8);
+      end loop;
+    exception when lock_not_available then
+      continue;
+    end;
+    -- Less than a few pages is no garbage worth a word.
+    wasted_bytes := case when r.row_bytes is not null then greatest(0, bytes - 131072 - live * r.row_bytes) end;
+    return next;
+  end loop;
+end
+$$;
+
 CREATE TABLE pgmail.sender_domain (
     tenant_id integer NOT NULL,
     domain text NOT NULL,
@@ -2280,11 +2410,11 @@ declare
 begin
   -- A key that nobody knows is a fault though it be null; the others are as if absent then.
   if p_body - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers','attachments',
-       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key','test'] <> '{}' then
+       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key','test','traceparent'] <> '{}' then
     return null;
   end if;
   b := pgmail.without_nulls(p_body); t := b->'template'; shared := b->'variables';
-  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata', 'test'];
+  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata', 'test', 'traceparent'];
   if o.texts - array['subject', 'text', 'html'] <> '{}' then return null; end if;
   if shared is not null and jsonb_typeof(shared) <> 'object' then return null; end if;
   if t is not null then
@@ -2677,11 +2807,11 @@ begin
   end if;
   if b - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers',
                'attachments','tags','metadata','stream','priority','scheduled_at','expires_at','on_limit',
-               'idempotency_key','test'] <> '{}' then
+               'idempotency_key','test','traceparent'] <> '{}' then
     select min(x collate "C") into k from jsonb_object_keys(b) x
      where x <> all (array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables',
                            'headers','attachments','tags','metadata','stream','priority','scheduled_at','expires_at',
-                           'on_limit','idempotency_key','test']);
+                           'on_limit','idempotency_key','test','traceparent']);
     return pgmail.faulty('unknown_key', '/' || pgmail.pointer(k), format('no such key: %s', left(k, 80)));
   end if;
   b := pgmail.without_nulls(b);
@@ -2929,6 +3059,8 @@ begin
     return pgmail.faulty('invalid_test', '/test', 'must be true or false');
   end if;
   e.test := coalesce(b->'test' = 'true', false);
+  -- 18c: traceparent, never a fault
+  if b ? 'traceparent' then e.traceparent := pgmail.traceparent(b); end if;
 
   -- 19: size. read_extras left the attachments' part in size_bytes.
   bytes := coalesce(e.size_bytes, 0)::bigint + coalesce(octet_length(sub), 0) + coalesce(octet_length(txt), 0) + coalesce(octet_length(htm), 0);
@@ -3119,6 +3251,7 @@ begin
     e.stream := o.stream; e.priority := o.priority; e.mode := o.mode; e.template := o.template; e.template_version := o.template_version;
     e.metadata := o.metadata; e.on_limit := o.on_limit; e.idempotency_key := o.idempotency_key; e.body_hash := o.body_hash;
     e.test := coalesce(p_body->'test' = 'true', false);
+    if p_body ? 'traceparent' then e.traceparent := pgmail.traceparent(p_body); end if;
     texts := o.texts;
   end if;
 
@@ -4184,9 +4317,9 @@ begin
         values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0))
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
-        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test)
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test, traceparent)
       values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
-        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_, e.test);
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_, e.test, e.traceparent);
       if asleep_ then perform pgmail.wake(); end if;
       return message_;
     end if;
@@ -4236,7 +4369,7 @@ begin
     end if;
     select sha256(convert_to(coalesce(jsonb_agg(case when jsonb_typeof(x) <> 'object' then x
              when x ? 'sealed' then jsonb_build_object('sealed', x->'sealed'->'hash')   -- no two sealings are alike
-             else x - array['scheduled_at', 'expires_at'] end order by o)::text, '') || (strict is true), 'UTF8'))
+             else x - array['scheduled_at', 'expires_at', 'traceparent'] end order by o)::text, '') || (strict is true), 'UTF8'))
       into hash_ from jsonb_array_elements(items) with ordinality u(x, o);
     insert into pgmail.idempotency as d (tenant_id, key, body_hash, ids, created_at, expires_at)
     values (t, key_, hash_, '{}', pgmail.now(), pgmail.now() + interval '24 hours')
@@ -4981,10 +5114,10 @@ begin
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
-    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id, api_key, test)
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id, api_key, test, traceparent)
   select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, (e).content, (e).seal_key, (select pgmail.current_key()), (e).test
+    (e).idempotency_key, (e).content, (e).seal_key, (select pgmail.current_key()), (e).test, (e).traceparent
   from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
   if attached then
@@ -5597,6 +5730,13 @@ begin
   order by x.at, x.event_id;
 end
 $$;
+
+CREATE FUNCTION pgmail.traceparent(p_body jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+  select case when jsonb_typeof(p_body->'traceparent') = 'string'
+    and p_body->>'traceparent' ~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' then p_body->>'traceparent' end
+$_$;
 
 CREATE FUNCTION pgmail.trust_domain(p_domain text, p_reason text, p_tenant text DEFAULT NULL::text) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
@@ -6329,6 +6469,7 @@ CREATE TABLE pgmail.message (
     api_key uuid,
     test boolean DEFAULT false NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id(),
+    traceparent text,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 )
 PARTITION BY RANGE (id);
@@ -6359,6 +6500,7 @@ CREATE TABLE pgmail.message_default (
     api_key uuid,
     test boolean DEFAULT false CONSTRAINT message_test_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id(),
+    traceparent text,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 );
 

@@ -25,6 +25,7 @@ from pgmail.api import (
     keys,
     lanes,
     limits,
+    metrics,
     openapi,
     people,
     problems,
@@ -38,13 +39,17 @@ from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
 from pgmail.api.enqueue import Bare, Enqueue
 from pgmail.api.keyring import Keyring, guard
+from pgmail.api.meter import Meter
 from pgmail.api.origin import Origins, networks
+from pgmail.api.traced import traced, traces
 from pgmail.clock import Clock
 from pgmail.config import Settings
+from pgmail.metrics.page import Page
 from pgmail.sealing.keks import Keks
 from pgmail.seals import Sealer
 from pgmail.store.database import Database
 from pgmail.store.history import Witness
+from pgmail.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -71,7 +76,7 @@ GUARDED = (
     quotas.list_quotas,
     *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
-OPEN = (health.live, health.ready)
+OPEN = (health.live, health.ready, metrics.show_metrics)  # the last asks for a key itself
 
 
 class Application(Litestar):
@@ -79,12 +84,22 @@ class Application(Litestar):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request."""
-        if scope["type"] == "http" and scope["path"] == "/emails" and scope["method"] == "POST":
-            await self.state.bare(scope, receive, send)
+        tracing: Tracing | None = self.state.tracing
+        if tracing is not None and scope["type"] == "http" and traces(scope):
+            await traced(tracing, self._answer, scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            await self._answer(scope, receive, send)
         if self.state.witness is not None and scope["type"] == "http" and scope["method"] != "GET":
             self.state.witness.acted()
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        meter: Meter = self.state.meter
+        if scope["type"] == "http" and scope["path"] == "/emails" and scope["method"] == "POST":
+            await meter.watch(self.state.bare, scope, receive, send, "/emails")
+        elif scope["type"] == "http":
+            await meter.watch(super().__call__, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -95,17 +110,22 @@ def create_app(
     clock: Clock | None = None,
     witness: Witness | None = None,
     keks: Keks | None = None,
+    tracing: Tracing | None = None,
 ) -> Application:
     """Return the application. `database` is a pool of the API's role, opened and closed by the caller.
 
     `sends` is a second one, for single emails that are sent together; its connections need no trial before
     use (`check`), and there it would cost. `clock` paces how long a key's check is believed. `witness` hears of
     each answer that may have changed something. `keks` seal mail; without them none is sealed here.
+    `tracing` makes spans of requests that hand mail over, which carries them on.
     """
     keyring = Keyring(database, clock)
     origins = Origins(networks(settings.trusted_proxies))
     coalescer = Coalescer(sends or database, database)
     doorman = Doorman(database, clock)
+    meter = Meter()
+    pools = (database,) if sends is None or sends is database else (database, sends)
+    page = Page("api", [meter, coalescer, *pools])
     sealer = Sealer(database, keks or Keks({}))
     enqueue = Enqueue(database, coalescer, doorman, sealer)
     guarded = Router(
@@ -132,7 +152,10 @@ def create_app(
                 "witness": witness,
                 "name_servers": settings.name_servers,
                 "sealer": sealer,
-                "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes),
+                "meter": meter,
+                "metrics": metrics.Shown(settings, page),
+                "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes, traced=tracing is not None),
+                "tracing": tracing,
             }
         ),
         on_startup=[keyring.notes.start],

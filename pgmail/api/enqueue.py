@@ -26,6 +26,7 @@ from pgmail.api.intake import explain, ready_email
 from pgmail.api.keyring import Keyring, need_scope
 from pgmail.api.origin import Origins
 from pgmail.api.problems import media_type, problem_for
+from pgmail.api.traced import carry
 from pgmail.errors import Refused
 from pgmail.seals import Sealer, TenantSeal
 from pgmail.store import emails as store
@@ -42,7 +43,7 @@ _JSON: Header = (b"content-type", b"application/json")
 _READ = frozenset(
     {
         *(b"authorization", b"content-type", b"content-length", b"content-encoding"),
-        *(b"idempotency-key", b"accept"),
+        *(b"idempotency-key", b"accept", b"traceparent"),
     }
 )
 
@@ -102,13 +103,16 @@ def _ready(caller: Caller, body: Body, key: str | None, now: datetime, seal: Ten
 
 
 class Bare:
-    """The route as an ASGI application. `limit` is the largest body, in octets."""
+    """The route as an ASGI application. `limit` is the largest body, in octets; `traced`: emails carry a trace on."""
 
-    def __init__(self, keyring: Keyring, origins: Origins, enqueue: Enqueue, limit: int) -> None:
+    def __init__(
+        self, keyring: Keyring, origins: Origins, enqueue: Enqueue, limit: int, *, traced: bool = False
+    ) -> None:
         self._keyring = keyring
         self._origins = origins
         self._enqueue = enqueue
         self._limit = limit
+        self._traced = traced
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -134,6 +138,8 @@ class Bare:
         raw = await in_time(self._body(headers.get(b"content-length", ""), receive))
         self._enqueue.glance(caller)
         body = await aside(len(raw), read, raw)
+        if self._traced:
+            carry(body.value, headers.get(b"traceparent"))
         found = await self._enqueue(caller, body, headers.get(b"idempotency-key"))
         return b'{"id":"%s"}' % found.id.encode(), found.headers
 

@@ -88,6 +88,7 @@ EMAIL: Mapping[str, Schema] = {
     "expires_at": _MOMENT,
     "on_limit": _words("delay", "hold", "error"),
     "idempotency_key": Schema(type=_STRING, max_length=256, description="or the header Idempotency-Key"),
+    "traceparent": Schema(type=_STRING, description="W3C Trace Context; what is none is as if absent"),
     "test": Schema(
         type=OpenAPIType.BOOLEAN, description="recorded as any email, delivered to the sandbox only"
     ),

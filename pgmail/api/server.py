@@ -20,13 +20,16 @@ import uvicorn
 import uvloop
 
 from pgmail.api.app import create_app
+from pgmail.api.health import look
 from pgmail.api.tls import server_options
 from pgmail.collector import calm_collector
 from pgmail.config import Settings
 from pgmail.errors import SettingsError
+from pgmail.metrics.listener import Listener
 from pgmail.sealing import keks
 from pgmail.store.database import Database
 from pgmail.store.history import Witness
+from pgmail.tracing import start as start_tracing
 
 log = structlog.get_logger()
 
@@ -59,8 +62,19 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
     witness = Witness("api", settings.state_dir)
     database, sends = pools(settings, witness)
     witness.watch(database)
+    tracing = start_tracing(settings, "api")
+    app = create_app(settings, database, sends=sends, witness=witness, keks=sealing, tracing=tracing)
+
+    async def health() -> str | None:
+        return (await look(database))[0]
+
+    try:
+        metrics = Listener(settings, app.state.metrics.page, health)
+    except SettingsError:
+        listener.close()
+        raise
     config = uvicorn.Config(
-        create_app(settings, database, sends=sends, witness=witness, keks=sealing),
+        app,
         http="httptools",
         ws="none",
         lifespan="on",
@@ -76,10 +90,14 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
     if sends is not database:
         await sends.open()
     await witness.start()
+    await metrics.start()
     try:
         with _told(stop):
             await _serve(server, listener, stop)
     finally:
+        await metrics.stop()
+        if tracing is not None:
+            await tracing.close()
         await witness.drain(LAST_MARK_SECONDS)
         await witness.stop()
         await sends.close()

@@ -11,12 +11,13 @@ import math
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import structlog
 
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway
+from pgmail.metrics.counts import Sample
 from pgmail.service import Loop
 from pgmail.store import schema
 from pgmail.store.database import Database
@@ -67,6 +68,16 @@ class Presence(Loop):
     def fresh(self) -> bool:
         """Tell whether this worker may start mail: it beat recently enough to be surely alive to others."""
         return time.monotonic() - self._beaten_at < self._silence_seconds / 2
+
+    def samples(self) -> Iterator[Sample]:
+        """Whether it may start mail."""
+        yield Sample("fresh", (), float(self.fresh))
+
+    async def health(self) -> str | None:
+        """What keeps this process from working, in words; None where nothing does."""
+        if self.fresh:
+            return None
+        return "it could not tell the database lately that it is alive" if self.epoch else "it is starting"
 
     async def set_asleep(self, asleep: bool) -> None:
         """Ask to be notified, or no more. Returns once the database knows (at once if it knew)."""

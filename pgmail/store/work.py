@@ -152,6 +152,7 @@ class MessageRow(msgspec.Struct, frozen=True):
     scheduled_at: datetime | None = None
     key_id: int | None = None  # of what sealed it
     test: bool = False  # it goes to the sandbox, and nowhere else
+    traceparent: str | None = None  # its caller's trace (W3C Trace Context)
 
 
 async def claim_each(

@@ -18,6 +18,7 @@ from pgmail.domain.reply import Result
 from pgmail.shaping.retry import RetryPolicy, next_delay
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store.work import Lease, Settlement
+from pgmail.worker.deliveries import Deliveries
 from pgmail.worker.job import Delay, Job
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
@@ -42,11 +43,12 @@ class Judge:
         present: Callable[[], datetime],
         slowing: Slowing | None,
         staging: Staging,
+        deliveries: Deliveries,
     ) -> None:
         """As of `Sender`."""
         self._relays, self._settler, self._give_back = relays, settler, give_back
         self._worker, self._present = worker, present
-        self._slowing, self._staging = slowing, staging
+        self._slowing, self._staging, self._deliveries = slowing, staging, deliveries
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -54,6 +56,7 @@ class Judge:
         """Settle a mail by what came of it, or give its lease back; learn of its site and relay."""
         lease, relay = job.lease, job.relay
         verdict = decide(result)
+        self._deliveries.answered(self._staging.redirect_domain or job.lane.site, verdict)
         facts: dict[str, Any] = {
             "relay": relay, "code": verdict.code, "enhanced": verdict.enhanced, "reply": verdict.reply,
             "error": verdict.error or self._note(job), "phase": result.phase.value, "remote_host": result.remote_host,

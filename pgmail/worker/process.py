@@ -23,6 +23,9 @@ from uuid import UUID
 import structlog
 
 from pgmail.config import Settings
+from pgmail.metrics.counts import Names, Source
+from pgmail.metrics.listener import Listener as MetricsListener
+from pgmail.metrics.page import Page
 from pgmail.sealing import keks
 from pgmail.seals import Opener
 from pgmail.service import Service, run_all
@@ -30,12 +33,14 @@ from pgmail.store.database import Database
 from pgmail.store.history import Witness
 from pgmail.store.listen import Listener
 from pgmail.store.presence import Presence
+from pgmail.tracing import start as start_tracing
 from pgmail.transport.base import Transport
 from pgmail.transport.relay import SmtpRelay
 from pgmail.transport.sandbox import SandboxTransport
 from pgmail.worker.charges import Charges
 from pgmail.worker.claimer import Claimer
 from pgmail.worker.content import QUICK, Bounds, Library
+from pgmail.worker.deliveries import Deliveries
 from pgmail.worker.heavy import HeavyRoom
 from pgmail.worker.intents import Intents
 from pgmail.worker.limiter import Limiter
@@ -123,6 +128,7 @@ async def run_worker(
     rules = Rules(
         database, relays, limiter, lambda: witness.clear, receiver=staging.redirect_domain, keys=keys.names
     )
+    tracing = start_tracing(settings, "worker")
     library = Library(
         database,
         settings.message_id_domain,
@@ -157,9 +163,21 @@ async def run_worker(
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
         begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
         paused=rules.paused, heavy=HeavyRoom(HEAVY_AT_ONCE, concurrency // HEAVY_ROOM),
+        deliveries=Deliveries(Names(settings.metrics_sites.split()), tracing),
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency, relays.recall)
-    parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
+    told = (presence, leader, claimer, outbox, sender.deliveries, settler, relays, database, beats)
+    page = Page("worker", [part for part in told if isinstance(part, Source)])
+    parts: list[Service] = [
+        MetricsListener(settings, page, presence.health),
+        witness,
+        presence,
+        leader,
+        settler,
+        intents,
+        slots,
+        claimer,
+    ]
     if listener is not None:
         parts.append(listener)
     await database.open()
@@ -173,6 +191,8 @@ async def run_worker(
         await relays.close()
         if ward is not None:
             await ward.close()
+        if tracing is not None:
+            await tracing.close()
         await database.close()
         await beats.close()
         _log.info(

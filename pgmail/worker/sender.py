@@ -26,6 +26,7 @@ from pgmail.transport.base import TooLate, Transport, Withheld
 from pgmail.transport.sandbox import SandboxTransport
 from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
+from pgmail.worker.deliveries import Deliveries
 from pgmail.worker.heavy import HeavyRoom
 from pgmail.worker.intents import SILENT, Uncommitted
 from pgmail.worker.job import Delay, Job
@@ -75,6 +76,7 @@ class Sender:
         staging: Staging = NONE,
         heavy: HeavyRoom | None = None,
         paused: Callable[[Lane], str | None] = lambda _lane: None,
+        deliveries: Deliveries | None = None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
@@ -82,26 +84,44 @@ class Sender:
         `lapsed` takes mail back that missed the moment its tokens were for. `begin` commits the intent to send a
         lease to a relay, or raises Withheld; without it, mail that needs one is not sent. `ward` is where mail is
         made that a worker died with, or that is too heavy to be made between others, as far as `heavy` has room;
-        without one it is made here, as any other. `paused` tells why a lane stands still.
+        without one it is made here, as any other. `paused` tells why a lane stands still. `deliveries` takes
+        note of what happens.
         """
         self._library, self._relays, self._settler = library, relays, settler
-        self._give_back, self._fresh = give_back, fresh
+        self._give_back, self._worker, self._fresh = give_back, worker, fresh
         self._lapsed, self._begin, self._ward, self._present = lapsed, begin, ward, present
         # Made, and late by the time it was. Made anew at its next moment it would be late again, for ever.
         # Forgotten with its job, wherever that ends.
         self._kept: WeakKeyDictionary[Job, Wire] = WeakKeyDictionary()
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
-        self.withheld = 0  # mails whose end of data was not sent, at our own wish
         self._staging, self._paused = staging, paused
         self._unkept = SandboxTransport()
         self._heavy = HeavyRoom(1) if heavy is None else heavy
         self._known_heavy: OrderedDict[UUID, None] = OrderedDict()  # messages: not tried here again
+        self.deliveries = Deliveries() if deliveries is None else deliveries
         self._judge = Judge(
-            relays, settler, give_back, worker, present=present, slowing=slowing, staging=staging
-        )
+            relays, settler, give_back, worker,
+            present=present, slowing=slowing, staging=staging, deliveries=self.deliveries,
+        )  # fmt: skip
+
+    @property
+    def withheld(self) -> int:
+        """Mails whose end of data was not sent, at our own wish."""
+        return self.deliveries.withheld
 
     async def send(self, job: Job) -> None:
         """Bring one job to its end: a settlement, or the lease given back."""
+        if not self.deliveries.traces(job):
+            await self._send(job)
+            return
+        waited = max(0.0, (self._present() - job.lease.due_at).total_seconds())
+        self.deliveries.begin(job, waited, self._worker())
+        try:
+            await self._send(job)
+        finally:
+            self.deliveries.end(job)
+
+    async def _send(self, job: Job) -> None:
         lease = job.lease
         if job.message is None or job.person is None:
             self._settle(job, "dead", reason="poison", error="its content is gone or cannot be read")
@@ -143,17 +163,21 @@ class Sender:
         while True:
             wire = self._kept.pop(job, None)
             if wire is None or wire.eightbit > eightbit:
+                began = time.monotonic()
                 wire = await self._wire(job, eightbit=eightbit)
                 if wire is None:
                     return
+                self.deliveries.made(job, began)
                 if self._late(job):  # what it needed had to be fetched, or it is big
                     self._keep(job, wire)
                     return
             if await self._stopped(job):
                 return
+            began = time.monotonic()
             result = await self._deliver(job, transport, wire)
             if result is None:
                 return
+            self.deliveries.delivered(job, result, began)
             if not (wire.eightbit and result.reply is not None and result.reply.enhanced == NOT_EIGHTBIT):
                 break
             if result.phase not in (Phase.MAIL, Phase.RCPT, Phase.DATA):
@@ -234,7 +258,7 @@ class Sender:
 
     async def _withhold(self, job: Job, why: Withheld) -> None:
         """Give a mail back whose end of data was not sent, at our own wish."""
-        self.withheld += 1
+        self.deliveries.withheld += 1
         _log.warning(
             "mail.withheld", id=str(job.lease.id), message=str(job.lease.message_id), reason=str(why)
         )
@@ -367,6 +391,7 @@ class Sender:
         """Make a suspect's bytes in a process apart. Raises as `Ward.render`."""
         message, person = job.message, job.person
         assert message is not None and person is not None  # noqa: S101, PT018 - looked at by `send`
+        self.deliveries.heavy += 1
         bundle = await self._library.sources(job.lease.tenant, message)
         return await ward.render(
             Render(

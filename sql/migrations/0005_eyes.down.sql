@@ -16,6 +16,12 @@ alter table pgmail.message drop column xid;
 -- end of alerts
 
 ------------------------------------------------------------------------------------------------ tracing
+drop function if exists pgmail.metrics_queue_v1(boolean);
+drop function if exists pgmail.metrics_fleet_v1();
+drop function if exists pgmail.metrics_tables_v1();
+drop function if exists pgmail.traceparent(jsonb);
+alter type pgmail.email drop attribute if exists traceparent;
+alter table pgmail.message drop column traceparent;
 -- end of tracing
 
 ------------------------------------------------------------------------------------------------ dashboard

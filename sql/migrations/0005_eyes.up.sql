@@ -22,6 +22,8 @@ create index event_feed on pgmail.event (xid, id);
 -- end of alerts
 
 ------------------------------------------------------------------------------------------------ tracing
+-- W3C Trace Context, version 00: the caller's trace, which a worker goes on with. Text without a default: no row is written.
+alter table pgmail.message add column traceparent text;
 -- end of tracing
 
 ------------------------------------------------------------------------------------------------ dashboard
