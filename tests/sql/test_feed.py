@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.sql.kit import one, rows, send, send_many, body
+from tests.sql.kit import body, one, rows, send, send_many
 
 
 class Place(NamedTuple):
@@ -136,7 +136,8 @@ def test_other_tenants_are_passed_over_and_the_reader_learns_how_far_it_is(db):
     for _ in range(5):
         send(producer)
     got = page(owner, Place(start, now(owner)), [4711], most=3)
-    assert len(got) == 1 and got[0][3] is None
+    assert len(got) == 1
+    assert got[0][3] is None
     found, _ = read(owner, start, [4711], most=3)
     assert found == []
     assert len(read(owner, start, [1], most=3)[0]) == 5
