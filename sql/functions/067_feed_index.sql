@@ -15,6 +15,7 @@ as $$
     from unnest(array['message', 'event']) b(base)
     join pg_inherits i on i.inhparent = to_regclass('pgmail.' || b.base)
     join pg_class c on c.oid = i.inhrelid
+    where to_regclass(format('pgmail.%I', b.base || '_feed')) is not null   -- not so in a schema of an older revision
   )
   select p.name, (select count(*) from part x where x.attached)::integer + 1, (select count(*) from part)::integer,
     case when p.valid is false then array[format('drop index concurrently if exists pgmail.%I', p.name || '_feed')] else '{}' end
