@@ -22,7 +22,7 @@ from litestar.response import Stream
 
 from pgmail.api import params
 from pgmail.api.openapi import operation
-from pgmail.api.params import SEE, AnyRequest, caller_of
+from pgmail.api.params import AnyRequest, caller_of
 from pgmail.domain import cursor as cursors
 from pgmail.domain.cursor import Cursor
 from pgmail.domain.keylimits import need_stream
@@ -35,6 +35,7 @@ from pgmail.store.keys import Caller
 
 BEAT_SECONDS = 15.0
 RETRY_MS = 1_000
+READ = "read"
 MAX_PAGE = 1_000
 FILTERS = ("type", "email", "tag", "stream")
 
@@ -47,7 +48,7 @@ _RESUME = "as the last event's id; goes on after it"
 
 @get(
     "/events",
-    scope=SEE,
+    scope=READ,
     operation_class=operation(query=("cursor", "since", "limit", *FILTERS)),
 )
 async def list_happened(request: AnyRequest) -> Response[bytes]:
@@ -72,7 +73,7 @@ async def list_happened(request: AnyRequest) -> Response[bytes]:
 
 @get(
     "/events/stream",
-    scope=SEE,
+    scope=READ,
     operation_class=operation(
         query=("cursor", "since", *FILTERS),
         headers={"Last-Event-ID": _RESUME},

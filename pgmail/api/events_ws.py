@@ -23,7 +23,7 @@ from litestar import WebSocket, websocket
 from litestar.exceptions import WebSocketDisconnect
 
 from pgmail.api import params
-from pgmail.api.events import BEAT_SECONDS, FILTERS, cursor_of, filter_of, hub_of
+from pgmail.api.events import BEAT_SECONDS, FILTERS, READ, cursor_of, filter_of, hub_of
 from pgmail.api.keyring import need_scope
 from pgmail.domain.cursor import Cursor
 from pgmail.errors import DatabaseAway, Refused
@@ -68,7 +68,7 @@ async def _serve(socket: AnySocket) -> tuple[int, str]:
     """Serve it; the code and reason to close with."""
     given = params.query(socket, "cursor", "since", *FILTERS)
     caller, cursor_text = await _greeted(socket, given.get("cursor"))
-    need_scope(caller, params.SEE)
+    need_scope(caller, READ)
     hub = hub_of(socket)
     wanted = filter_of(given, caller)
     cursor, at = cursor_of(cursor_text), params.moment_of(given, "since")

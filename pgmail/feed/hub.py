@@ -1,6 +1,6 @@
 """The one reader of a process, and all who listen to it.
 
-While anybody listens, it asks the database every 50 to 100 ms what it shows now, reads what is new since the last
+While anybody listens, it asks the database every 50 to 80 ms what it shows now, reads what is new since the last
 time for the tenants that listen, and puts it to each of them; so a thousand listeners cost one reader. Nobody
 listens: it asks nothing. A read that takes long makes the pauses longer, so that listening costs the database a few
 per cent at most.
@@ -35,7 +35,7 @@ from pgmail.store.keys import Caller
 
 log = structlog.get_logger()
 
-LEAST_PAUSE, MOST_PAUSE = 0.05, 0.1  # seconds between two looks at the database
+LEAST_PAUSE, MOST_PAUSE = 0.05, 0.08  # seconds between two looks at the database
 SHARE = 10  # a pause is so many times as long as the read before it, within these
 AWAY_SECONDS = 0.5
 KEYS_SECONDS = 0.7
@@ -270,7 +270,8 @@ class Hub:
         self._keys_at = self._clock.monotonic() + KEYS_SECONDS
         keys = {(listener.tenant_id, listener.key_id) for listener in self._all}
         alive = await feed.live_keys(self._database, keys)
-        for listener in [each for each in self._all if each.key_id not in alive]:
+        over = {key for _, key in keys} - alive
+        for listener in [each for each in self._all if each.key_id in over]:  # not who came in meanwhile
             listener.drop(KEY_ENDED)
 
     def _drop_all(self, why: Dropped) -> None:
