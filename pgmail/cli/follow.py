@@ -1,8 +1,8 @@
 """`pgmail trace ID --follow`: the journey of one email as it happens, until each recipient's has ended.
 
-It asks for the journey again and prints what it has not printed yet, by the events' ids: so nothing is missed and nothing
-comes twice, whatever commits when, with no more rights than `pgmail trace` takes. What can go wrong: the database goes
-away. It says so, waits, and goes on.
+It asks for the journey again and prints what it has not printed yet, by the events' ids: so nothing is missed and
+nothing comes twice, whatever commits when, with no more rights than `pgmail trace` takes. What can go wrong: the
+database goes away. It says so, waits, and goes on.
 """
 
 from __future__ import annotations
