@@ -140,6 +140,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_pool_size: Annotated[
         int, Row("Most database connections of each API process.", "connections", low=1, high=200)
     ] = 8
+    api_listeners: Annotated[
+        int, Row("Most listeners to live events of each API process.", "listeners", low=1, high=100_000)
+    ] = 2_000
     trusted_proxies: Annotated[
         str,
         Row(

@@ -142,6 +142,12 @@ grant select on pgmail.data_key to {prefix}worker, {prefix}admin;
 grant execute on function pgmail.worker_opens_v1(bigint, text[]), pgmail.sealed_elsewhere_v1(text[]) to {prefix}worker;
 -- end of sealing
 
+-- feed: what happened, of the tenants of keys that were checked
+grant execute on function pgmail.feed_now_v1(), pgmail.feed_since_v1(timestamptz), pgmail.live_keys_v1(integer[], uuid[]),
+  pgmail.feed_v1(pg_snapshot, pg_snapshot, xid8, uuid, uuid, integer[], integer)
+  to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}admin;
+-- end of feed
+
 grant select on pgmail.reply_reason, pgmail.reply_rule, pgmail.reply_pattern, pgmail.slowed_site, pgmail.refusal
   to {prefix}api, {prefix}reader, {prefix}admin;
 grant select on pgmail.limits, pgmail.pause to {prefix}api, {prefix}worker, {prefix}reader, {prefix}admin;

@@ -1293,6 +1293,195 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.feed_history_v1() RETURNS uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  return md5(concat_ws('/', (select h.id from pgmail.history h order by h.generation desc limit 1), pgmail.place_v1()->>'system',
+    (select d.oid from pg_database d where d.datname = current_database())))::uuid;
+end
+$$;
+
+CREATE FUNCTION pgmail.feed_index_next(p_after text DEFAULT ''::text) RETURNS TABLE(name text, step integer, steps integer, statements text[])
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  with part as (
+    select b.base, c.oid, c.relname::text as name,
+      exists (select from pg_index x join pg_inherits h on h.inhrelid = x.indexrelid
+              where x.indrelid = c.oid and h.inhparent = to_regclass(format('pgmail.%I', b.base || '_feed'))) as attached,
+      (select x.indisvalid from pg_index x where x.indrelid = c.oid and x.indexrelid = to_regclass(format('pgmail.%I', c.relname || '_feed'))) as valid
+    from unnest(array['message', 'event']) b(base)
+    join pg_inherits i on i.inhparent = to_regclass('pgmail.' || b.base)
+    join pg_class c on c.oid = i.inhrelid
+    where to_regclass(format('pgmail.%I', b.base || '_feed')) is not null   -- not so in a schema of an older revision
+  )
+  select p.name, (select count(*) from part x where x.attached)::integer + 1, (select count(*) from part)::integer,
+    case when p.valid is false then array[format('drop index concurrently if exists pgmail.%I', p.name || '_feed')] else '{}' end
+    || case when p.valid is true then '{}' else array[format('create index concurrently %I on pgmail.%I (xid, id)%s',
+         p.name || '_feed', p.name, case when p.base = 'message' then ' where xid is not null' else '' end)] end
+    || format('alter index pgmail.%I attach partition pgmail.%I', p.base || '_feed', p.name || '_feed')
+  from part p where not p.attached and p.name > p_after
+  order by p.name limit 1
+$$;
+
+CREATE FUNCTION pgmail.feed_now_v1(OUT history uuid, OUT now_ pg_snapshot, OUT kept_days integer, OUT whole boolean) RETURNS record
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select pgmail.feed_history_v1(), pg_current_snapshot(), pgmail.kept_days('event'),
+    (select bool_and(i.indisvalid) from pg_index i where i.indexrelid in ('pgmail.event_feed'::regclass, 'pgmail.message_feed'::regclass))
+$$;
+
+CREATE FUNCTION pgmail.feed_since_v1(p_at timestamp with time zone) RETURNS pg_snapshot
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare low bigint; high bigint; middle bigint; next_ bigint; at_ timestamptz; wanted timestamptz := p_at - interval '10 minutes';
+begin
+  high := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+  select least((select e.xid from pgmail.event e order by e.xid, e.id limit 1)::text::bigint,
+               (select m.xid from pgmail.message m where m.xid is not null order by m.xid, m.id limit 1)::text::bigint, high) into low;
+  -- All below low is before the moment, all from high on is not.
+  while low < high loop
+    middle := low + (high - low) / 2;
+    select u.xid::text::bigint, u.at into next_, at_ from (
+      (select e.xid, e.at from pgmail.event e where e.xid >= middle::text::xid8 order by e.xid, e.id limit 1)
+      union all
+      (select m.xid, m.created_at from pgmail.message m where m.xid >= middle::text::xid8 order by m.xid, m.id limit 1)) u
+      order by u.xid limit 1;
+    if at_ is not null and next_ < high and at_ < wanted then low := next_ + 1; else high := middle; end if;
+  end loop;
+  return format('%s:%s:', high, high)::pg_snapshot;
+end
+$$;
+
+CREATE FUNCTION pgmail.feed_stretches(p_seen pg_snapshot, p_now pg_snapshot, p_from xid8) RETURNS TABLE(low xid8, high xid8)
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  with late as (
+    select x, x::text::bigint as n from pg_snapshot_xip(p_seen) x
+    where pg_visible_in_snapshot(x, p_now) and (p_from is null or x >= p_from)
+  ), near as (
+    select coalesce(min(n), pg_snapshot_xmax(p_seen)::text::bigint) as n from late where n > pg_snapshot_xmax(p_seen)::text::bigint - 2000
+  )
+  select x, (n + 1)::text::xid8 from late where n < (select near.n from near)
+  union all
+  select near.n::text::xid8, pg_snapshot_xmax(p_now) from near where near.n < pg_snapshot_xmax(p_now)::text::bigint
+  order by 1
+$$;
+
+CREATE FUNCTION pgmail.feed_v1(p_seen pg_snapshot, p_now pg_snapshot, p_xid xid8, p_place uuid, p_id uuid, p_tenants integer[], p_most integer DEFAULT 1000) RETURNS TABLE(xid xid8, place uuid, id uuid, type text, tenant_id integer, at timestamp with time zone, email_id uuid, recipient_id uuid, address text, stream text, tags jsonb, template text, template_version integer, email_created_at timestamp with time zone, test boolean, attempt smallint, code smallint, enhanced text, reply text, class text, reason text, phase text, site text, relay text, remote_host text, tls text, ms integer, worker bigint, detail text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+declare
+  none constant uuid := '00000000-0000-0000-0000-000000000000'; all_ constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  s record; many integer := 0; more boolean := false;
+  x xid8; after_event uuid; from_message uuid;
+  xids xid8[] := '{}'; places uuid[] := '{}'; ids uuid[] := '{}'; owners uuid[] := '{}'; emails uuid[] := '{}'; tenants integer[] := '{}';
+  low_owner uuid; high_owner uuid; low_email uuid; high_email uuid; low_person uuid; high_person uuid;
+begin
+  for s in select f.low, f.high from pgmail.feed_stretches(p_seen, p_now, p_xid) f loop
+    continue when s.high <= p_xid;
+    -- In the transaction of the position only what comes after it; in others all.
+    if s.low <= p_xid then
+      x := p_xid; after_event := case when p_place is null then p_id else none end; from_message := coalesce(p_place, all_);
+    else
+      x := s.low; after_event := none; from_message := none;
+    end if;
+    with found as (
+      (select e.xid, null::uuid as place, e.id, e.recipient_id as owner, e.message_id as email, e.tenant_id from pgmail.event e
+       where (e.xid, e.id) > (x, after_event) and e.xid < s.high
+         and pg_visible_in_snapshot(e.xid, p_now) and not pg_visible_in_snapshot(e.xid, p_seen)
+       order by e.xid, e.id limit p_most - many)
+      union all
+      (select m.xid, m.id, m.id, null, m.id, m.tenant_id from pgmail.message m
+       where (m.xid, m.id) >= (x, from_message) and m.xid < s.high
+         and pg_visible_in_snapshot(m.xid, p_now) and not pg_visible_in_snapshot(m.xid, p_seen)
+       order by m.xid, m.id limit p_most - many)
+    ), cut as (
+      select * from found order by xid, place is null, id limit p_most - many
+    )
+    select xids || coalesce(array_agg(c.xid order by c.xid, c.place is null, c.id), '{}'),
+      places || coalesce(array_agg(c.place order by c.xid, c.place is null, c.id), '{}'),
+      ids || coalesce(array_agg(c.id order by c.xid, c.place is null, c.id), '{}'),
+      owners || coalesce(array_agg(c.owner order by c.xid, c.place is null, c.id), '{}'),
+      emails || coalesce(array_agg(c.email order by c.xid, c.place is null, c.id), '{}'),
+      tenants || coalesce(array_agg(c.tenant_id order by c.xid, c.place is null, c.id), '{}')
+    into xids, places, ids, owners, emails, tenants from cut c;
+    many := cardinality(ids);
+    more := many >= p_most;
+    exit when more;
+  end loop;
+  if many = 0 then return; end if;
+
+  -- Bounds leave of each table the one or two partitions that hold what is looked for.
+  select (array_agg(o order by o))[1], (array_agg(o order by o desc))[1] into low_owner, high_owner from unnest(owners) o where o is not null;
+  select (array_agg(o order by o))[1], (array_agg(o order by o desc))[1] into low_email, high_email from unnest(emails) o;
+  -- The recipients of an email were made within its hour.
+  select pgmail.uuid_floor(pgmail.uuid_time((array_agg(o order by o))[1]) - interval '1 hour'),
+    pgmail.uuid_floor(pgmail.uuid_time((array_agg(o order by o desc))[1]) + interval '1 hour')
+    into low_person, high_person from unnest(places) o where o is not null;
+  return query
+  with mine as materialized (
+    select u.xid, u.place, u.id, u.owner, u.email, u.tenant_id
+    from unnest(xids, places, ids, owners, emails, tenants) u(xid, place, id, owner, email, tenant_id)
+    where p_tenants is null or u.tenant_id = any (p_tenants)
+  ), happened as (
+    select u.xid, u.place, u.id, e.type, u.tenant_id, e.at, u.email, u.owner, r.address, m.stream, m.tags, m.template,
+      m.template_version, m.created_at, m.test, e.attempt, e.code, e.enhanced, e.reply, k.class, k.name, e.phase,
+      coalesce(e.site, r.site), e.relay, e.remote_host, e.tls, e.ms, e.worker, nullif(e.detail, '') as detail
+    from mine u
+    cross join lateral (
+      select y.* from pgmail.event y
+      where y.tenant_id = u.tenant_id and y.recipient_id = u.owner and y.id = u.id and y.recipient_id >= low_owner and y.recipient_id <= high_owner
+      limit 1) e
+    left join lateral (
+      select y.stream, y.tags, y.template, y.template_version, y.created_at, y.test from pgmail.message y
+      where y.tenant_id = u.tenant_id and y.id = u.email and y.id >= low_email and y.id <= high_email limit 1) m on true
+    left join lateral (
+      select y.address, y.site from pgmail.recipient y
+      where y.tenant_id = u.tenant_id and y.id = u.owner and y.id >= low_owner and y.id <= high_owner limit 1) r on true
+    left join pgmail.reply_reason k on k.name = split_part(e.detail, ':', 1) and e.code >= 400
+    where u.place is null
+  ), queued as (
+    select u.xid, u.place, r.id, case when m.scheduled_at is null then 'email.queued' else 'email.scheduled' end, u.tenant_id,
+      m.created_at as at, m.id as message_id, r.id as recipient_id, r.address, m.stream, m.tags, m.template, m.template_version,
+      m.created_at, m.test, null::smallint, null::smallint, null::text, null::text, null::text, null::text, null::text,
+      r.site, null::text, null::text, null::text, null::integer, null::bigint,
+      nullif(concat_ws(', ', case when m.test then 'a test, for the sandbox only' end, 'by ' || m.created_by,
+        'for ' || to_char(m.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), '')
+    from mine u
+    cross join lateral (
+      select y.id, y.scheduled_at, y.created_at, y.created_by, y.stream, y.tags, y.template, y.template_version, y.test
+      from pgmail.message y where y.tenant_id = u.tenant_id and y.id = u.place and y.id >= low_email and y.id <= high_email limit 1) m
+    cross join lateral (
+      select y.id, y.address, y.site from pgmail.recipient y
+      where y.tenant_id = u.tenant_id and y.message_id = u.place and y.id >= low_person and y.id < high_person
+        and (p_place is null or u.place <> p_place or u.xid <> p_xid or y.id > p_id)
+      offset 0) r
+    where u.place is not null
+  )
+  select * from (select * from happened union all select * from queued) t
+  order by t.xid, t.place is null, t.place, t.id;
+
+  if more then
+    xid := xids[many]; place := places[many]; id := coalesce(case when places[many] is not null then all_ end, ids[many]);
+    type := null; tenant_id := null; at := null; email_id := null; recipient_id := null; address := null; stream := null;
+    return next;
+  end if;
+end
+$$;
+
 CREATE FUNCTION pgmail.find_recipients(p_tenant integer, p_id uuid, OUT message_id uuid, OUT recipients uuid[]) RETURNS record
     LANGUAGE plpgsql STABLE
     AS $$
@@ -1720,6 +1909,14 @@ begin
         and not exists (select from unnest(k.networks) n where not n <<= any (maker.networks)))))
   order by k.created_at, k.id;
 end
+$$;
+
+CREATE FUNCTION pgmail.live_keys_v1(p_tenants integer[], p_ids uuid[]) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select k.id from unnest(p_tenants, p_ids) u(tenant, id) join pgmail.api_key k on k.tenant_id = u.tenant and k.id = u.id
+  where k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
 $$;
 
 CREATE FUNCTION pgmail.load_reply_rules(p_table jsonb) RETURNS integer
@@ -7323,15 +7520,15 @@ CREATE INDEX audit_tenant ON pgmail.audit USING btree (tenant_id, id);
 
 CREATE INDEX event_feed ON ONLY pgmail.event USING btree (xid, id);
 
-CREATE INDEX event_default_xid_id_idx ON pgmail.event_default USING btree (xid, id);
+CREATE INDEX event_default_feed ON pgmail.event_default USING btree (xid, id);
 
 CREATE INDEX idempotency_expiry ON pgmail.idempotency USING btree (expires_at);
 
 CREATE INDEX lane_by_version ON pgmail.lane USING btree (version);
 
-CREATE INDEX message_feed ON ONLY pgmail.message USING btree (xid, id);
+CREATE INDEX message_feed ON ONLY pgmail.message USING btree (xid, id) WHERE (xid IS NOT NULL);
 
-CREATE INDEX message_default_xid_id_idx ON pgmail.message_default USING btree (xid, id);
+CREATE INDEX message_default_feed ON pgmail.message_default USING btree (xid, id) WHERE (xid IS NOT NULL);
 
 CREATE INDEX queue_claim ON pgmail.queue USING btree (tenant_id, lane, due_at, id);
 
@@ -7353,13 +7550,13 @@ CREATE INDEX suppression_expiry ON pgmail.suppression USING btree (expires_at) W
 
 ALTER INDEX pgmail.attachment_pkey ATTACH PARTITION pgmail.attachment_default_pkey;
 
+ALTER INDEX pgmail.event_feed ATTACH PARTITION pgmail.event_default_feed;
+
 ALTER INDEX pgmail.event_pkey ATTACH PARTITION pgmail.event_default_pkey;
 
-ALTER INDEX pgmail.event_feed ATTACH PARTITION pgmail.event_default_xid_id_idx;
+ALTER INDEX pgmail.message_feed ATTACH PARTITION pgmail.message_default_feed;
 
 ALTER INDEX pgmail.message_pkey ATTACH PARTITION pgmail.message_default_pkey;
-
-ALTER INDEX pgmail.message_feed ATTACH PARTITION pgmail.message_default_xid_id_idx;
 
 ALTER INDEX pgmail.outcome_pkey ATTACH PARTITION pgmail.outcome_default_pkey;
 

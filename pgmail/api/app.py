@@ -21,6 +21,8 @@ from pgmail.api import (
     domains,
     doubts,
     emails,
+    events,
+    events_ws,
     health,
     keys,
     lanes,
@@ -44,6 +46,7 @@ from pgmail.api.origin import Origins, networks
 from pgmail.api.traced import traced, traces
 from pgmail.clock import Clock
 from pgmail.config import Settings
+from pgmail.feed.hub import Hub
 from pgmail.metrics.page import Page
 from pgmail.sealing.keks import Keks
 from pgmail.seals import Sealer
@@ -56,6 +59,7 @@ log = structlog.get_logger()
 GUARDED = (
     *(emails.send_email, emails.send_batch, emails.list_emails, emails.get_email),
     *(emails.update_email, emails.cancel_email, emails.hold_email, emails.release_email, emails.list_events),
+    *(events.list_happened, events.stream_events),
     *(templates.save_template, templates.publish_template, templates.list_templates, templates.get_template),
     *(assets.save_asset, assets.list_assets, assets.get_asset),
     *(streams.list_streams, streams.get_stream, streams.save_stream),
@@ -77,6 +81,7 @@ GUARDED = (
     *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
 OPEN = (health.live, health.ready, metrics.show_metrics)  # the last asks for a key itself
+OWN_GUARD = (events_ws.socket_events,)  # a browser can send its key only once it is connected
 
 
 class Application(Litestar):
@@ -127,6 +132,7 @@ def create_app(
     pools = (database,) if sends is None or sends is database else (database, sends)
     page = Page("api", [meter, coalescer, *pools])
     sealer = Sealer(database, keks or Keks({}))
+    hub = Hub(database, most=settings.api_listeners, clock=clock)
     enqueue = Enqueue(database, coalescer, doorman, sealer)
     guarded = Router(
         path="/",
@@ -136,12 +142,13 @@ def create_app(
     )
 
     async def drain() -> None:
+        await hub.close()
         if not await coalescer.drain(settings.drain_seconds):
             log.warning("emails handed over were not answered in time", seconds=settings.drain_seconds)
         await keyring.notes.stop()
 
     return Application(
-        [guarded, *OPEN],
+        [guarded, *OPEN, *OWN_GUARD],
         state=State(
             {
                 "database": database,
@@ -149,6 +156,7 @@ def create_app(
                 "origins": origins,
                 "enqueue": enqueue,
                 "doorman": doorman,
+                "hub": hub,
                 "witness": witness,
                 "name_servers": settings.name_servers,
                 "sealer": sealer,

@@ -211,7 +211,7 @@ _PROBLEM = OpenAPIResponse(
 )
 
 
-_PROBLEMS = {str(status): _PROBLEM for status in (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)}
+_PROBLEMS = {str(status): _PROBLEM for status in (400, 401, 403, 404, 408, 409, 410, 413, 415, 422, 429, 503)}
 
 
 class _Document(JsonRenderPlugin):

@@ -281,6 +281,14 @@ as $$
     and not k.test and k.scopes @> '{send,read,manage}' and num_nonnulls(k.streams, k.from_domains, k.networks) = 0
 $$;
 
+-- Which of these keys are still valid: asked once a second for all who listen to the feed.
+create or replace function pgmail.live_keys_v1(p_tenants integer[], p_ids uuid[]) returns setof uuid
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select k.id from unnest(p_tenants, p_ids) u(tenant, id) join pgmail.api_key k on k.tenant_id = u.tenant and k.id = u.id
+  where k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
+$$;
+
 -- When keys were used last, and from where; p_ages are seconds since. What another process writes this moment is left to it.
 create or replace function pgmail.note_keys_v1(p_tenants integer[], p_keys uuid[], p_from inet[], p_ages double precision[]) returns void
 language sql volatile security definer set search_path = pgmail, pg_temp
