@@ -57,6 +57,7 @@ def run_worker(settings: Settings) -> int:
         dsn=settings.database("worker"),
         concurrency=settings.worker_concurrency,
         ward_argv=[sys.executable, "-c", "from pgmail.app import run_apart; run_apart()"],
+        beside=lambda database: _beside(settings, database),
     )
 
 
@@ -142,7 +143,16 @@ def _make_leader(settings: Settings) -> MakeLeader:
 
 def _chores(settings: Settings, database: Database) -> list[Chore]:
     """Return what one process of the fleet does beside leading it."""
-    return []
+    from pgmail.hooks.chores import FanOut, Tidy  # noqa: PLC0415
+
+    return [FanOut(database), Tidy(database, settings.hook_log_days)]
+
+
+def _beside(settings: Settings, database: Database) -> list[Service]:
+    """Return what each process that works or leads runs beside that."""
+    from pgmail.hooks.compose import deliverers  # noqa: PLC0415
+
+    return deliverers(settings, database)
 
 
 async def _maintain(settings: Settings) -> None:
@@ -169,6 +179,7 @@ async def _maintain(settings: Settings) -> None:
     leader, _ = _make_leader(settings)(database, presence)
     await database.open()
     try:
-        await run_all([witness, presence, leader], until=until, drain_seconds=settings.drain_seconds)
+        parts = [witness, presence, leader, *_beside(settings, database)]
+        await run_all(parts, until=until, drain_seconds=settings.drain_seconds)
     finally:
         await database.close()

@@ -35,6 +35,7 @@ from pgmail.api import (
     streams,
     suppressions,
     templates,
+    webhooks,
 )
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
@@ -43,7 +44,9 @@ from pgmail.api.keyring import Keyring, guard
 from pgmail.api.origin import Origins, networks
 from pgmail.clock import Clock
 from pgmail.config import Settings
+from pgmail.domain.targets import networks_of
 from pgmail.feed.hub import Hub
+from pgmail.hooks.endpoints import Endpoints
 from pgmail.sealing.keks import Keks
 from pgmail.seals import Sealer
 from pgmail.store.database import Database
@@ -73,6 +76,9 @@ GUARDED = (
     ),
     audit.list_audit,
     quotas.list_quotas,
+    *(webhooks.add_webhook, webhooks.list_webhooks, webhooks.get_webhook, webhooks.change_webhook),
+    *(webhooks.remove_webhook, webhooks.rotate_webhook, webhooks.test_webhook, webhooks.replay_webhook),
+    webhooks.list_deliveries,
     *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
 OPEN = (health.live, health.ready)
@@ -140,6 +146,7 @@ def create_app(
                 "witness": witness,
                 "name_servers": settings.name_servers,
                 "sealer": sealer,
+                "endpoints": Endpoints(keks or Keks({}), networks_of(settings.hook_networks)),
                 "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes),
             }
         ),

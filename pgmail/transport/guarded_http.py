@@ -26,10 +26,10 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
-import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pgmail.domain.targets import Network, reachable, url_fault, within
+from pgmail.transport.http_answer import Answer
 
 DNS_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
@@ -40,24 +40,6 @@ KEEPALIVE_SECONDS = 30.0
 NOWHERE = "its host leads to no public address (others are for PGMAIL_HOOK_NETWORKS)"
 
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What came of a call. `status` is None where no answer came, and then `error` says why, in words.
-
-    `text` is the beginning of the answer's body, `retry_after` its header as it came, `ms` how long all took.
-    """
-
-    status: int | None
-    ms: int
-    text: str = ""
-    retry_after: str | None = None
-    error: str | None = None
-
-    @property
-    def good(self) -> bool:
-        """Whether the receiver took it: any 2xx."""
-        return self.status is not None and 200 <= self.status < 300
 
 
 class GuardedHttp:

@@ -59,6 +59,7 @@ ANSWER_SECONDS = 30.0
 UPKEEP_SECONDS = 600.0
 
 MakeLeader = Callable[[Database, Presence], tuple[Service, Callable[[], bool]]]
+Beside = Callable[[Database], list[Service]]
 
 
 async def run_worker(
@@ -70,10 +71,12 @@ async def run_worker(
     dsn: str,
     concurrency: int,
     ward: Ward | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """Run one worker process until `until` is set; raises what it crashed of (`FencedOut` when declared dead).
 
-    `ward` is where mail is made that a worker died with; it is closed at the end.
+    `ward` is where mail is made that a worker died with; it is closed at the end. `beside` makes what else the
+    process runs.
     """
     staging = Staging.of(settings)
     witness = Witness("worker", settings.state_dir)
@@ -150,7 +153,8 @@ async def run_worker(
         paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
-    parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
+    others = beside(database) if beside is not None else []
+    parts: list[Service] = [witness, presence, leader, *others, settler, intents, slots, claimer]
     if listener is not None:
         parts.append(listener)
     await database.open()
