@@ -442,23 +442,41 @@ CREATE FUNCTION pgmail.check_key_v2(p_hash bytea) RETURNS TABLE(tenant_id intege
   where k.hash = p_hash and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
 $$;
 
-CREATE FUNCTION pgmail.claim_hooks_v1(p_keks text[], p_most integer, p_each integer, p_seconds double precision, p_busy uuid[], p_counts integer[], p_from integer) RETURNS TABLE(tenant_id integer, hook_id uuid, event_id uuid, email_id uuid, recipient_id uuid, type text, at timestamp with time zone, attempt smallint, claims integer, url text, secrets jsonb, data text)
+CREATE FUNCTION pgmail.claim_hooks_v1(p_keks text[], p_most integer, p_each integer, p_seconds double precision, p_busy uuid[], p_counts integer[], p_turn double precision) RETURNS TABLE(tenant_id integer, hook_id uuid, event_id uuid, email_id uuid, recipient_id uuid, type text, at timestamp with time zone, attempt smallint, claims integer, url text, secrets jsonb, data text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
 #variable_conflict use_column
-declare now_ timestamptz := pgmail.now();
+declare
+  none constant uuid := '00000000-0000-0000-0000-000000000000'; most constant integer := 1000;
+  now_ timestamptz := pgmail.now(); from_ integer := 0; many bigint; t integer; h uuid := none; around boolean := false;
+  tenants integer[] := '{}'; hooks uuid[] := '{}';
 begin
+  select count(*) into many from pgmail.hook;
+  if many > most then
+    select x.tenant_id into from_ from pgmail.hook x order by x.tenant_id, x.id offset floor(p_turn * many)::bigint limit 1;
+    from_ := coalesce(from_, 0);
+  end if;
+  -- From one endpoint that something waits for to the next, around the end.
+  t := from_;
+  while cardinality(hooks) < most loop
+    select q.tenant_id, q.hook_id into t, h from pgmail.hook_queue q where (q.tenant_id, q.hook_id) > (t, h)
+    order by q.tenant_id, q.hook_id limit 1;
+    if not found then
+      exit when around or from_ = 0;
+      around := true; t := -1; h := none;
+      continue;
+    end if;
+    exit when around and t >= from_;
+    tenants := tenants || t; hooks := hooks || h;
+  end loop;
+  if hooks = '{}' then return; end if;
+
   return query
-  with recursive found (n, t, h) as (
-    (select 1, q.tenant_id, q.hook_id from pgmail.hook_queue q where q.tenant_id >= p_from order by q.tenant_id, q.hook_id limit 1)
-    union all
-    select f.n + 1, x.tenant_id, x.hook_id from found f cross join lateral (
-      select q.tenant_id, q.hook_id from pgmail.hook_queue q where (q.tenant_id, q.hook_id) > (f.t, f.h)
-      order by q.tenant_id, q.hook_id limit 1) x
-    where f.n < 1000
+  with found as (
+    select * from unnest(tenants, hooks) u(t, h)
   ), ready as (
     select h.*, case when h.fails >= 4 then 1 else p_each end - coalesce(b.n, 0) as room
     from found f join pgmail.hook h on h.tenant_id = f.t and h.id = f.h
@@ -1838,12 +1856,12 @@ CREATE FUNCTION pgmail.hook_data(p_tenant integer, p_event uuid, p_email uuid, p
     AS $$
   select json_build_object(
     'id', p_event, 'email_id', m.id, 'recipient_id', r.id, 'address', r.address, 'stream', m.stream, 'tags', m.tags,
-    'template', m.template, 'template_version', m.template_version, 'email_created_at', pgmail.iso_moment(m.created_at), 'test', m.test,
+    'template', m.template, 'template_version', m.template_version, 'email_created_at', pgmail.iso_time(m.created_at), 'test', m.test,
     'attempt', e.attempt, 'code', e.code, 'enhanced', e.enhanced, 'reply', e.reply, 'class', k.class, 'reason', k.name, 'phase', e.phase,
     'site', coalesce(e.site, r.site), 'relay', e.relay, 'remote_host', e.remote_host, 'tls', e.tls, 'ms', e.ms, 'worker', e.worker,
     'detail', case when p_event <> p_recipient then nullif(e.detail, '') else concat_ws(', ',
       case when m.test then 'a test, for the sandbox only' end, 'by ' || m.created_by,
-      'for ' || to_char(m.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')) end)::text
+      'for ' || pgmail.iso_time(m.scheduled_at)) end)::text
   from (select y.id, y.created_at, y.created_by, y.scheduled_at, y.stream, y.tags, y.template, y.template_version, y.test
         from pgmail.message y where y.tenant_id = p_tenant and y.id = p_email limit 1) m
   cross join lateral (select y.id, y.address, y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = p_recipient limit 1) r
@@ -1928,10 +1946,6 @@ CREATE FUNCTION pgmail.is_sender_domain(p_tenant integer, p_domain text) RETURNS
   select exists (select from pgmail.sender_domain d where d.tenant_id = p_tenant and d.state = 'verified'
                  and d.domain = any (pgmail.domain_and_above(p_domain)))
 $$;
-
-CREATE FUNCTION pgmail.iso_moment(p_at timestamp with time zone) RETURNS text
-    LANGUAGE sql STABLE
-    AS $$ select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') $$;
 
 CREATE FUNCTION pgmail.iso_time(p_at timestamp with time zone) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -5040,7 +5054,7 @@ begin
      where h.tenant_id = s.tenant_id and h.id = s.hook_id;
     select case when s.gone then 'it answered 410 Gone'
                 when s.failed and h.failing_since < now_ - interval '5 days' then
-                  format('no call has gone well since %s; the last one: %s', pgmail.iso_moment(h.failing_since), h.last_error) end
+                  format('no call has gone well since %s; the last one: %s', pgmail.iso_time(h.failing_since), h.last_error) end
       into ended from pgmail.hook h where h.tenant_id = s.tenant_id and h.id = s.hook_id and h.enabled;
     if ended is not null then
       update pgmail.hook h set enabled = false, reason = ended, changed_at = now_ where h.tenant_id = s.tenant_id and h.id = s.hook_id;

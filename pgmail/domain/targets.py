@@ -107,6 +107,8 @@ def url_fault(text: str, allowed: Sequence[Network] = ()) -> str | None:
     own = 443 if parts.scheme == "https" else 80
     if port is not None and port != own and not 1_024 <= port <= 65_535:
         return f"has the port {port}; it may be {own}, or 1024 and above"
+    if parts.scheme == "http" and _parsed(host) is not None and not within(host, allowed):
+        return "must be https; http is for networks in PGMAIL_HOOK_NETWORKS"
     if (_parsed(host) is not None or _numeric(host)) and not reachable(host, allowed):
         return "leads to no public address; others are for PGMAIL_HOOK_NETWORKS"
     return None

@@ -80,7 +80,8 @@ class Hooks:
     def due(self) -> int:
         return one(
             self.owner,
-            "select count(*) from pgmail.hook_queue q join pgmail.hook h on h.tenant_id = q.tenant_id and h.id = q.hook_id"
+            "select count(*) from pgmail.hook_queue q"
+            " join pgmail.hook h on h.tenant_id = q.tenant_id and h.id = q.hook_id"
             " where q.due_at <= pgmail.now() and h.enabled and (h.rest_until is null or h.rest_until <= pgmail.now())",
         )
 

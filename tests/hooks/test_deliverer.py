@@ -246,7 +246,8 @@ async def test_secrets_lie_sealed_and_open_at_their_own_endpoint_only(hooks, rec
     raw = one(hooks.owner, "select string_agg(s::text, ' ') from pgmail.hook_secret s")
     assert a.secret.removeprefix("whsec_") not in raw
     hooks.owner.execute(
-        "update pgmail.hook_secret s set sealed = o.sealed from pgmail.hook_secret o where s.hook_id = %s and o.hook_id = %s",
+        "update pgmail.hook_secret s set sealed = o.sealed from pgmail.hook_secret o"
+        " where s.hook_id = %s and o.hook_id = %s",
         [b.id, a.id],
     )
     send(app)

@@ -20,6 +20,7 @@ FLEET = {
         "fence",
         "retention",
     ),
+    "hook_cursor",
     *("reply_reason", "reply_rule", "reply_pattern", "limits", "bucket", "permit", "tenant"),
 }
 # Those of them that say `true` to a role which speaks for a tenant; `limits` and `tenant` have conditions of their own.

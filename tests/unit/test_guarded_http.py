@@ -9,7 +9,7 @@ import trustme
 from aiohttp import web
 
 from pgmail.domain.targets import reachable, shown_url, url_fault
-from pgmail.transport.guarded_http import NOWHERE, GuardedHttp, Names
+from pgmail.transport.guarded_http import NOWHERE, GuardedHttp, Names, _Guard
 from tests.receiver import Receiver
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -146,6 +146,8 @@ def test_a_usual_url_is_taken(url: str):
 def test_plain_http_is_for_allowed_networks():
     assert url_fault("http://hooks.internal/a", LOOPBACK) is None
     assert url_fault("http://hooks.internal:22/a", LOOPBACK) is not None
+    assert url_fault("http://127.0.0.2:8080/a", LOOPBACK) is None
+    assert url_fault("http://8.8.8.8/a", LOOPBACK) is not None
     assert url_fault("http://8.8.8.8/a", ()) is not None
 
 
@@ -186,11 +188,11 @@ async def test_a_name_that_changes_its_mind_reaches_nothing():
     async def lookup(_: str) -> list[str]:
         return next(turns)
 
-    client = GuardedHttp(lookup=lookup)
+    guard = _Guard(lookup, (), plain=False)
     async with Receiver() as receiver:
-        first = await client._session(plain=False).connector._resolver.resolve("evil.example", receiver.port)
+        first = await guard.resolve("evil.example", receiver.port)
         assert [found["host"] for found in first] == ["8.8.8.8"]
-        answer = await call(client, f"https://evil.example:{receiver.port}/")
+        answer = await call(GuardedHttp(lookup=lookup), f"https://evil.example:{receiver.port}/")
     assert answer.error == NOWHERE
     assert receiver.got == []
 
