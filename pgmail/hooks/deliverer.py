@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import random
 import re
 import time
@@ -27,7 +28,7 @@ import structlog
 
 from pgmail.domain import webhooks
 from pgmail.domain.targets import shown_url
-from pgmail.errors import DatabaseAway, KeyMissing, PgmailError, SealBroken
+from pgmail.errors import DatabaseAway, KeyMissing, SealBroken
 from pgmail.sealing.box import place, unseal
 from pgmail.sealing.keks import Keks
 from pgmail.service import Loop
@@ -42,6 +43,7 @@ LEASE_SECONDS = 60.0  # longer than a call may take, with room for a database th
 POLL_SECONDS = 0.5
 SETTLE_SECONDS = 0.05
 RETRY_SECONDS = 2.0
+LAST_SECONDS = 5.0  # for calls under way when told to stop; what is cut off is told again, under the same id
 SAMPLE = (
     b'{"message":"This is a test of your webhook. An event of an email has its facts here.","sample":true}'
 )
@@ -90,9 +92,11 @@ class Deliverer(Loop):
     async def run(self) -> None:
         """Look, call, record, until told to stop; then finish the calls under way."""
         self.ready()
-        look_at = 0.0
+        look_at, last_at = 0.0, math.inf
         try:
-            while not (self.draining.is_set() and not self._calls and not self._results):
+            while (self._calls or self._results or not self.draining.is_set()) and time.monotonic() < last_at:
+                if self.draining.is_set():
+                    last_at = min(last_at, time.monotonic() + LAST_SECONDS)
                 self._wake.clear()
                 try:
                     if self._results:
@@ -100,13 +104,13 @@ class Deliverer(Loop):
                     if not self.draining.is_set() and time.monotonic() >= look_at:
                         more = await self._claim()
                         look_at = time.monotonic() + (SETTLE_SECONDS if more else POLL_SECONDS)
-                except DatabaseAway:
+                except Exception as error:  # noqa: BLE001 - webhooks in trouble must not end a process that sends mail
+                    if not isinstance(error, DatabaseAway):
+                        _log.exception("webhooks.failed")
+                        self._results.clear()  # what could not be recorded is told again when its lease ends
                     look_at = time.monotonic() + RETRY_SECONDS
                     await self._pause(RETRY_SECONDS)
                     continue
-                except PgmailError as error:
-                    _log.warning("webhooks.failed", error=str(error))
-                    look_at = time.monotonic() + RETRY_SECONDS
                 await self._pause(SETTLE_SECONDS if self._results else look_at - time.monotonic())
         finally:
             for call in self._calls:

@@ -89,8 +89,8 @@ declare
   now_ timestamptz := pgmail.now(); from_ integer := 0; many bigint; t integer; h uuid := none; around boolean := false;
   tenants integer[] := '{}'; hooks uuid[] := '{}';
 begin
-  select count(*) into many from pgmail.hook;
-  if many > most then
+  if (select count(*) from (select from pgmail.hook limit most + 1) x) > most then
+    select count(*) into many from pgmail.hook;
     select x.tenant_id into from_ from pgmail.hook x order by x.tenant_id, x.id offset floor(p_turn * many)::bigint limit 1;
     from_ := coalesce(from_, 0);
   end if;
