@@ -31,6 +31,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from pgmail.domain.targets import Network, reachable, url_fault, within
 from pgmail.transport.http_answer import Answer
 
+__all__ = ["NOWHERE", "Answer", "GuardedHttp", "Names"]
+
 DNS_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0

@@ -50,19 +50,20 @@ begin
 end
 $$;
 
--- What an endpoint is told of an event, in the words of the feed; null where its email is past its retention. Made when it is
+-- What an endpoint is told of an event: its id and the data that GET /events has of it. Null where its email is past its retention. Made when it is
 -- told, so what was erased meanwhile is not in it.
 create or replace function pgmail.hook_data(p_tenant integer, p_event uuid, p_email uuid, p_recipient uuid, p_type text) returns text
 language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
-  select json_build_object(
-    'id', p_event, 'email_id', m.id, 'recipient_id', r.id, 'address', r.address, 'stream', m.stream, 'tags', m.tags,
-    'template', m.template, 'template_version', m.template_version, 'email_created_at', pgmail.iso_time(m.created_at), 'test', m.test,
+  select json_strip_nulls(json_build_object(
+    'id', p_event, 'email_id', m.id, 'recipient_id', r.id, 'address', r.address, 'stream', m.stream, 'tags', nullif(m.tags, '{}'),
+    'template', case when m.template is not null then json_build_object('id', m.template, 'version', m.template_version) end,
+    'email_created_at', pgmail.iso_time(m.created_at), 'test', nullif(m.test, false),
     'attempt', e.attempt, 'code', e.code, 'enhanced', e.enhanced, 'reply', e.reply, 'class', k.class, 'reason', k.name, 'phase', e.phase,
     'site', coalesce(e.site, r.site), 'relay', e.relay, 'remote_host', e.remote_host, 'tls', e.tls, 'ms', e.ms, 'worker', e.worker,
-    'detail', case when p_event <> p_recipient then nullif(e.detail, '') else concat_ws(', ',
+    'detail', nullif(case when p_event <> p_recipient then e.detail else concat_ws(', ',
       case when m.test then 'a test, for the sandbox only' end, 'by ' || m.created_by,
-      'for ' || pgmail.iso_time(m.scheduled_at)) end)::text
+      'for ' || pgmail.iso_time(m.scheduled_at)) end, '')))::text
   from (select y.id, y.created_at, y.created_by, y.scheduled_at, y.stream, y.tags, y.template, y.template_version, y.test
         from pgmail.message y where y.tenant_id = p_tenant and y.id = p_email limit 1) m
   cross join lateral (select y.id, y.address, y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = p_recipient limit 1) r
