@@ -57,7 +57,7 @@ def run_worker(settings: Settings) -> int:
         dsn=settings.database("worker"),
         concurrency=settings.worker_concurrency,
         ward_argv=[sys.executable, "-c", "from pgmail.app import run_apart; run_apart()"],
-        beside=lambda database: _beside(settings, database),
+        beside=lambda database, pressed: _beside(settings, database, pressed),
     )
 
 
@@ -148,11 +148,13 @@ def _chores(settings: Settings, database: Database) -> list[Chore]:
     return [FanOut(database), Tidy(database, settings.hook_log_days)]
 
 
-def _beside(settings: Settings, database: Database) -> list[Service]:
+def _beside(
+    settings: Settings, database: Database, pressed: Callable[[], bool] = lambda: False
+) -> list[Service]:
     """Return what each process that works or leads runs beside that."""
     from pgmail.hooks.compose import deliverers  # noqa: PLC0415
 
-    return deliverers(settings, database)
+    return deliverers(settings, database, pressed)
 
 
 async def _maintain(settings: Settings) -> None:

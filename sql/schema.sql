@@ -454,8 +454,8 @@ declare
   now_ timestamptz := pgmail.now(); from_ integer := 0; many bigint; t integer; h uuid := none; around boolean := false;
   tenants integer[] := '{}'; hooks uuid[] := '{}';
 begin
-  select count(*) into many from pgmail.hook;
-  if many > most then
+  if (select count(*) from (select from pgmail.hook limit most + 1) x) > most then
+    select count(*) into many from pgmail.hook;
     select x.tenant_id into from_ from pgmail.hook x order by x.tenant_id, x.id offset floor(p_turn * many)::bigint limit 1;
     from_ := coalesce(from_, 0);
   end if;
@@ -1512,6 +1512,7 @@ CREATE FUNCTION pgmail.feed_index_next(p_after text DEFAULT ''::text) RETURNS TA
     from unnest(array['message', 'event']) b(base)
     join pg_inherits i on i.inhparent = to_regclass('pgmail.' || b.base)
     join pg_class c on c.oid = i.inhrelid
+    where to_regclass(format('pgmail.%I', b.base || '_feed')) is not null   -- not so in a schema of an older revision
   )
   select p.name, (select count(*) from part x where x.attached)::integer + 1, (select count(*) from part)::integer,
     case when p.valid is false then array[format('drop index concurrently if exists pgmail.%I', p.name || '_feed')] else '{}' end
@@ -1522,11 +1523,11 @@ CREATE FUNCTION pgmail.feed_index_next(p_after text DEFAULT ''::text) RETURNS TA
   order by p.name limit 1
 $$;
 
-CREATE FUNCTION pgmail.feed_now_v1(OUT history uuid, OUT now_ pg_snapshot, OUT whole boolean) RETURNS record
+CREATE FUNCTION pgmail.feed_now_v1(OUT history uuid, OUT now_ pg_snapshot, OUT kept_days integer, OUT whole boolean) RETURNS record
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  select pgmail.feed_history_v1(), pg_current_snapshot(),
+  select pgmail.feed_history_v1(), pg_current_snapshot(), pgmail.kept_days('event'),
     (select bool_and(i.indisvalid) from pg_index i where i.indexrelid in ('pgmail.event_feed'::regclass, 'pgmail.message_feed'::regclass))
 $$;
 
@@ -1583,7 +1584,8 @@ declare
   none constant uuid := '00000000-0000-0000-0000-000000000000'; all_ constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
   s record; many integer := 0; more boolean := false;
   x xid8; after_event uuid; from_message uuid;
-  xids xid8[] := '{}'; places uuid[] := '{}'; ids uuid[] := '{}'; owners uuid[] := '{}'; tenants integer[] := '{}';
+  xids xid8[] := '{}'; places uuid[] := '{}'; ids uuid[] := '{}'; owners uuid[] := '{}'; emails uuid[] := '{}'; tenants integer[] := '{}';
+  low_owner uuid; high_owner uuid; low_email uuid; high_email uuid; low_person uuid; high_person uuid;
 begin
   for s in select f.low, f.high from pgmail.feed_stretches(p_seen, p_now, p_xid) f loop
     continue when s.high <= p_xid;
@@ -1594,12 +1596,12 @@ begin
       x := s.low; after_event := none; from_message := none;
     end if;
     with found as (
-      (select e.xid, null::uuid as place, e.id, e.recipient_id as owner, e.tenant_id from pgmail.event e
+      (select e.xid, null::uuid as place, e.id, e.recipient_id as owner, e.message_id as email, e.tenant_id from pgmail.event e
        where (e.xid, e.id) > (x, after_event) and e.xid < s.high
          and pg_visible_in_snapshot(e.xid, p_now) and not pg_visible_in_snapshot(e.xid, p_seen)
        order by e.xid, e.id limit p_most - many)
       union all
-      (select m.xid, m.id, m.id, m.id, m.tenant_id from pgmail.message m
+      (select m.xid, m.id, m.id, null, m.id, m.tenant_id from pgmail.message m
        where (m.xid, m.id) >= (x, from_message) and m.xid < s.high
          and pg_visible_in_snapshot(m.xid, p_now) and not pg_visible_in_snapshot(m.xid, p_seen)
        order by m.xid, m.id limit p_most - many)
@@ -1610,33 +1612,44 @@ begin
       places || coalesce(array_agg(c.place order by c.xid, c.place is null, c.id), '{}'),
       ids || coalesce(array_agg(c.id order by c.xid, c.place is null, c.id), '{}'),
       owners || coalesce(array_agg(c.owner order by c.xid, c.place is null, c.id), '{}'),
+      emails || coalesce(array_agg(c.email order by c.xid, c.place is null, c.id), '{}'),
       tenants || coalesce(array_agg(c.tenant_id order by c.xid, c.place is null, c.id), '{}')
-    into xids, places, ids, owners, tenants from cut c;
+    into xids, places, ids, owners, emails, tenants from cut c;
     many := cardinality(ids);
     more := many >= p_most;
     exit when more;
   end loop;
   if many = 0 then return; end if;
 
-  -- Row by row, each of these finds its one partition by the id; joined, every partition would be read for all of them.
+  -- Bounds leave of each table the one or two partitions that hold what is looked for.
+  select (array_agg(o order by o))[1], (array_agg(o order by o desc))[1] into low_owner, high_owner from unnest(owners) o where o is not null;
+  select (array_agg(o order by o))[1], (array_agg(o order by o desc))[1] into low_email, high_email from unnest(emails) o;
+  -- The recipients of an email were made within its hour.
+  select pgmail.uuid_floor(pgmail.uuid_time((array_agg(o order by o))[1]) - interval '1 hour'),
+    pgmail.uuid_floor(pgmail.uuid_time((array_agg(o order by o desc))[1]) + interval '1 hour')
+    into low_person, high_person from unnest(places) o where o is not null;
   return query
   with mine as materialized (
-    select u.xid, u.place, u.id, u.owner, u.tenant_id from unnest(xids, places, ids, owners, tenants) u(xid, place, id, owner, tenant_id)
+    select u.xid, u.place, u.id, u.owner, u.email, u.tenant_id
+    from unnest(xids, places, ids, owners, emails, tenants) u(xid, place, id, owner, email, tenant_id)
     where p_tenants is null or u.tenant_id = any (p_tenants)
   ), happened as (
-    select u.xid, u.place, u.id, e.type, u.tenant_id, e.at, e.message_id, e.recipient_id, r.address, m.stream, m.tags, m.template,
+    select u.xid, u.place, u.id, e.type, u.tenant_id, e.at, u.email, u.owner, r.address, m.stream, m.tags, m.template,
       m.template_version, m.created_at, m.test, e.attempt, e.code, e.enhanced, e.reply, k.class, k.name, e.phase,
       coalesce(e.site, r.site), e.relay, e.remote_host, e.tls, e.ms, e.worker, nullif(e.detail, '') as detail
     from mine u
     cross join lateral (
       select y.* from pgmail.event y
-      where u.place is null and y.tenant_id = u.tenant_id and y.recipient_id = u.owner and y.id = u.id limit 1) e
+      where y.tenant_id = u.tenant_id and y.recipient_id = u.owner and y.id = u.id and y.recipient_id >= low_owner and y.recipient_id <= high_owner
+      limit 1) e
     left join lateral (
       select y.stream, y.tags, y.template, y.template_version, y.created_at, y.test from pgmail.message y
-      where y.tenant_id = u.tenant_id and y.id = e.message_id limit 1) m on true
+      where y.tenant_id = u.tenant_id and y.id = u.email and y.id >= low_email and y.id <= high_email limit 1) m on true
     left join lateral (
-      select y.address, y.site from pgmail.recipient y where y.tenant_id = u.tenant_id and y.id = u.owner limit 1) r on true
+      select y.address, y.site from pgmail.recipient y
+      where y.tenant_id = u.tenant_id and y.id = u.owner and y.id >= low_owner and y.id <= high_owner limit 1) r on true
     left join pgmail.reply_reason k on k.name = split_part(e.detail, ':', 1) and e.code >= 400
+    where u.place is null
   ), queued as (
     select u.xid, u.place, r.id, case when m.scheduled_at is null then 'email.queued' else 'email.scheduled' end, u.tenant_id,
       m.created_at as at, m.id as message_id, r.id as recipient_id, r.address, m.stream, m.tags, m.template, m.template_version,
@@ -1647,19 +1660,13 @@ begin
     from mine u
     cross join lateral (
       select y.id, y.scheduled_at, y.created_at, y.created_by, y.stream, y.tags, y.template, y.template_version, y.test
-      from pgmail.message y where y.tenant_id = u.tenant_id and y.id = u.place limit 1) m
-    -- Its recipients were made within its hour.
+      from pgmail.message y where y.tenant_id = u.tenant_id and y.id = u.place and y.id >= low_email and y.id <= high_email limit 1) m
     cross join lateral (
       select y.id, y.address, y.site from pgmail.recipient y
-      where y.tenant_id = u.tenant_id and y.message_id = u.place
-        and y.id >= pgmail.uuid_floor(pgmail.uuid_time(u.place) - interval '1 hour')
-        and y.id < pgmail.uuid_floor(pgmail.uuid_time(u.place) + interval '1 hour')
-        and (u.xid, u.place) is distinct from (p_xid, p_place)
-      union all
-      select y.id, y.address, y.site from pgmail.recipient y
-      where y.tenant_id = u.tenant_id and y.message_id = u.place
-        and y.id > p_id and y.id < pgmail.uuid_floor(pgmail.uuid_time(u.place) + interval '1 hour')
-        and u.xid = p_xid and u.place = p_place) r
+      where y.tenant_id = u.tenant_id and y.message_id = u.place and y.id >= low_person and y.id < high_person
+        and (p_place is null or u.place <> p_place or u.xid <> p_xid or y.id > p_id)
+      offset 0) r
+    where u.place is not null
   )
   select * from (select * from happened union all select * from queued) t
   order by t.xid, t.place is null, t.place, t.id;
@@ -1854,14 +1861,15 @@ CREATE FUNCTION pgmail.hook_data(p_tenant integer, p_event uuid, p_email uuid, p
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
-  select json_build_object(
-    'id', p_event, 'email_id', m.id, 'recipient_id', r.id, 'address', r.address, 'stream', m.stream, 'tags', m.tags,
-    'template', m.template, 'template_version', m.template_version, 'email_created_at', pgmail.iso_time(m.created_at), 'test', m.test,
+  select json_strip_nulls(json_build_object(
+    'id', p_event, 'email_id', m.id, 'recipient_id', r.id, 'address', r.address, 'stream', m.stream, 'tags', nullif(m.tags, '{}'),
+    'template', case when m.template is not null then json_build_object('id', m.template, 'version', m.template_version) end,
+    'email_created_at', pgmail.iso_time(m.created_at), 'test', nullif(m.test, false),
     'attempt', e.attempt, 'code', e.code, 'enhanced', e.enhanced, 'reply', e.reply, 'class', k.class, 'reason', k.name, 'phase', e.phase,
     'site', coalesce(e.site, r.site), 'relay', e.relay, 'remote_host', e.remote_host, 'tls', e.tls, 'ms', e.ms, 'worker', e.worker,
-    'detail', case when p_event <> p_recipient then nullif(e.detail, '') else concat_ws(', ',
+    'detail', nullif(case when p_event <> p_recipient then e.detail else concat_ws(', ',
       case when m.test then 'a test, for the sandbox only' end, 'by ' || m.created_by,
-      'for ' || pgmail.iso_time(m.scheduled_at)) end)::text
+      'for ' || pgmail.iso_time(m.scheduled_at)) end, '')))::text
   from (select y.id, y.created_at, y.created_by, y.scheduled_at, y.stream, y.tags, y.template, y.template_version, y.test
         from pgmail.message y where y.tenant_id = p_tenant and y.id = p_email limit 1) m
   cross join lateral (select y.id, y.address, y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = p_recipient limit 1) r

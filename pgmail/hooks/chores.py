@@ -1,9 +1,9 @@
 """What the leader does for webhooks: events from the feed into their queue, and tidying.
 
 `FanOut` reads nothing while nobody has an endpoint, and is a guest of the database otherwise: after a step that found
-much it rests nine times as long as that took, so that a burst of mail costs a tenth of one processor at most.
+much it rests so long that a burst of mail costs a twentieth of one processor at most.
 
-What can go wrong: more happens, for long, than a tenth of a processor can pass on. Then webhooks come later and later,
+What can go wrong: more happens, for long, than that can pass on. Then webhooks come later and later,
 never not at all; `pgmail webhook show` tells how old the oldest is.
 """
 
@@ -17,7 +17,7 @@ from pgmail.store.database import Database
 FACTS = 1_000  # a step
 LOOK_SECONDS = 0.25
 IDLE_SECONDS = 1.0
-SHARE = 0.1
+SHARE = 0.05
 TIDY_SECONDS = 600.0
 ROWS = 5_000
 

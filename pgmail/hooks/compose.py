@@ -5,6 +5,7 @@ What calls the web is loaded when the first call is made: most installations hav
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pgmail.config import Settings
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
     from pgmail.service import Service
 
 
-def deliverers(settings: Settings, database: Database) -> list[Service]:
-    """Return what tells endpoints of events; nothing without keys, since no endpoint can be made or signed for."""
+def deliverers(
+    settings: Settings, database: Database, pressed: Callable[[], bool] = lambda: False
+) -> list[Service]:
+    """Return what tells endpoints of events; nothing without keys, since no endpoint can be made or signed for.
+
+    `pressed` tells whether the process has as much mail in hand as it takes.
+    """
     keys = keks.read(settings)
     if not keys or not settings.hook_concurrency:
         return []
@@ -28,5 +34,12 @@ def deliverers(settings: Settings, database: Database) -> list[Service]:
 
         return GuardedHttp(networks_of(settings.hook_networks), name_servers=settings.name_servers)
 
-    made = Deliverer(database, keys, client, concurrency=settings.hook_concurrency, rate=settings.hook_rate)
+    made = Deliverer(
+        database,
+        keys,
+        client,
+        concurrency=settings.hook_concurrency,
+        rate=settings.hook_rate,
+        pressed=pressed,
+    )
     return [made]

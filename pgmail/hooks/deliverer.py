@@ -1,9 +1,9 @@
 """Tells endpoints of events: claims what is due, calls, records what came of it.
 
 A process has one `Deliverer`. It has so many calls under way at most (`concurrency`), of one endpoint a quarter of
-them, so that one that lets us wait holds up nobody else; and it makes `rate` calls a second at most, since
-processors are for mail first. It opens no connection of its own to the database: a claim and a settle are short
-statements on the pool of its process.
+them, so that one that lets us wait holds up nobody else; and it makes `rate` calls a second at most, a tenth of that
+while mail needs all that its process has: a call takes about as much of a processor as a mail. It opens no
+connection of its own to the database: a claim and a settle are short statements on the pool of its process.
 
 What can go wrong: the process dies between a call and its record. The lease runs out after `LEASE_SECONDS`, and
 another process tells the same event again, under the same webhook-id. A data key that this process cannot open: it
@@ -43,6 +43,8 @@ LEASE_SECONDS = 60.0  # longer than a call may take, with room for a database th
 POLL_SECONDS = 0.5
 SETTLE_SECONDS = 0.05
 RETRY_SECONDS = 2.0
+LOAD = 0.4  # of a processor; waiting for slow mail servers takes next to nothing of one
+LOAD_SECONDS = 0.5
 LAST_SECONDS = 5.0  # for calls under way when told to stop; what is cut off is told again, under the same id
 SAMPLE = (
     b'{"message":"This is a test of your webhook. An event of an email has its facts here.","sample":true}'
@@ -73,15 +75,20 @@ class Deliverer(Loop):
         *,
         concurrency: int,
         rate: int,
+        pressed: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         random: Callable[[], float] = random.random,
     ) -> None:
-        """`client` makes what calls, when there is something to call. `rate` is calls a second."""
+        """`client` makes what calls, when there is something to call. `rate` is calls a second.
+
+        `pressed` tells whether the process has as much mail in hand as it takes.
+        """
         super().__init__("webhooks")
         self._database, self._keks, self._make = database, keks, client
         self._client: Client | None = None
         self._concurrency, self._each = concurrency, max(1, concurrency // 4)
         self._tokens = _Tokens(rate)
+        self._load = _Load(pressed)
         self._now, self._random = now, random
         self._busy: Counter[UUID] = Counter()
         self._calls: set[asyncio.Task[None]] = set()
@@ -138,6 +145,7 @@ class Deliverer(Loop):
 
     async def _claim(self) -> bool:
         """Begin what is due; whether there may be more."""
+        self._tokens.slow = self._load.high()
         free = min(self._concurrency - len(self._calls), self._tokens.left())
         if free <= 0 or not self._keks:
             return bool(self._keks)
@@ -232,19 +240,36 @@ class Deliverer(Loop):
 
 
 class _Tokens:
-    """So many calls a second, up to a second's worth at once."""
+    """So many calls a second, up to a second's worth at once; a tenth of it while `slow`."""
 
     def __init__(self, rate: int) -> None:
         self._rate, self._left, self._at = float(rate), float(rate), time.monotonic()
+        self.slow = False
 
     def left(self) -> int:
-        now = time.monotonic()
-        self._left = min(self._rate, self._left + (now - self._at) * self._rate)
+        now, rate = time.monotonic(), max(1.0, self._rate / 10) if self.slow else self._rate
+        self._left = min(rate, self._left + (now - self._at) * rate)
         self._at = now
         return int(self._left)
 
     def take(self, count: int) -> None:
         self._left -= count
+
+
+class _Load:
+    """Whether this process is short of time: all its slots have mail, and it used most of a processor lately."""
+
+    def __init__(self, pressed: Callable[[], bool]) -> None:
+        self._pressed = pressed
+        self._at, self._used, self._share = time.monotonic(), time.process_time(), 0.0
+
+    def high(self) -> bool:
+        now = time.monotonic()
+        if now - self._at >= LOAD_SECONDS:
+            used = time.process_time()
+            self._share = (used - self._used) / (now - self._at)
+            self._at, self._used = now, used
+        return self._share > LOAD and self._pressed()
 
 
 def payload(type: str, at: datetime, data: bytes) -> bytes:

@@ -59,7 +59,7 @@ ANSWER_SECONDS = 30.0
 UPKEEP_SECONDS = 600.0
 
 MakeLeader = Callable[[Database, Presence], tuple[Service, Callable[[], bool]]]
-Beside = Callable[[Database], list[Service]]
+Beside = Callable[[Database, Callable[[], bool]], list[Service]]
 
 
 async def run_worker(
@@ -76,7 +76,7 @@ async def run_worker(
     """Run one worker process until `until` is set; raises what it crashed of (`FencedOut` when declared dead).
 
     `ward` is where mail is made that a worker died with; it is closed at the end. `beside` makes what else the
-    process runs.
+    process runs; it is given the pool, and what tells whether all slots have mail.
     """
     staging = Staging.of(settings)
     witness = Witness("worker", settings.state_dir)
@@ -153,7 +153,7 @@ async def run_worker(
         paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE,
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency)
-    others = beside(database) if beside is not None else []
+    others = beside(database, lambda: claimer.out >= concurrency) if beside is not None else []
     parts: list[Service] = [witness, presence, leader, *others, settler, intents, slots, claimer]
     if listener is not None:
         parts.append(listener)

@@ -1,11 +1,12 @@
 """Webhooks without a network: signatures by the specification's example, the schedule, Retry-After."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from pgmail.domain import webhooks
-from pgmail.hooks.deliverer import _shown, _Tokens, payload
+from pgmail.hooks.deliverer import _Load, _shown, _Tokens, payload
 from pgmail.shaping.hook_retry import WAITS, judge, retry_seconds
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -107,6 +108,29 @@ def test_a_payload_is_json_of_type_timestamp_and_data():
 def test_an_answer_in_the_log_has_no_address_and_one_line():
     assert _shown("no such\n<ada@example.org>\0 here") == "no such <***> here"
     assert len(_shown("x" * 1_000)) == 200
+
+
+def test_while_mail_needs_all_the_process_has_a_tenth_of_the_calls_is_made(monkeypatch):
+    now, used = [0.0], [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "process_time", lambda: used[0])
+    pressed = [True]
+    load, tokens = _Load(lambda: pressed[0]), _Tokens(100)
+    tokens.take(100)
+    for seconds, high in ((0.9, True), (0.1, False)):  # of a processor, in a second
+        now[0] += 1
+        used[0] += seconds
+        assert load.high() is high
+    now[0] += 1
+    used[0] += 0.9
+    pressed[0] = False
+    assert not load.high()
+    pressed[0] = True
+    tokens.left()
+    tokens.take(100)
+    tokens.slow = load.high()
+    now[0] += 1
+    assert tokens.left() == 10
 
 
 def test_tokens_are_a_second_worth_at_most():
