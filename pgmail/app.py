@@ -57,6 +57,7 @@ def run_worker(settings: Settings) -> int:
         dsn=settings.database("worker"),
         concurrency=settings.worker_concurrency,
         ward_argv=[sys.executable, "-c", "from pgmail.app import run_apart; run_apart()"],
+        beside=lambda database, pressed: _beside(settings, database, pressed),
     )
 
 
@@ -143,7 +144,18 @@ def _make_leader(settings: Settings) -> MakeLeader:
 
 def _chores(settings: Settings, database: Database) -> list[Chore]:
     """Return what one process of the fleet does beside leading it."""
-    return []
+    from pgmail.hooks.chores import FanOut, Tidy  # noqa: PLC0415
+
+    return [FanOut(database), Tidy(database, settings.hook_log_days)]
+
+
+def _beside(
+    settings: Settings, database: Database, pressed: Callable[[], bool] = lambda: False
+) -> list[Service]:
+    """Return what each process that works or leads runs beside that."""
+    from pgmail.hooks.compose import deliverers  # noqa: PLC0415
+
+    return deliverers(settings, database, pressed)
 
 
 async def _maintain(settings: Settings) -> None:
@@ -175,6 +187,7 @@ async def _maintain(settings: Settings) -> None:
     metrics = Listener(settings, page, presence.health)
     await database.open()
     try:
-        await run_all([metrics, witness, presence, leader], until=until, drain_seconds=settings.drain_seconds)
+        parts = [metrics, witness, presence, leader, *_beside(settings, database)]
+        await run_all(parts, until=until, drain_seconds=settings.drain_seconds)
     finally:
         await database.close()

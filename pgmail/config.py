@@ -282,6 +282,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str, Row("Command that prints more of them, run without a shell at start.", empty="none")
     ] = ""
 
+    hook_networks: Annotated[
+        str,
+        Row(
+            "Private networks that webhooks and alerts may call, by http too, separated by blanks.",
+            fault=networks_fault,
+            empty="none",
+        ),
+    ] = ""
+    hook_concurrency: Annotated[
+        int,
+        Row(
+            "Webhooks that one worker or maintain process calls at the same time, a quarter of them of one "
+            "endpoint; 0 leaves it to others.",
+            "calls",
+            low=0,
+            high=500,
+        ),
+    ] = 20
+    hook_rate: Annotated[
+        int, Row("Most calls of webhooks of each such process.", "calls/s", low=1, high=10_000)
+    ] = 100
+    hook_log_days: Annotated[
+        int,
+        Row(
+            "How long calls of webhooks are logged, and kept for an endpoint that fails.",
+            "days",
+            low=4,
+            high=90,
+        ),
+    ] = 14
+
     sources: dict[str, str] = {}
 
     def database(self, role: Role | None = None) -> str:

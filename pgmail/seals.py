@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
-from pgmail.errors import KeyMissing
+from pgmail.errors import KeyMissing, Refused
 from pgmail.sealing.box import new_key
 from pgmail.sealing.keks import Keks
 from pgmail.sealing.tenant import TenantSeal
@@ -112,4 +112,27 @@ class Sealer:
         return TenantSeal(state, self._keks, local)
 
 
-__all__ = ["Opener", "Sealer", "TenantSeal"]
+async def newest_key(connection: store.Connection, keks: Keks) -> tuple[int, int, bytes]:
+    """Return what the connection's tenant seals small secrets with: its id, the data key's number, and the key.
+
+    Makes the tenant's first data key where there is none. Raises Refused `sealing_unavailable` (503).
+    """
+    if not keks:
+        because = (
+            "this is always sealed, and there is no key to seal with: `pgmail seal key NAME` makes one, "
+            "for PGMAIL_SEAL_KEYS of all processes"
+        )
+        raise Refused("sealing_unavailable", "", because, 503)
+    state = await store.state(connection)
+    try:
+        if not state.keys:
+            kek, wrapped = keks.wrap(state.tenant, new_key())
+            await store.first(connection, kek, wrapped)
+            state = await store.state(connection)
+        newest = max(state.keys, key=lambda key: key.id)
+        return state.tenant, newest.id, keks.unwrap(state.tenant, newest.kek, newest.wrapped)
+    except KeyMissing as why:
+        raise Refused("sealing_unavailable", "", str(why), 503) from None
+
+
+__all__ = ["Opener", "Sealer", "TenantSeal", "newest_key"]

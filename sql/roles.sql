@@ -177,6 +177,19 @@ begin
 end
 $do$;
 
+-- webhooks
+grant execute on function
+  pgmail.add_hook(uuid, text, text[], text[], jsonb, text, integer, bytea), pgmail.set_hook(uuid, jsonb, text), pgmail.remove_hook(uuid, text),
+  pgmail.rotate_hook(uuid, integer, bytea, interval, text), pgmail.test_hook(uuid), pgmail.replay_hook(uuid, jsonb, uuid, integer, text)
+  to {prefix}api, {prefix}admin;
+grant execute on function
+  pgmail.fan_out_hooks_v1(integer), pgmail.claim_hooks_v1(text[], integer, integer, double precision, uuid[], integer[], double precision),
+  pgmail.settle_hooks_v1(jsonb), pgmail.keep_hooks_v1(integer, integer)
+  to {prefix}worker, {prefix}maintain;
+grant select on pgmail.hook, pgmail.hook_queue, pgmail.hook_attempt to {prefix}api, {prefix}reader, {prefix}admin;
+grant select (tenant_id, hook_id, id, created_at, created_by, ends_at) on pgmail.hook_secret to {prefix}api, {prefix}reader, {prefix}admin;
+-- end of webhooks
+
 -- quotas: what may come in
 grant execute on function pgmail.set_quota(text, text, jsonb, text), pgmail.remove_quota(text, text, text) to {prefix}admin;
 grant execute on function pgmail.quota_gate_v1(uuid), pgmail.take_quota_v1(uuid, integer[], text[], integer[]) to {prefix}api;

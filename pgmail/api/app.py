@@ -36,6 +36,7 @@ from pgmail.api import (
     streams,
     suppressions,
     templates,
+    webhooks,
 )
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
@@ -46,7 +47,9 @@ from pgmail.api.origin import Origins, networks
 from pgmail.api.traced import traced, traces
 from pgmail.clock import Clock
 from pgmail.config import Settings
+from pgmail.domain.targets import networks_of
 from pgmail.feed.hub import Hub
+from pgmail.hooks.endpoints import Endpoints
 from pgmail.metrics.page import Page
 from pgmail.sealing.keks import Keks
 from pgmail.seals import Sealer
@@ -78,6 +81,9 @@ GUARDED = (
     ),
     audit.list_audit,
     quotas.list_quotas,
+    *(webhooks.add_webhook, webhooks.list_webhooks, webhooks.get_webhook, webhooks.change_webhook),
+    *(webhooks.remove_webhook, webhooks.rotate_webhook, webhooks.test_webhook, webhooks.replay_webhook),
+    webhooks.list_deliveries,
     *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
 OPEN = (health.live, health.ready, metrics.show_metrics)  # the last asks for a key itself
@@ -164,6 +170,7 @@ def create_app(
                 "metrics": metrics.Shown(settings, page),
                 "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes, traced=tracing is not None),
                 "tracing": tracing,
+                "endpoints": Endpoints(keks or Keks({}), networks_of(settings.hook_networks)),
             }
         ),
         on_startup=[keyring.notes.start],

@@ -68,6 +68,7 @@ ANSWER_SECONDS = 30.0
 UPKEEP_SECONDS = 600.0
 
 MakeLeader = Callable[[Database, Presence], tuple[Service, Callable[[], bool]]]
+Beside = Callable[[Database, Callable[[], bool]], list[Service]]
 
 
 async def run_worker(
@@ -79,10 +80,12 @@ async def run_worker(
     dsn: str,
     concurrency: int,
     ward: Ward | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """Run one worker process until `until` is set; raises what it crashed of (`FencedOut` when declared dead).
 
-    `ward` is where mail is made that a worker died with; it is closed at the end.
+    `ward` is where mail is made that a worker died with; it is closed at the end. `beside` makes what else the
+    process runs; it is given the pool, and what tells whether all slots have mail.
     """
     staging = Staging.of(settings)
     keys = keks.read(settings)
@@ -168,15 +171,11 @@ async def run_worker(
     slots = Slots(sender, outbox, concurrency, relays.recall)
     told = (presence, leader, claimer, outbox, sender.deliveries, settler, relays, database, beats)
     page = Page("worker", [part for part in told if isinstance(part, Source)])
+    others = beside(database, lambda: claimer.out >= concurrency) if beside is not None else []
     parts: list[Service] = [
-        MetricsListener(settings, page, presence.health),
-        witness,
-        presence,
-        leader,
-        settler,
-        intents,
-        slots,
-        claimer,
+        *(MetricsListener(settings, page, presence.health), witness, presence, leader),
+        *others,
+        *(settler, intents, slots, claimer),
     ]
     if listener is not None:
         parts.append(listener)

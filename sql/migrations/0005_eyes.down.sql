@@ -17,6 +17,14 @@ alter table pgmail.message drop column xid;
 -- end of insight
 
 ------------------------------------------------------------------------------------------------ hooks
+drop function pgmail.need_hook(uuid), pgmail.check_hook(pgmail.hook), pgmail.check_hook_secret(integer, integer, bytea),
+  pgmail.add_hook(uuid, text, text[], text[], jsonb, text, integer, bytea), pgmail.begin_hooks(), pgmail.set_hook(uuid, jsonb, text),
+  pgmail.remove_hook(uuid, text), pgmail.rotate_hook(uuid, integer, bytea, interval, text), pgmail.test_hook(uuid),
+  pgmail.replay_hook(uuid, jsonb, uuid, integer, text), pgmail.fan_out_hooks_v1(integer),
+  pgmail.hook_data(integer, uuid, uuid, uuid, text),
+  pgmail.claim_hooks_v1(text[], integer, integer, double precision, uuid[], integer[], double precision), pgmail.settle_hooks_v1(jsonb),
+  pgmail.keep_hooks_v1(integer, integer);
+drop table pgmail.hook_cursor, pgmail.hook_attempt, pgmail.hook_queue, pgmail.hook_secret, pgmail.hook;
 -- end of hooks
 
 ------------------------------------------------------------------------------------------------ alerts

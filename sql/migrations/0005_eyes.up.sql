@@ -33,6 +33,99 @@ $do$;
 -- end of insight
 
 ------------------------------------------------------------------------------------------------ hooks
+-- Webhooks: who wants which events where, what is still to be told, and what was answered.
+create table pgmail.hook (
+  tenant_id     integer not null,
+  id            uuid not null,
+  url           text not null,
+  description   text,
+  types         text[] not null,              -- names of events; one may end in *
+  streams       text[],                       -- null: all
+  tags          jsonb,                        -- all of these; null: whatever it has
+  enabled       boolean not null default true,
+  reason        text,                         -- why it is not
+  created_at    timestamptz not null default pgmail.now(),
+  created_by    text not null,
+  changed_at    timestamptz not null default pgmail.now(),
+  -- How it does. Nothing is written while all goes well.
+  fails         integer not null default 0,   -- calls that failed one after the other
+  failing_since timestamptz,                  -- the first of them
+  rest_until    timestamptz,                  -- not called before
+  last_error    text,
+  removed_at    timestamptz,                  -- its queue and its log go, and then it
+  primary key (tenant_id, id)
+) with (fillfactor = 50);
+
+-- What signs, sealed by the tenant's data key. Two while one takes over from the other.
+create table pgmail.hook_secret (
+  tenant_id  integer not null,
+  hook_id    uuid not null,
+  id         integer not null,
+  key_id     integer not null,
+  sealed     bytea not null,
+  created_at timestamptz not null default pgmail.now(),
+  created_by text not null,
+  ends_at    timestamptz,
+  primary key (tenant_id, hook_id, id)
+);
+
+-- A row for each event and endpoint that is still to be told; it leaves when it was, or when nobody will try any more.
+-- A claim changes what no index names, as in the queue of mail.
+create table pgmail.hook_queue (
+  tenant_id    integer not null,
+  hook_id      uuid not null,
+  event_id     uuid not null,                 -- of what tells that it was queued: the recipient's
+  email_id     uuid,                          -- null of a test
+  recipient_id uuid,
+  type         text not null,
+  at           timestamptz not null,          -- of the event
+  queued_at    timestamptz not null default pgmail.now(),
+  due_at       timestamptz not null default pgmail.now(),
+  attempts     smallint not null default 0,
+  leased_until timestamptz,
+  claims       integer not null default 0,
+  primary key (tenant_id, hook_id, event_id)
+) with (fillfactor = 60, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+create index hook_queue_due on pgmail.hook_queue (tenant_id, hook_id, due_at);
+
+-- The log: a row for each call, and for what was given up without one.
+create table pgmail.hook_attempt (
+  tenant_id    integer not null,
+  hook_id      uuid not null,
+  id           uuid not null default pgmail.uuid7(),
+  event_id     uuid not null,
+  email_id     uuid,
+  recipient_id uuid,
+  type         text not null,
+  event_at     timestamptz not null,
+  attempt      smallint not null,
+  outcome      text not null check (outcome in ('delivered', 'retrying', 'failed', 'dropped')),
+  status       smallint,                      -- of HTTP; null where no answer came
+  ms           integer,
+  error        text,
+  answer       text,                          -- the beginning of what it said, of a refusal
+  next_at      timestamptz,
+  primary key (tenant_id, hook_id, id)
+);
+create index hook_attempt_event on pgmail.hook_attempt (tenant_id, hook_id, event_id);
+
+-- Up to where the feed was read for webhooks; without a snapshot nothing is, since nobody wants any.
+create table pgmail.hook_cursor (
+  singleton boolean primary key default true check (singleton),
+  history   uuid,
+  seen      pg_snapshot,                      -- all of this was queued,
+  until     pg_snapshot,                      -- and of this what stands before the position
+  xid       xid8,
+  place     uuid,
+  event_id  uuid
+);
+insert into pgmail.hook_cursor default values;
+
+alter table pgmail.hook         enable row level security;
+alter table pgmail.hook_secret  enable row level security;
+alter table pgmail.hook_queue   enable row level security;
+alter table pgmail.hook_attempt enable row level security;
+alter table pgmail.hook_cursor  enable row level security;
 -- end of hooks
 
 ------------------------------------------------------------------------------------------------ alerts

@@ -20,6 +20,7 @@ FLEET = {
         "fence",
         "retention",
     ),
+    "hook_cursor",
     *("reply_reason", "reply_rule", "reply_pattern", "limits", "bucket", "permit", "tenant"),
     *("worker_key", "guess"),
 }
