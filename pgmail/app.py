@@ -187,7 +187,7 @@ async def _maintain(settings: Settings) -> None:
     metrics = Listener(settings, page, presence.health)
     await database.open()
     try:
-        parts = [metrics, witness, presence, leader, *_beside(settings, database)]
+        parts: list[Service] = [metrics, witness, presence, leader, *_beside(settings, database)]
         await run_all(parts, until=until, drain_seconds=settings.drain_seconds)
     finally:
         await database.close()

@@ -170,10 +170,12 @@ async def run_worker(
     )  # fmt: skip
     slots = Slots(sender, outbox, concurrency, relays.recall)
     told = (presence, leader, claimer, outbox, sender.deliveries, settler, relays, database, beats)
-    page = Page("worker", [part for part in told if isinstance(part, Source)])
     others = beside(database, lambda: claimer.out >= concurrency) if beside is not None else []
     parts: list[Service] = [
-        *(MetricsListener(settings, page, presence.health), witness, presence, leader),
+        MetricsListener(
+            settings, Page("worker", [x for x in told if isinstance(x, Source)]), presence.health
+        ),
+        *(witness, presence, leader),
         *others,
         *(settler, intents, slots, claimer),
     ]
