@@ -145,8 +145,9 @@ def _make_leader(settings: Settings) -> MakeLeader:
 def _chores(settings: Settings, database: Database) -> list[Chore]:
     """Return what one process of the fleet does beside leading it."""
     from pgmail.hooks.chores import FanOut, Tidy  # noqa: PLC0415
+    from pgmail.maintain.figures import figures  # noqa: PLC0415
 
-    return [FanOut(database), Tidy(database, settings.hook_log_days)]
+    return [*figures(database), FanOut(database), Tidy(database, settings.hook_log_days)]
 
 
 def _beside(
