@@ -200,6 +200,12 @@ grant select on pgmail.quota, pgmail.door, pgmail.quota_meter, pgmail.quota_buck
 grant execute on function pgmail.metrics_queue_v1(boolean), pgmail.metrics_fleet_v1(), pgmail.metrics_tables_v1()
   to {prefix}worker, {prefix}maintain, {prefix}admin;
 -- end of metrics
+-- figures
+grant execute on function pgmail.rollup_v1(integer, integer, integer), pgmail.trim_rollups_v1(integer), pgmail.gauge_lanes_v1(),
+  pgmail.gauge_states_v1() to {prefix}worker, {prefix}maintain;
+grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause, pgmail.insight_cursor
+  to {prefix}api, {prefix}reader, {prefix}admin;
+-- end of figures
 
 -- Row-level security. Policies name the roles they are for; the owner's own are functions/012_secure.sql's. Making one takes
 -- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should
@@ -217,7 +223,7 @@ begin
   loop
     if not t.secured then execute format('alter table %s enable row level security', t.name); end if;
     if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain', 'reply_reason', 'reply_rule', 'reply_pattern',
-                     'history', 'witness', 'fence') then
+                     'history', 'witness', 'fence', 'insight_cursor') then
       wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'fleet', 'condition', 'true', 'roles',
         fleet || case when t.relname in ('schema_version', 'reply_reason') then array['{prefix}analyst'] else '{}' end);
     elsif t.relname in ('bucket', 'permit') then
