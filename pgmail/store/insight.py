@@ -31,7 +31,7 @@ BYS: tuple[By, ...] = get_args(By)
 # How long a chart is, how many seconds a step of it, and what it is added up from.
 SPANS: Mapping[Span, tuple[timedelta, int, str]] = {
     "1h": (timedelta(hours=1), 60, "minute"),
-    "24h": (timedelta(hours=24), 900, "minute"),
+    "24h": (timedelta(hours=24), 900, "quarter"),
     "7d": (timedelta(days=7), 3600, "hour"),
 }
 LATELY = timedelta(minutes=5)  # what error rate and latencies of the present are of
