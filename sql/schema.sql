@@ -1378,9 +1378,9 @@ begin
     on conflict (tenant_id, lane) do update set depth = b.depth + excluded.depth
   ), came as (
     insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, n)
-    select g.tenant_id, 'stream', x.grain, date_trunc(x.grain, g.at, 'UTC'), g.stream, 'enqueued', sum(g.n)
-    from gone g, (values ('minute'), ('hour'), ('day')) x(grain) where g.kind = 'enqueued'
-    group by g.tenant_id, x.grain, date_trunc(x.grain, g.at, 'UTC'), g.stream order by 1, 2, 3, 4, 5
+    select g.tenant_id, 'stream', x.grain, date_bin(x.width, g.at, '2000-01-01Z') as begins, g.stream, 'enqueued', sum(g.n)
+    from gone g, (values ('minute', interval '1 minute'), ('quarter', interval '15 minutes'), ('hour', interval '1 hour'), ('day', interval '1 day')) x(grain, width)
+    where g.kind = 'enqueued' group by g.tenant_id, x.grain, begins, g.stream
     on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
   ), felt as (
     insert into pgmail.pulse as p (tenant_id, stream, at, enqueued, sent)
@@ -4125,9 +4125,9 @@ begin
     left join known_keys w on w.tenant_id = f.tenant_id and w.dim = f.dim and w.day = f.day
   ), rolled as (
     insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, bucket, n)
-    select x.tenant_id, x.dim, g.grain, date_trunc(g.grain, x.at, 'UTC') as begins, x.key, x.kind, x.bucket, sum(x.n)
-    from named x cross join (values ('minute'), ('hour'), ('day')) g(grain)
-    where g.grain <> 'minute' or x.dim = 'stream' or (x.dim in ('site', 'relay') and x.kind <> 'took')
+    select x.tenant_id, x.dim, g.grain, date_bin(g.width, x.at, '2000-01-01Z') as begins, x.key, x.kind, x.bucket, sum(x.n)
+    from named x cross join (values ('minute', interval '1 minute'), ('quarter', interval '15 minutes'), ('hour', interval '1 hour'), ('day', interval '1 day')) g(grain, width)
+    where g.grain in ('hour', 'day') or x.dim = 'stream' or (g.grain = 'minute' and x.dim in ('site', 'relay') and x.kind <> 'took')
     group by 1, 2, 3, 4, 5, 6, 7
     on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
   ), wrong as materialized (
@@ -5860,7 +5860,7 @@ declare n integer; m integer; now_ timestamptz := pgmail.now();
 begin
   delete from pgmail.rollup r using (
     select x.* from pgmail.tenant t cross join unnest('{stream,site,relay,tag,template,reason}'::text[]) d(dim)
-    cross join (values ('minute', interval '48 hours'), ('hour', interval '35 days'), ('day', interval '731 days')) g(grain, kept)
+    cross join (values ('minute', interval '48 hours'), ('quarter', interval '48 hours'), ('hour', interval '35 days'), ('day', interval '731 days')) g(grain, kept)
     cross join lateral (
       select y.tenant_id, y.dim, y.grain, y.at, y.key, y.kind, y.bucket from pgmail.rollup y
       where y.tenant_id = t.id and y.dim = d.dim and y.grain = g.grain and y.at < now_ - g.kept order by y.at limit p_most) x) old
@@ -7206,7 +7206,7 @@ CREATE TABLE pgmail.rollup (
     bucket smallint DEFAULT 0 NOT NULL,
     n bigint NOT NULL,
     CONSTRAINT rollup_dim_check CHECK ((dim = ANY (ARRAY['stream'::text, 'site'::text, 'relay'::text, 'tag'::text, 'template'::text, 'reason'::text]))),
-    CONSTRAINT rollup_grain_check CHECK ((grain = ANY (ARRAY['minute'::text, 'hour'::text, 'day'::text]))),
+    CONSTRAINT rollup_grain_check CHECK ((grain = ANY (ARRAY['minute'::text, 'quarter'::text, 'hour'::text, 'day'::text]))),
     CONSTRAINT rollup_kind_check CHECK ((kind = ANY (ARRAY['enqueued'::text, 'sent'::text, 'bounced_hard'::text, 'bounced_soft'::text, 'bounced_block'::text, 'bounced_other'::text, 'deferred'::text, 'delayed'::text, 'suppressed'::text, 'expired'::text, 'cancelled'::text, 'dead'::text, 'in_doubt'::text, 'held'::text, 'took'::text])))
 )
 WITH (fillfactor='70');
