@@ -46,6 +46,7 @@ CREATE TYPE pgmail.email AS (
 	size_bytes integer,
 	message_id uuid,
 	seal_key integer,
+	traceparent text,
 	test boolean
 );
 
@@ -240,7 +241,7 @@ $$;
 
 CREATE FUNCTION pgmail.body_hash(p_body jsonb) RETURNS bytea
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    AS $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')); end $$;
+    AS $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at', 'traceparent'])::text, 'UTF8')); end $$;
 
 CREATE FUNCTION pgmail.cancel(id uuid, reason text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
@@ -702,7 +703,7 @@ $$;
 
 CREATE FUNCTION pgmail.domains_shown(p_name text) RETURNS SETOF text
     LANGUAGE sql IMMUTABLE STRICT
-    AS $$
+    AS $_$
   select btrim(m[1], '.-_')
   from regexp_matches(
     regexp_replace(
@@ -711,10 +712,10 @@ CREATE FUNCTION pgmail.domains_shown(p_name text) RETURNS SETOF text
           regexp_replace(p_name, '[\u00ad\u034f\u061c\u180b-\u180f\u2000-\u200f\u202f\u205f-\u206f\ufe00-\ufe0f\ufeff]', '', 'g'),
           NFKC),
         U&'\3002\2010\2011\2012\2013\2014\2015\2043\2212', '.--------'),
-      '[\u2016-\u2023\u2027\u2030-\u205e]', ' ', 'g'),
+      '[\u00a2-\u00a5\u2016-\u2023\u2027\u2030-\u205e\u20a0-\u20cf]', ' ', 'g'),
     '@[^a-zA-Z0-9\u0080-\uffff]*((?:[a-zA-Z0-9._-]|[^\x01-\x7f])+)', 'g') m
-  where m[1] ~ '[^.]\.+[^.]'
-$$;
+  where m[1] ~ '[^.]\.+[^.]' and btrim(m[1], '.-_') !~ '^[0-9]+([.,][0-9]+){0,2}$'
+$_$;
 
 CREATE FUNCTION pgmail.doors_v1() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -722,15 +723,24 @@ CREATE FUNCTION pgmail.doors_v1() RETURNS integer
     SET jit TO 'off'
     AS $$
 declare
-  now_ timestamptz := pgmail.now(); today date := (now_ at time zone 'UTC')::date; last_ timestamptz; n integer; aged boolean;
-  midnight timestamptz := today::timestamp at time zone 'UTC';
+  now_ timestamptz := pgmail.now(); today date := (now_ at time zone 'UTC')::date; last_ timestamptz; n integer; aged boolean; pressed boolean;
+  midnight timestamptz := today::timestamp at time zone 'UTC'; moved integer[]; fleet pgmail.quota; all_depth numeric; all_due_at timestamptz;
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('pgmail.doors', 0)) then return null; end if;
   select least(l.doors_at, now_) into last_ from pgmail.leader l;
   update pgmail.leader set doors_at = now_;
+  select * into fleet from pgmail.quota q where q.scope = 'fleet';
 
-  insert into pgmail.quota_meter as m (tenant_id, scope, name, seen, seen_bytes, lately, paid_until, day, owed, mails, bytes)
-  select s.tenant_id, s.scope, s.name, s.n, s.bytes, s.fresh,
+  -- What is folded between this statement and the next is counted now, and once more at the next look.
+  with gone as (delete from pgmail.tally_moved returning tenant_id)
+  select array(
+    select g.tenant_id from gone g
+    union
+    select m.tenant_id from pgmail.quota q join pgmail.quota_meter m on m.tenant_id = q.tenant_id and m.scope = q.scope and m.name = q.name
+    where m.lately > 0 or m.day <> today) into moved;
+
+  insert into pgmail.quota_meter as m (tenant_id, scope, name, seen, seen_bytes, depth, lately, paid_until, day, owed, mails, bytes)
+  select s.tenant_id, s.scope, s.name, s.n, s.bytes, s.depth, s.fresh,
     least(greatest(o.paid_until, coalesce(last_, now_)), now_ + interval '366 days')
       + least(s.fresh / coalesce(q.per_second, 1000000)::double precision, 31536000) * interval '1 second',
     today,
@@ -741,68 +751,77 @@ begin
     case when o.day = today then o.mails else 0 end + s.fresh,
     case when o.day = today then o.bytes else 0 end + s.fresh_bytes
   from (
-    select t.tenant_id, t.scope, t.name, t.n, t.bytes, greatest(t.n - coalesce(x.seen, 0), 0) as fresh,
+    select t.tenant_id, t.scope, t.name, t.n, t.bytes, t.depth, greatest(t.n - coalesce(x.seen, 0), 0) as fresh,
       greatest(t.bytes - coalesce(x.seen_bytes, 0), 0) as fresh_bytes
     from (
-      select tenant_id, 'tenant' as scope, '' as name, sum(tally_total.n) as n, sum(tally_total.bytes) as bytes
-      from pgmail.tally_total where kind = 'enqueued' group by tenant_id
+      -- Tenant by tenant: a hash of all totals would be cheap in the planner's eyes and cost what this is to save.
+      select u.tenant_id, 'tenant' as scope, '' as name, y.n, y.bytes, y.depth
+      from unnest(moved) u(tenant_id) cross join lateral (
+        select sum(y.n) filter (where y.kind = 'enqueued') as n, sum(y.bytes) filter (where y.kind = 'enqueued') as bytes,
+          sum(case y.kind when 'enqueued' then y.n else -y.n end) as depth
+        from pgmail.tally_total y where y.tenant_id = u.tenant_id) y
+      where y.n is not null
       union all
-      select q.tenant_id, 'stream', q.name, coalesce(t.n, 0), coalesce(t.bytes, 0) from pgmail.quota q
-      left join pgmail.tally_total t on t.tenant_id = q.tenant_id and t.stream = q.name and t.kind = 'enqueued'
-      where q.scope = 'stream') t
+      select q.tenant_id, 'stream', q.name, y.n, y.bytes, y.depth
+      from pgmail.quota q cross join lateral (
+        select coalesce(sum(y.n) filter (where y.kind = 'enqueued'), 0) as n, coalesce(sum(y.bytes) filter (where y.kind = 'enqueued'), 0) as bytes,
+          coalesce(sum(case y.kind when 'enqueued' then y.n else -y.n end), 0) as depth
+        from pgmail.tally_total y where y.tenant_id = q.tenant_id and y.stream = q.name) y
+      where q.scope = 'stream' and q.tenant_id = any (moved)) t
     left join pgmail.quota_meter x on x.tenant_id = t.tenant_id and x.scope = t.scope and x.name = t.name) s
   left join pgmail.quota_meter o on o.tenant_id = s.tenant_id and o.scope = s.scope and o.name = s.name
   left join pgmail.quota q on q.tenant_id = s.tenant_id and q.scope = s.scope and q.name = s.name
-  where o.tenant_id is null or s.fresh > 0 or s.fresh_bytes > 0 or o.lately > 0 or o.day <> today
   order by s.tenant_id, s.scope, s.name
-  on conflict (tenant_id, scope, name) do update set seen = excluded.seen, seen_bytes = excluded.seen_bytes, lately = excluded.lately,
-    paid_until = excluded.paid_until, day = excluded.day, owed = excluded.owed, mails = excluded.mails, bytes = excluded.bytes;
+  on conflict (tenant_id, scope, name) do update set seen = excluded.seen, seen_bytes = excluded.seen_bytes, depth = excluded.depth,
+    lately = excluded.lately, paid_until = excluded.paid_until, day = excluded.day, owed = excluded.owed, mails = excluded.mails, bytes = excluded.bytes;
 
-  select coalesce(bool_or(q.pressure_seconds is not null), false) into aged from pgmail.quota q;
-  with depths as materialized (
-    select tenant_id, stream, sum(case kind when 'enqueued' then t.n else -t.n end) as depth from pgmail.tally_total t group by tenant_id, stream
-  ), oldest as materialized (
+  if fleet.pressure_depth is not null then
+    select sum(m.depth) into all_depth from pgmail.quota_meter m
+    where m.scope = 'tenant' and not exists (select from pgmail.pause s where s.tenant_id = m.tenant_id and s.scope = 'tenant');
+  end if;
+  select coalesce(bool_or(q.pressure_seconds is not null), false),
+      coalesce(bool_or(num_nonnulls(q.pressure_depth, q.pressure_seconds) > 0), false) into aged, pressed from pgmail.quota q;
+  with oldest as materialized (
     select o.tenant_id, o.due_at from pgmail.oldest_due() o where aged
-  ), whole as materialized (   -- one row a tenant that has ever sent
-    select m.tenant_id, coalesce(d.depth, 0) as depth, o.due_at, q.pressure_depth, q.pressure_seconds, q.max_queued,
-      coalesce(q.bound_mails, f.bound_mails) as bound_mails, coalesce(q.bound_bytes, f.bound_bytes) as bound_bytes, m.mails, m.bytes,
-      f.pressure_depth as fleet_depth, f.pressure_seconds as fleet_seconds,
-      (select sum(x.depth) from depths x
-       where not exists (select from pgmail.pause s where s.tenant_id = x.tenant_id and s.scope = 'tenant')) as all_depth, (select min(x.due_at) from oldest x) as all_due_at
+  ), eldest as materialized (
+    select min(o.due_at) as due_at from oldest o
+  ), whole as not materialized (   -- one row a tenant that has ever sent: looked through, but not written down
+    select m.tenant_id, m.depth, o.due_at, q.pressure_depth, q.pressure_seconds,
+      coalesce(q.bound_mails, fleet.bound_mails) as bound_mails, coalesce(q.bound_bytes, fleet.bound_bytes) as bound_bytes,
+      -- A tenant at rest has the count of its last day.
+      case when m.day = today then m.mails else 0 end as mails, case when m.day = today then m.bytes else 0 end as bytes,
+      (select e.due_at from eldest e) as all_due_at
     from pgmail.quota_meter m
-    left join (select tenant_id, sum(x.depth) as depth from depths x group by tenant_id) d on d.tenant_id = m.tenant_id
     left join oldest o on o.tenant_id = m.tenant_id
     left join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = 'tenant'
-    left join pgmail.quota f on f.scope = 'fleet'
     where m.scope = 'tenant'
   ), wanted as materialized (
     select m.tenant_id, m.name as stream, 'rate' as kind, 1 as priority, m.paid_until as until, m.lately / q.per_second::real as spread,
       format('%s takes in %s emails a second', pgmail.quota_words(m.scope, m.name), q.per_second) as reason
-    from pgmail.quota_meter m join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
+    from pgmail.quota q join pgmail.quota_meter m on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
     where m.paid_until > now_ + interval '1 second' and q.per_second is not null
     union all
     select m.tenant_id, m.name, 'day', 1, midnight + least(m.owed / q.per_day::double precision, 366) * interval '24 hours',
       least(m.lately / q.per_day::real, 366) * 86400, format('%s takes in %s emails a day', pgmail.quota_words(m.scope, m.name), q.per_day)
-    from pgmail.quota_meter m join pgmail.quota q on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
+    from pgmail.quota q join pgmail.quota_meter m on q.tenant_id = m.tenant_id and q.scope = m.scope and q.name = m.name
     where m.owed >= q.per_day
     union all
     select q.tenant_id, q.name, 'queued', 1, now_ + interval '1 minute', 60,
       format('%s holds as many queued emails as it may (%s)', pgmail.quota_words(q.scope, q.name), q.max_queued)
     from pgmail.quota q
-    where q.scope in ('tenant', 'stream')
-      and (select coalesce(sum(d.depth), 0) from depths d
-           where d.tenant_id = q.tenant_id and (q.scope = 'tenant' or d.stream = q.name)) >= q.max_queued
+    left join pgmail.quota_meter m on m.tenant_id = q.tenant_id and m.scope = q.scope and m.name = q.name
+    where q.scope in ('tenant', 'stream') and coalesce(m.depth, 0) >= q.max_queued
     union all
     -- Who stops sending has to know that it was stopped for a while; who asks again in a minute finds things as they are.
     select w.tenant_id, '', 'pressure', 3, now_ + interval '1 minute', 60,
       case when w.depth > w.pressure_depth then format('backpressure: more than %s emails of the tenant wait', w.pressure_depth)
            when w.due_at < now_ - w.pressure_seconds * interval '1 second'
              then format('backpressure: mail of the tenant has been due for more than %s seconds', w.pressure_seconds)
-           when w.all_depth > w.fleet_depth then format('backpressure: more than %s emails wait', w.fleet_depth)
-           else format('backpressure: mail has been due for more than %s seconds', w.fleet_seconds) end
+           when all_depth > fleet.pressure_depth then format('backpressure: more than %s emails wait', fleet.pressure_depth)
+           else format('backpressure: mail has been due for more than %s seconds', fleet.pressure_seconds) end
     from whole w
-    where w.depth > w.pressure_depth or w.all_depth > w.fleet_depth or w.due_at < now_ - w.pressure_seconds * interval '1 second'
-       or w.all_due_at < now_ - w.fleet_seconds * interval '1 second'
+    where pressed and (w.depth > w.pressure_depth or all_depth > fleet.pressure_depth or w.due_at < now_ - w.pressure_seconds * interval '1 second'
+       or w.all_due_at < now_ - fleet.pressure_seconds * interval '1 second')
     union all
     select w.tenant_id, '', 'bound', 1, midnight + interval '24 hours', 0,
       case when w.mails >= w.bound_mails then format('the tenant has handed over %s emails today, which is its bound', w.bound_mails)
@@ -1294,6 +1313,195 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.feed_history_v1() RETURNS uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  return md5(concat_ws('/', (select h.id from pgmail.history h order by h.generation desc limit 1), pgmail.place_v1()->>'system',
+    (select d.oid from pg_database d where d.datname = current_database())))::uuid;
+end
+$$;
+
+CREATE FUNCTION pgmail.feed_index_next(p_after text DEFAULT ''::text) RETURNS TABLE(name text, step integer, steps integer, statements text[])
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  with part as (
+    select b.base, c.oid, c.relname::text as name,
+      exists (select from pg_index x join pg_inherits h on h.inhrelid = x.indexrelid
+              where x.indrelid = c.oid and h.inhparent = to_regclass(format('pgmail.%I', b.base || '_feed'))) as attached,
+      (select x.indisvalid from pg_index x where x.indrelid = c.oid and x.indexrelid = to_regclass(format('pgmail.%I', c.relname || '_feed'))) as valid
+    from unnest(array['message', 'event']) b(base)
+    join pg_inherits i on i.inhparent = to_regclass('pgmail.' || b.base)
+    join pg_class c on c.oid = i.inhrelid
+    where to_regclass(format('pgmail.%I', b.base || '_feed')) is not null   -- not so in a schema of an older revision
+  )
+  select p.name, (select count(*) from part x where x.attached)::integer + 1, (select count(*) from part)::integer,
+    case when p.valid is false then array[format('drop index concurrently if exists pgmail.%I', p.name || '_feed')] else '{}' end
+    || case when p.valid is true then '{}' else array[format('create index concurrently %I on pgmail.%I (xid, id)%s',
+         p.name || '_feed', p.name, case when p.base = 'message' then ' where xid is not null' else '' end)] end
+    || format('alter index pgmail.%I attach partition pgmail.%I', p.base || '_feed', p.name || '_feed')
+  from part p where not p.attached and p.name > p_after
+  order by p.name limit 1
+$$;
+
+CREATE FUNCTION pgmail.feed_now_v1(OUT history uuid, OUT now_ pg_snapshot, OUT kept_days integer, OUT whole boolean) RETURNS record
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select pgmail.feed_history_v1(), pg_current_snapshot(), pgmail.kept_days('event'),
+    (select bool_and(i.indisvalid) from pg_index i where i.indexrelid in ('pgmail.event_feed'::regclass, 'pgmail.message_feed'::regclass))
+$$;
+
+CREATE FUNCTION pgmail.feed_since_v1(p_at timestamp with time zone) RETURNS pg_snapshot
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare low bigint; high bigint; middle bigint; next_ bigint; at_ timestamptz; wanted timestamptz := p_at - interval '10 minutes';
+begin
+  high := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+  select least((select e.xid from pgmail.event e order by e.xid, e.id limit 1)::text::bigint,
+               (select m.xid from pgmail.message m where m.xid is not null order by m.xid, m.id limit 1)::text::bigint, high) into low;
+  -- All below low is before the moment, all from high on is not.
+  while low < high loop
+    middle := low + (high - low) / 2;
+    select u.xid::text::bigint, u.at into next_, at_ from (
+      (select e.xid, e.at from pgmail.event e where e.xid >= middle::text::xid8 order by e.xid, e.id limit 1)
+      union all
+      (select m.xid, m.created_at from pgmail.message m where m.xid >= middle::text::xid8 order by m.xid, m.id limit 1)) u
+      order by u.xid limit 1;
+    if at_ is not null and next_ < high and at_ < wanted then low := next_ + 1; else high := middle; end if;
+  end loop;
+  return format('%s:%s:', high, high)::pg_snapshot;
+end
+$$;
+
+CREATE FUNCTION pgmail.feed_stretches(p_seen pg_snapshot, p_now pg_snapshot, p_from xid8) RETURNS TABLE(low xid8, high xid8)
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  with late as (
+    select x, x::text::bigint as n from pg_snapshot_xip(p_seen) x
+    where pg_visible_in_snapshot(x, p_now) and (p_from is null or x >= p_from)
+  ), near as (
+    select coalesce(min(n), pg_snapshot_xmax(p_seen)::text::bigint) as n from late where n > pg_snapshot_xmax(p_seen)::text::bigint - 2000
+  )
+  select x, (n + 1)::text::xid8 from late where n < (select near.n from near)
+  union all
+  select near.n::text::xid8, pg_snapshot_xmax(p_now) from near where near.n < pg_snapshot_xmax(p_now)::text::bigint
+  order by 1
+$$;
+
+CREATE FUNCTION pgmail.feed_v1(p_seen pg_snapshot, p_now pg_snapshot, p_xid xid8, p_place uuid, p_id uuid, p_tenants integer[], p_most integer DEFAULT 1000) RETURNS TABLE(xid xid8, place uuid, id uuid, type text, tenant_id integer, at timestamp with time zone, email_id uuid, recipient_id uuid, address text, stream text, tags jsonb, template text, template_version integer, email_created_at timestamp with time zone, test boolean, attempt smallint, code smallint, enhanced text, reply text, class text, reason text, phase text, site text, relay text, remote_host text, tls text, ms integer, worker bigint, detail text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+declare
+  none constant uuid := '00000000-0000-0000-0000-000000000000'; all_ constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  s record; many integer := 0; more boolean := false;
+  x xid8; after_event uuid; from_message uuid;
+  xids xid8[] := '{}'; places uuid[] := '{}'; ids uuid[] := '{}'; owners uuid[] := '{}'; emails uuid[] := '{}'; tenants integer[] := '{}';
+  low_owner uuid; high_owner uuid; low_email uuid; high_email uuid; low_person uuid; high_person uuid;
+begin
+  for s in select f.low, f.high from pgmail.feed_stretches(p_seen, p_now, p_xid) f loop
+    continue when s.high <= p_xid;
+    -- In the transaction of the position only what comes after it; in others all.
+    if s.low <= p_xid then
+      x := p_xid; after_event := case when p_place is null then p_id else none end; from_message := coalesce(p_place, all_);
+    else
+      x := s.low; after_event := none; from_message := none;
+    end if;
+    with found as (
+      (select e.xid, null::uuid as place, e.id, e.recipient_id as owner, e.message_id as email, e.tenant_id from pgmail.event e
+       where (e.xid, e.id) > (x, after_event) and e.xid < s.high
+         and pg_visible_in_snapshot(e.xid, p_now) and not pg_visible_in_snapshot(e.xid, p_seen)
+       order by e.xid, e.id limit p_most - many)
+      union all
+      (select m.xid, m.id, m.id, null, m.id, m.tenant_id from pgmail.message m
+       where (m.xid, m.id) >= (x, from_message) and m.xid < s.high
+         and pg_visible_in_snapshot(m.xid, p_now) and not pg_visible_in_snapshot(m.xid, p_seen)
+       order by m.xid, m.id limit p_most - many)
+    ), cut as (
+      select * from found order by xid, place is null, id limit p_most - many
+    )
+    select xids || coalesce(array_agg(c.xid order by c.xid, c.place is null, c.id), '{}'),
+      places || coalesce(array_agg(c.place order by c.xid, c.place is null, c.id), '{}'),
+      ids || coalesce(array_agg(c.id order by c.xid, c.place is null, c.id), '{}'),
+      owners || coalesce(array_agg(c.owner order by c.xid, c.place is null, c.id), '{}'),
+      emails || coalesce(array_agg(c.email order by c.xid, c.place is null, c.id), '{}'),
+      tenants || coalesce(array_agg(c.tenant_id order by c.xid, c.place is null, c.id), '{}')
+    into xids, places, ids, owners, emails, tenants from cut c;
+    many := cardinality(ids);
+    more := many >= p_most;
+    exit when more;
+  end loop;
+  if many = 0 then return; end if;
+
+  -- Bounds leave of each table the one or two partitions that hold what is looked for.
+  select (array_agg(o order by o))[1], (array_agg(o order by o desc))[1] into low_owner, high_owner from unnest(owners) o where o is not null;
+  select (array_agg(o order by o))[1], (array_agg(o order by o desc))[1] into low_email, high_email from unnest(emails) o;
+  -- The recipients of an email were made within its hour.
+  select pgmail.uuid_floor(pgmail.uuid_time((array_agg(o order by o))[1]) - interval '1 hour'),
+    pgmail.uuid_floor(pgmail.uuid_time((array_agg(o order by o desc))[1]) + interval '1 hour')
+    into low_person, high_person from unnest(places) o where o is not null;
+  return query
+  with mine as materialized (
+    select u.xid, u.place, u.id, u.owner, u.email, u.tenant_id
+    from unnest(xids, places, ids, owners, emails, tenants) u(xid, place, id, owner, email, tenant_id)
+    where p_tenants is null or u.tenant_id = any (p_tenants)
+  ), happened as (
+    select u.xid, u.place, u.id, e.type, u.tenant_id, e.at, u.email, u.owner, r.address, m.stream, m.tags, m.template,
+      m.template_version, m.created_at, m.test, e.attempt, e.code, e.enhanced, e.reply, k.class, k.name, e.phase,
+      coalesce(e.site, r.site), e.relay, e.remote_host, e.tls, e.ms, e.worker, nullif(e.detail, '') as detail
+    from mine u
+    cross join lateral (
+      select y.* from pgmail.event y
+      where y.tenant_id = u.tenant_id and y.recipient_id = u.owner and y.id = u.id and y.recipient_id >= low_owner and y.recipient_id <= high_owner
+      limit 1) e
+    left join lateral (
+      select y.stream, y.tags, y.template, y.template_version, y.created_at, y.test from pgmail.message y
+      where y.tenant_id = u.tenant_id and y.id = u.email and y.id >= low_email and y.id <= high_email limit 1) m on true
+    left join lateral (
+      select y.address, y.site from pgmail.recipient y
+      where y.tenant_id = u.tenant_id and y.id = u.owner and y.id >= low_owner and y.id <= high_owner limit 1) r on true
+    left join pgmail.reply_reason k on k.name = split_part(e.detail, ':', 1) and e.code >= 400
+    where u.place is null
+  ), queued as (
+    select u.xid, u.place, r.id, case when m.scheduled_at is null then 'email.queued' else 'email.scheduled' end, u.tenant_id,
+      m.created_at as at, m.id as message_id, r.id as recipient_id, r.address, m.stream, m.tags, m.template, m.template_version,
+      m.created_at, m.test, null::smallint, null::smallint, null::text, null::text, null::text, null::text, null::text,
+      r.site, null::text, null::text, null::text, null::integer, null::bigint,
+      nullif(concat_ws(', ', case when m.test then 'a test, for the sandbox only' end, 'by ' || m.created_by,
+        'for ' || to_char(m.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), '')
+    from mine u
+    cross join lateral (
+      select y.id, y.scheduled_at, y.created_at, y.created_by, y.stream, y.tags, y.template, y.template_version, y.test
+      from pgmail.message y where y.tenant_id = u.tenant_id and y.id = u.place and y.id >= low_email and y.id <= high_email limit 1) m
+    cross join lateral (
+      select y.id, y.address, y.site from pgmail.recipient y
+      where y.tenant_id = u.tenant_id and y.message_id = u.place and y.id >= low_person and y.id < high_person
+        and (p_place is null or u.place <> p_place or u.xid <> p_xid or y.id > p_id)
+      offset 0) r
+    where u.place is not null
+  )
+  select * from (select * from happened union all select * from queued) t
+  order by t.xid, t.place is null, t.place, t.id;
+
+  if more then
+    xid := xids[many]; place := places[many]; id := coalesce(case when places[many] is not null then all_ end, ids[many]);
+    type := null; tenant_id := null; at := null; email_id := null; recipient_id := null; address := null; stream := null;
+    return next;
+  end if;
+end
+$$;
+
 CREATE FUNCTION pgmail.figure_of(p_type text, p_detail text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -1391,6 +1599,8 @@ begin
   ), folded as (
     insert into pgmail.tally_total as t (tenant_id, stream, kind, n, bytes) select * from summed
     on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n, bytes = t.bytes + excluded.bytes returning 1
+  ), moved as (
+    insert into pgmail.tally_moved (tenant_id) select distinct tenant_id from summed   -- for doors_v1
   )
   select count(*) into n from folded;
   return n;
@@ -1857,6 +2067,14 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.live_keys_v1(p_tenants integer[], p_ids uuid[]) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select k.id from unnest(p_tenants, p_ids) u(tenant, id) join pgmail.api_key k on k.tenant_id = u.tenant and k.id = u.id
+  where k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
+$$;
+
 CREATE FUNCTION pgmail.load_reply_rules(p_table jsonb) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2007,6 +2225,135 @@ begin
     place := pgmail.place_v1();
   end if;
   select f.reason into fenced from pgmail.fence f;
+end
+$$;
+
+CREATE FUNCTION pgmail.metrics_fleet_v1() RETURNS TABLE(figure text, label text, value double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select 'workers', w.program || ' ' || w.state, count(*)::float8 from pgmail.worker w group by w.program, w.state
+  union all
+  select 'beat_age_seconds', null, max(extract(epoch from clock_timestamp() - w.beat_at))::float8 from pgmail.worker w having count(*) > 0
+  union all
+  select 'doors_closed', null, count(*)::float8 from pgmail.door d where d.until > pgmail.now()
+  union all
+  select 'pauses', null, count(*)::float8 from pgmail.pause s where s.until is null or s.until > pgmail.now()
+  union all
+  select 'relays', r.state, count(*)::float8 from pgmail.relay r group by r.state
+  union all
+  select 'stopped_for_restore', null, count(*)::float8 from pgmail.fence f
+  union all
+  select x.figure, null, x.value from pgmail.partition_state() p,
+    lateral (values ('partition_days_left', p.days_left::float8), ('partition_strays', p.strays::float8)) x(figure, value)
+  union all
+  select 'notify_queue', null, pg_notification_queue_usage()
+  union all
+  select 'connections', null, sum(d.numbackends)::float8 from pg_stat_database d
+  union all
+  select 'connections_max', null, current_setting('max_connections')::float8
+  union all
+  select 'database_bytes', null, pg_database_size(current_database())::float8
+  union all
+  select 'xid_age', null, age(d.datfrozenxid)::float8 from pg_database d where d.datname = current_database()
+  union all
+  -- Seen by everybody: how many transactions began since the oldest one that still runs, or that a snapshot still needs.
+  select 'snapshot_span', null, (pg_snapshot_xmax(s.now)::text::numeric - pg_snapshot_xmin(s.now)::text::numeric)::float8
+  from (select pg_current_snapshot() as now) s
+  union all
+  select 'oldest_transaction_seconds', null, max(extract(epoch from clock_timestamp() - x.since))::float8
+  from (select a.xact_start as since from pg_stat_activity a
+        where a.datid = (select d.oid from pg_database d where d.datname = current_database()) and a.backend_type = 'client backend'
+        union all select t.prepared from pg_prepared_xacts t where t.database = current_database()) x
+  having max(x.since) is not null
+  union all
+  (select 'replication_lag_seconds', r.application_name, max(extract(epoch from r.replay_lag))::float8 from pg_stat_replication r
+   where r.replay_lag is not null group by r.application_name order by 3 desc limit 10)
+$$;
+
+CREATE FUNCTION pgmail.metrics_queue_v1(p_tenants boolean DEFAULT false) RETURNS TABLE(tenant text, stream text, figure text, value double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+  with recursive present as (
+    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  ), lanes as (
+    select p.tenant_id, l.stream, h.held, h.in_doubt, x.due_at
+    from present p
+    join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
+    cross join lateral (
+      select count(*) as held, count(*) filter (where y.in_doubt) as in_doubt
+      from (select q.in_doubt from pgmail.queue q
+            where q.tenant_id = p.tenant_id and q.lane = p.lane and q.due_at = 'infinity' limit 1000) y) h
+    left join lateral (
+      select q.due_at from pgmail.queue q
+      where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
+        and not exists (
+          select from pgmail.pause s
+          where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
+            and (s.scope = 'tenant'
+                 or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream
+                                          else pgmail.lane_name(l.stream, l.priority, l.site) end))
+      order by q.due_at, q.id limit 1) x on true
+  ), figures as (
+    select l.tenant_id, l.stream, f.figure, f.value
+    from (select g.tenant_id, g.stream, sum(g.held)::float8 as held, sum(g.in_doubt)::float8 as in_doubt,
+            extract(epoch from pgmail.now() - min(g.due_at))::float8 as seconds from lanes g group by 1, 2) l,
+      lateral (values ('held', l.held), ('in_doubt', l.in_doubt), ('oldest_due_seconds', l.seconds)) f(figure, value)
+    where f.value is not null
+    union all
+    select t.tenant_id, t.stream, t.kind, t.n::float8 from pgmail.tally_total t
+    union all
+    -- What there is none of is 0, not absent: else nobody sees it begin.
+    select t.tenant_id, t.stream, k.kind, 0 from (select distinct y.tenant_id, y.stream from pgmail.tally_total y) t,
+      unnest(array['sent', 'bounced', 'suppressed', 'expired', 'cancelled', 'dead', 'held', 'in_doubt']) k(kind)
+    union all
+    select t.tenant_id, t.stream, 'depth', sum(case t.kind when 'enqueued' then t.n else -t.n end)::float8
+    from pgmail.tally_total t group by 1, 2
+  )
+  select case when p_tenants then coalesce(t.name, f.tenant_id::text) end, f.stream, f.figure,
+    case f.figure when 'oldest_due_seconds' then max(f.value) when 'depth' then greatest(0, sum(f.value)) else sum(f.value) end
+  from figures f left join pgmail.tenant t on p_tenants and t.id = f.tenant_id
+  group by 1, 2, 3
+$$;
+
+CREATE FUNCTION pgmail.metrics_tables_v1() RETURNS TABLE(name text, bytes bigint, index_bytes bigint, live bigint, dead bigint, wasted_bytes bigint, updates bigint, hot_updates bigint, vacuumed_seconds double precision)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    AS $$
+declare r record; part record;
+begin
+  for r in select x.base, x.row_bytes from (values
+      ('queue', 420), ('lane', 200), ('lane_touch', 110), ('tally', 90), ('tally_total', 180), ('worker', 200), ('dead_letter', null),
+      ('message', null), ('recipient', null), ('event', null), ('outcome', null), ('attachment', null), ('tag', null)) x(base, row_bytes)
+  loop
+    name := r.base; bytes := 0; index_bytes := 0; live := 0; dead := 0; updates := 0; hot_updates := 0; vacuumed_seconds := null;
+    begin
+      for part in
+        select s.relid, s.n_live_tup, s.n_dead_tup, s.n_tup_upd, s.n_tup_hot_upd, greatest(s.last_vacuum, s.last_autovacuum) as vacuumed
+        from pg_stat_user_tables s
+        where s.relid = to_regclass('pgmail.' || quote_ident(r.base))
+           or s.relid in (select i.inhrelid from pg_inherits i where i.inhparent = to_regclass('pgmail.' || quote_ident(r.base)))
+      loop
+        bytes := bytes + pg_table_size(part.relid); index_bytes := index_bytes + pg_indexes_size(part.relid);
+        live := live + part.n_live_tup; dead := dead + part.n_dead_tup;
+        updates := updates + part.n_tup_upd; hot_updates := hot_updates + part.n_tup_hot_upd;
+        vacuumed_seconds := least(vacuumed_seconds, extract(epoch from clock_timestamp() - part.vacuumed)::float8);
+      end loop;
+    exception when lock_not_available then
+      continue;
+    end;
+    -- Less than a few pages is no garbage worth a word.
+    wasted_bytes := case when r.row_bytes is not null then greatest(0, bytes - 131072 - live * r.row_bytes) end;
+    return next;
+  end loop;
 end
 $$;
 
@@ -2416,11 +2763,11 @@ declare
 begin
   -- A key that nobody knows is a fault though it be null; the others are as if absent then.
   if p_body - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers','attachments',
-       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key','test'] <> '{}' then
+       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key','test','traceparent'] <> '{}' then
     return null;
   end if;
   b := pgmail.without_nulls(p_body); t := b->'template'; shared := b->'variables';
-  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata', 'test'];
+  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata', 'test', 'traceparent'];
   if o.texts - array['subject', 'text', 'html'] <> '{}' then return null; end if;
   if shared is not null and jsonb_typeof(shared) <> 'object' then return null; end if;
   if t is not null then
@@ -2813,11 +3160,11 @@ begin
   end if;
   if b - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers',
                'attachments','tags','metadata','stream','priority','scheduled_at','expires_at','on_limit',
-               'idempotency_key','test'] <> '{}' then
+               'idempotency_key','test','traceparent'] <> '{}' then
     select min(x collate "C") into k from jsonb_object_keys(b) x
      where x <> all (array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables',
                            'headers','attachments','tags','metadata','stream','priority','scheduled_at','expires_at',
-                           'on_limit','idempotency_key','test']);
+                           'on_limit','idempotency_key','test','traceparent']);
     return pgmail.faulty('unknown_key', '/' || pgmail.pointer(k), format('no such key: %s', left(k, 80)));
   end if;
   b := pgmail.without_nulls(b);
@@ -3065,6 +3412,8 @@ begin
     return pgmail.faulty('invalid_test', '/test', 'must be true or false');
   end if;
   e.test := coalesce(b->'test' = 'true', false);
+  -- 18c: traceparent, never a fault
+  if b ? 'traceparent' then e.traceparent := pgmail.traceparent(b); end if;
 
   -- 19: size. read_extras left the attachments' part in size_bytes.
   bytes := coalesce(e.size_bytes, 0)::bigint + coalesce(octet_length(sub), 0) + coalesce(octet_length(txt), 0) + coalesce(octet_length(htm), 0);
@@ -3255,6 +3604,7 @@ begin
     e.stream := o.stream; e.priority := o.priority; e.mode := o.mode; e.template := o.template; e.template_version := o.template_version;
     e.metadata := o.metadata; e.on_limit := o.on_limit; e.idempotency_key := o.idempotency_key; e.body_hash := o.body_hash;
     e.test := coalesce(p_body->'test' = 'true', false);
+    if p_body ? 'traceparent' then e.traceparent := pgmail.traceparent(p_body); end if;
     texts := o.texts;
   end if;
 
@@ -4347,6 +4697,36 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.sealed_elsewhere_v1(p_mine text[]) RETURNS SETOF integer
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare others text[];
+begin
+  select array_agg(distinct k.kek) into others from pgmail.worker_key k join pgmail.worker w on w.epoch = k.epoch
+   where k.kek <> all (p_mine || ''::text);
+  if others is null then return; end if;
+  return query
+  select d.tenant_id from (
+    select distinct on (x.tenant_id) x.tenant_id, x.kek from pgmail.data_key x order by x.tenant_id, x.id desc) d
+  where d.kek = any (others);
+end
+$$;
+
+CREATE FUNCTION pgmail.sealed_wait(p_tenant integer, p_key integer) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select format('it is sealed with the key %L, which no running worker has (PGMAIL_SEAL_KEYS)', d.kek)
+  from pgmail.data_key d
+  where d.tenant_id = p_tenant and d.id = p_key
+    and exists (select from pgmail.worker w where w.program = 'worker')
+    and not exists (
+      select from pgmail.worker w where w.program = 'worker' and (
+        not exists (select from pgmail.worker_key k where k.epoch = w.epoch)
+        or exists (select from pgmail.worker_key k where k.epoch = w.epoch and k.kek = d.kek)))
+$$;
+
 CREATE FUNCTION pgmail.secure_next(p_after text DEFAULT ''::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4446,9 +4826,9 @@ begin
         values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0), array[lane_], '{1}')
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
-        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test)
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test, traceparent)
       values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
-        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_, e.test);
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_, e.test, e.traceparent);
       if asleep_ then perform pgmail.wake(); end if;
       return message_;
     end if;
@@ -4460,7 +4840,7 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.send(sender text, recipient text, subject text DEFAULT NULL::text, text text DEFAULT NULL::text, html text DEFAULT NULL::text, template text DEFAULT NULL::text, variables jsonb DEFAULT NULL::jsonb, stream text DEFAULT NULL::text, priority text DEFAULT NULL::text, send_at timestamp with time zone DEFAULT NULL::timestamp with time zone, expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_limit text DEFAULT NULL::text, cc text[] DEFAULT NULL::text[], bcc text[] DEFAULT NULL::text[], reply_to text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb, attachments jsonb DEFAULT NULL::jsonb, tags jsonb DEFAULT NULL::jsonb, metadata jsonb DEFAULT NULL::jsonb) RETURNS uuid
+CREATE FUNCTION pgmail.send(sender text, recipient text, subject text DEFAULT NULL::text, text text DEFAULT NULL::text, html text DEFAULT NULL::text, template text DEFAULT NULL::text, variables jsonb DEFAULT NULL::jsonb, stream text DEFAULT NULL::text, priority text DEFAULT NULL::text, send_at timestamp with time zone DEFAULT NULL::timestamp with time zone, expires_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_limit text DEFAULT NULL::text, cc text[] DEFAULT NULL::text[], bcc text[] DEFAULT NULL::text[], reply_to text DEFAULT NULL::text, headers jsonb DEFAULT NULL::jsonb, attachments jsonb DEFAULT NULL::jsonb, tags jsonb DEFAULT NULL::jsonb, metadata jsonb DEFAULT NULL::jsonb, test boolean DEFAULT NULL::boolean) RETURNS uuid
     LANGUAGE sql
     AS $$
   select pgmail.send(jsonb_build_object(
@@ -4469,7 +4849,8 @@ CREATE FUNCTION pgmail.send(sender text, recipient text, subject text DEFAULT NU
     'variables', variables, 'stream', stream, 'priority', priority,
     'scheduled_at', to_json(send_at), 'expires_at', to_json(expires_at),
     'idempotency_key', idempotency_key, 'on_limit', on_limit, 'cc', to_jsonb(cc), 'bcc', to_jsonb(bcc),
-    'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata))
+    'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata,
+    'test', test))
 $$;
 
 CREATE FUNCTION pgmail.send_many(items jsonb, strict boolean DEFAULT true, idempotency_key text DEFAULT NULL::text) RETURNS TABLE("position" integer, id uuid, code text, field text, message text)
@@ -4497,7 +4878,7 @@ begin
     end if;
     select sha256(convert_to(coalesce(jsonb_agg(case when jsonb_typeof(x) <> 'object' then x
              when x ? 'sealed' then jsonb_build_object('sealed', x->'sealed'->'hash')   -- no two sealings are alike
-             else x - array['scheduled_at', 'expires_at'] end order by o)::text, '') || (strict is true), 'UTF8'))
+             else x - array['scheduled_at', 'expires_at', 'traceparent'] end order by o)::text, '') || (strict is true), 'UTF8'))
       into hash_ from jsonb_array_elements(items) with ordinality u(x, o);
     insert into pgmail.idempotency as d (tenant_id, key, body_hash, ids, created_at, expires_at)
     values (t, key_, hash_, '{}', pgmail.now(), pgmail.now() + interval '24 hours')
@@ -4628,9 +5009,11 @@ begin
   where q.tenant_id is not distinct from x.tenant and q.scope = p_scope and q.name = x.named;
   if p_scope = 'stream' then
     -- What came before the rule does not count.
-    insert into pgmail.quota_meter (tenant_id, scope, name, seen, seen_bytes, paid_until, day)
-    select x.tenant, 'stream', x.named, coalesce(sum(t.n), 0), coalesce(sum(t.bytes), 0), pgmail.now(), (pgmail.now() at time zone 'UTC')::date
-    from pgmail.tally_total t where t.tenant_id = x.tenant and t.stream = x.named and t.kind = 'enqueued'
+    insert into pgmail.quota_meter (tenant_id, scope, name, seen, seen_bytes, depth, paid_until, day)
+    select x.tenant, 'stream', x.named, coalesce(sum(t.n) filter (where t.kind = 'enqueued'), 0),
+      coalesce(sum(t.bytes) filter (where t.kind = 'enqueued'), 0), coalesce(sum(case t.kind when 'enqueued' then t.n else -t.n end), 0),
+      pgmail.now(), (pgmail.now() at time zone 'UTC')::date
+    from pgmail.tally_total t where t.tenant_id = x.tenant and t.stream = x.named
     on conflict do nothing;
   end if;
   -- What came in under the old rule is not held against the new one.
@@ -4855,6 +5238,24 @@ begin
   select j.id, case when j.locked then 'locked' else 'fenced' end from judged j;
 end
 $_$;
+
+CREATE FUNCTION pgmail.share_guesses_v1(p_clients text[], p_counts integer[]) RETURNS TABLE(client text, level real)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  delete from pgmail.guess where ctid = any (array(
+    select g.ctid from pgmail.guess g where g.at < pgmail.now() - interval '10 minutes' limit 1000 for update skip locked));
+  return query
+  insert into pgmail.guess as g (client, level, at)
+  select left(u.client, 64), least(40, sum(greatest(u.n, 0))), pgmail.now() from unnest(p_clients, p_counts) u(client, n)
+  group by 1 order by 1
+  on conflict (client) do update set
+    level = least(40, greatest(0, g.level - extract(epoch from excluded.at - g.at)::real / 3) + excluded.level), at = excluded.at
+  returning g.client, g.level;
+end
+$$;
 
 CREATE FUNCTION pgmail.share_permits_v1(p_epoch bigint, p_scopes text[], p_names text[], p_held integer[], p_wanted integer[]) RETURNS TABLE(scope text, name text, allowed integer)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -5224,10 +5625,10 @@ begin
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
-    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id, api_key, test)
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id, api_key, test, traceparent)
   select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, (e).content, (e).seal_key, (select pgmail.current_key()), (e).test
+    (e).idempotency_key, (e).content, (e).seal_key, (select pgmail.current_key()), (e).test, (e).traceparent
   from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
   if attached then
@@ -5850,6 +6251,13 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.traceparent(p_body jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+  select case when jsonb_typeof(p_body->'traceparent') = 'string'
+    and p_body->>'traceparent' ~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' then p_body->>'traceparent' end
+$_$;
+
 CREATE FUNCTION pgmail.trim_rollups_v1(p_most integer DEFAULT 5000) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -6016,7 +6424,9 @@ begin
       when 'queued' then
         select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
          where y.tenant_id = t and y.id = s.recipient_id;
-        if q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
+        if m.key_id is not null and pgmail.sealed_wait(t, m.key_id) is not null then
+          w := 'waits: ' || pgmail.sealed_wait(t, m.key_id);
+        elsif q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
           w := format('waits for a limit until %s: %s', q.due_at, coalesce(last_.detail, 'the stream is full'));
         elsif stop.kind is not null then
           w := 'waits: ' || stop.words;
@@ -6068,6 +6478,14 @@ begin
   update pgmail.worker set beat = beat + 1, beat_at = pgmail.now(), state = p_state, asleep = p_asleep where epoch = p_epoch;
   return found;
 end
+$$;
+
+CREATE FUNCTION pgmail.worker_opens_v1(p_epoch bigint, p_keks text[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  delete from pgmail.worker_key k where not exists (select from pgmail.worker w where w.epoch = k.epoch);
+  insert into pgmail.worker_key (epoch, kek) select p_epoch, k from (select unnest(p_keks) union select '') x(k) on conflict do nothing;
 $$;
 
 CREATE FUNCTION pgmail.worker_start_v1(p_host text, p_pid integer, p_program text, p_concurrency integer) RETURNS bigint
@@ -6393,6 +6811,15 @@ WITH (fillfactor='50');
 
 ALTER TABLE ONLY pgmail.gauge FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.guess (
+    client text NOT NULL,
+    level real NOT NULL,
+    at timestamp with time zone DEFAULT pgmail.now() NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.guess FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.history (
     generation integer NOT NULL,
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -6650,6 +7077,7 @@ CREATE TABLE pgmail.message (
     api_key uuid,
     test boolean DEFAULT false NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id(),
+    traceparent text,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 )
 PARTITION BY RANGE (id);
@@ -6680,6 +7108,7 @@ CREATE TABLE pgmail.message_default (
     api_key uuid,
     test boolean DEFAULT false CONSTRAINT message_test_not_null NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id(),
+    traceparent text,
     CONSTRAINT message_mode_check CHECK ((mode = ANY (ARRAY['envelope'::text, 'personal'::text])))
 );
 
@@ -7084,6 +7513,7 @@ CREATE TABLE pgmail.quota_meter (
     owed bigint DEFAULT 0 NOT NULL,
     mails bigint DEFAULT 0 NOT NULL,
     bytes bigint DEFAULT 0 NOT NULL,
+    depth bigint DEFAULT 0 NOT NULL,
     CONSTRAINT quota_meter_scope_check CHECK ((scope = ANY (ARRAY['tenant'::text, 'stream'::text])))
 )
 WITH (fillfactor='50');
@@ -7260,6 +7690,12 @@ CREATE TABLE pgmail.tag_default (
 
 ALTER TABLE ONLY pgmail.tag_default FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.tally_moved (
+    tenant_id integer NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.tally_moved FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.template (
     tenant_id integer NOT NULL,
     name text NOT NULL,
@@ -7325,6 +7761,13 @@ CREATE TABLE pgmail.worker (
 WITH (fillfactor='50');
 
 ALTER TABLE ONLY pgmail.worker FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.worker_key (
+    epoch bigint NOT NULL,
+    kek text NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.worker_key FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE ONLY pgmail.attachment ATTACH PARTITION pgmail.attachment_default DEFAULT;
 
@@ -7403,6 +7846,9 @@ ALTER TABLE ONLY pgmail.fence
 
 ALTER TABLE ONLY pgmail.gauge
     ADD CONSTRAINT gauge_pkey PRIMARY KEY (tenant_id, lane);
+
+ALTER TABLE ONLY pgmail.guess
+    ADD CONSTRAINT guess_pkey PRIMARY KEY (client);
 
 ALTER TABLE ONLY pgmail.history
     ADD CONSTRAINT history_pkey PRIMARY KEY (generation);
@@ -7521,6 +7967,9 @@ ALTER TABLE ONLY pgmail.tenant
 ALTER TABLE ONLY pgmail.witness
     ADD CONSTRAINT witness_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY pgmail.worker_key
+    ADD CONSTRAINT worker_key_pkey PRIMARY KEY (epoch, kek);
+
 ALTER TABLE ONLY pgmail.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (epoch);
 
@@ -7528,15 +7977,15 @@ CREATE INDEX audit_tenant ON pgmail.audit USING btree (tenant_id, id);
 
 CREATE INDEX event_feed ON ONLY pgmail.event USING btree (xid, id);
 
-CREATE INDEX event_default_xid_id_idx ON pgmail.event_default USING btree (xid, id);
+CREATE INDEX event_default_feed ON pgmail.event_default USING btree (xid, id);
 
 CREATE INDEX idempotency_expiry ON pgmail.idempotency USING btree (expires_at);
 
 CREATE INDEX lane_by_version ON pgmail.lane USING btree (version);
 
-CREATE INDEX message_feed ON ONLY pgmail.message USING btree (xid, id);
+CREATE INDEX message_feed ON ONLY pgmail.message USING btree (xid, id) WHERE (xid IS NOT NULL);
 
-CREATE INDEX message_default_xid_id_idx ON pgmail.message_default USING btree (xid, id);
+CREATE INDEX message_default_feed ON pgmail.message_default USING btree (xid, id) WHERE (xid IS NOT NULL);
 
 CREATE INDEX queue_claim ON pgmail.queue USING btree (tenant_id, lane, due_at, id);
 
@@ -7558,13 +8007,13 @@ CREATE INDEX suppression_expiry ON pgmail.suppression USING btree (expires_at) W
 
 ALTER INDEX pgmail.attachment_pkey ATTACH PARTITION pgmail.attachment_default_pkey;
 
+ALTER INDEX pgmail.event_feed ATTACH PARTITION pgmail.event_default_feed;
+
 ALTER INDEX pgmail.event_pkey ATTACH PARTITION pgmail.event_default_pkey;
 
-ALTER INDEX pgmail.event_feed ATTACH PARTITION pgmail.event_default_xid_id_idx;
+ALTER INDEX pgmail.message_feed ATTACH PARTITION pgmail.message_default_feed;
 
 ALTER INDEX pgmail.message_pkey ATTACH PARTITION pgmail.message_default_pkey;
-
-ALTER INDEX pgmail.message_feed ATTACH PARTITION pgmail.message_default_xid_id_idx;
 
 ALTER INDEX pgmail.outcome_pkey ATTACH PARTITION pgmail.outcome_default_pkey;
 
@@ -7615,6 +8064,8 @@ ALTER TABLE pgmail.event_default ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.fence ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.gauge ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.guess ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.history ENABLE ROW LEVEL SECURITY;
 
@@ -7677,6 +8128,8 @@ CREATE POLICY owner ON pgmail.event_default TO pgmail_owner USING (true) WITH CH
 CREATE POLICY owner ON pgmail.fence TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.gauge TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.guess TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.history TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -7748,6 +8201,8 @@ CREATE POLICY owner ON pgmail.tag_default TO pgmail_owner USING (true) WITH CHEC
 
 CREATE POLICY owner ON pgmail.tally TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.tally_moved TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.tally_total TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.template TO pgmail_owner USING (true) WITH CHECK (true);
@@ -7757,6 +8212,8 @@ CREATE POLICY owner ON pgmail.tenant TO pgmail_owner USING (true) WITH CHECK (tr
 CREATE POLICY owner ON pgmail.witness TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.worker TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.worker_key TO pgmail_owner USING (true) WITH CHECK (true);
 
 ALTER TABLE pgmail.pause ENABLE ROW LEVEL SECURITY;
 
@@ -7806,6 +8263,8 @@ ALTER TABLE pgmail.tag_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.tally ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.tally_moved ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.tally_total ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.template ENABLE ROW LEVEL SECURITY;
@@ -7815,3 +8274,5 @@ ALTER TABLE pgmail.tenant ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.witness ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.worker ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.worker_key ENABLE ROW LEVEL SECURITY;
