@@ -223,6 +223,32 @@ async def test_a_result_of_a_lease_that_ran_out_is_logged_and_settles_nothing(ho
     assert [row[2] for row in hooks.log()] == ["failed"]
 
 
+async def test_of_very_many_endpoints_each_has_its_turn(hooks):
+    """More than are looked at in one claim; tenants with one endpoint and with many."""
+    hooks.owner.execute(
+        """with t as (insert into pgmail.tenant (name) select 't' || n from generate_series(1, 40) n returning id),
+        k as (insert into pgmail.data_key (tenant_id, id, wrapped, kek, created_by)
+              select id, 1, 'x', 'first', 'x' from t),
+        h as (insert into pgmail.hook (tenant_id, id, url, types, created_by)
+              select id, gen_random_uuid(), 'https://a.example', '{*}', 'x'
+              from t, generate_series(1, 1 + 60 * (t.id % 2)) returning *),
+        s as (insert into pgmail.hook_secret (tenant_id, hook_id, id, key_id, sealed, created_by)
+              select tenant_id, id, 1, 1, 'x', 'x' from h)
+        insert into pgmail.hook_queue (tenant_id, hook_id, event_id, type, at)
+        select tenant_id, id, gen_random_uuid(), 'webhook.test', now() from h"""
+    )
+    wanted = one(hooks.owner, "select count(*) from pgmail.hook_queue")
+    assert wanted > 1_200
+    seen = set()
+    for n in range(40):
+        rows_ = await store.claim(
+            hooks.pool, ["first"], most=500, each=1, lease_seconds=600, busy={}, turn=n * 0.37 % 1
+        )
+        assert not {row.hook_id for row in rows_} & seen
+        seen |= {row.hook_id for row in rows_}
+    assert len(seen) == wanted
+
+
 async def test_rotation_signs_with_both_secrets_until_the_old_one_ends(hooks, db, db_clock, receiver, app):
     hook = await hooks.add(receiver.url, ["email.queued"])
     connection = await db.aconnect("admin")
