@@ -142,7 +142,7 @@ def _make_leader(settings: Settings) -> MakeLeader:
     return make
 
 
-def _chores(_settings: Settings, database: Database) -> list[Chore]:
+def _chores(settings: Settings, database: Database) -> list[Chore]:
     """Return what one process of the fleet does beside leading it."""
     from pgmail.hooks.chores import FanOut, Tidy  # noqa: PLC0415
     from pgmail.maintain.figures import figures  # noqa: PLC0415
