@@ -148,6 +148,11 @@ def _chores(settings: Settings, database: Database) -> list[Chore]:
     from pgmail.maintain.figures import figures  # noqa: PLC0415
 
     return [*figures(database), FanOut(database), Tidy(database, settings.hook_log_days)]
+    return [
+        FanOut(database),
+        Tidy(database, settings.hook_log_days),
+        *_alert_chores(settings, database),
+    ]
 
 
 def _beside(
@@ -157,6 +162,38 @@ def _beside(
     from pgmail.hooks.compose import deliverers  # noqa: PLC0415
 
     return deliverers(settings, database, pressed)
+
+
+def _alert_chores(settings: Settings, database: Database) -> list[Chore]:
+    """Return what looks after alerts. Raises SettingsError for a relay's address that the transport refuses."""
+    from pgmail.domain.address import parse  # noqa: PLC0415
+    from pgmail.domain.targets import networks_of  # noqa: PLC0415
+    from pgmail.errors import SettingsError  # noqa: PLC0415
+    from pgmail.maintain.alerts import AlertLook, AlertTeller  # noqa: PLC0415
+    from pgmail.maintain.certificates import Certificates  # noqa: PLC0415
+    from pgmail.sealing import keks  # noqa: PLC0415
+    from pgmail.transport.guarded_http import GuardedHttp  # noqa: PLC0415
+    from pgmail.transport.relay import SmtpRelay  # noqa: PLC0415
+    from pgmail.transport.relay_config import RelayConfig  # noqa: PLC0415
+
+    try:
+        configs = {name: RelayConfig.from_url(url) for name, url in settings.relays.items()}
+        direct = RelayConfig.from_url(settings.alert_relay_url or settings.relay_url)
+        relay = SmtpRelay(direct)
+    except ValueError as error:
+        raise SettingsError(
+            [f"PGMAIL_RELAY_URL, PGMAIL_RELAY_URLS or PGMAIL_ALERT_RELAY_URL: {error}"]
+        ) from None
+    host = settings.helo if "[" not in settings.helo else "localhost.localdomain"
+    teller = AlertTeller(
+        database,
+        keks=keks.read(settings),
+        http=GuardedHttp(networks_of(settings.hook_networks), name_servers=settings.name_servers),
+        relay=relay,
+        sender=parse(settings.alert_from).address if settings.alert_from else f"pgmail@{host}",
+        public_url=settings.public_url,
+    )
+    return [AlertLook(database), teller, Certificates(database, settings, configs)]
 
 
 async def _maintain(settings: Settings) -> None:
