@@ -127,6 +127,7 @@ def _make_leader(settings: Settings) -> MakeLeader:
     """Return what makes a worker's leader: the service, and whether it leads now."""
 
     def make(database: Database, presence: Presence) -> tuple[Service, Callable[[], bool]]:
+        from pgmail.maintain.away import Away  # noqa: PLC0415
         from pgmail.maintain.leader import Leader  # noqa: PLC0415
 
         leader = Leader(
@@ -136,6 +137,7 @@ def _make_leader(settings: Settings) -> MakeLeader:
             name_servers=settings.name_servers,
             chores=_chores(settings, database),
             show_tenants=settings.metrics_tenants,
+            away=Away(settings.alert_url),
         )
         return leader, lambda: leader.leading
 

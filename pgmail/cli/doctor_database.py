@@ -50,7 +50,9 @@ async def connections(connection: Connection, settings: Settings) -> Finding:
     workers = settings.worker_processes * (settings.worker_pool_size + 1)
     api = settings.api_processes * settings.api_pool_size
     free = row["max_connections"] - row["reserved"]
-    said = f"{row['used']} of {row['max_connections']} in use; this host may take {workers} for workers, {api} for its API"
+    said = (
+        f"{row['used']} of {row['max_connections']} in use; this host takes up to {workers} and {api} (API)"
+    )
     mend = "PGMAIL_WORKER_POOL_SIZE, PGMAIL_API_POOL_SIZE, or a pooler (ops/docs/database.md)"
     if row["used"] > USED_SHARE * free:
         return Finding("connections", "failed", said, mend)

@@ -33,7 +33,7 @@ from pgmail.transport.guarded_http import GuardedHttp
 
 LOOK_SECONDS = 10.0
 TELL_SECONDS = 2.0  # between looks for what is to be told
-BUSY_SECONDS = 0.2
+BUSY_SECONDS = 0.5
 PURGE_SECONDS = 3_600.0
 CALL_SECONDS = 15.0
 MAIL_SECONDS = 60.0  # all of one email, connecting included; a delivery counts as lost after two minutes
@@ -106,7 +106,10 @@ class AlertTeller:
         """Tell what is due, and return when nobody is being told: no task outlives this call."""
         try:
             while True:
-                self._busy = {target: task for target, task in self._busy.items() if not task.done()}
+                for target, task in list(self._busy.items()):
+                    if task.done():
+                        del self._busy[target]
+                        task.result()  # what it crashed of is the chore's to log
                 for row in await store.take(self._database, max(MOST - len(self._busy), 0), self._busy):
                     self._busy[row.target_id] = asyncio.create_task(
                         self._tell(row), name=f"alert {row.target}"
@@ -135,7 +138,7 @@ class AlertTeller:
             )
         if not how.ok:
             _log.warning(
-                "alert.not_told", target=row.target, event=row.event, attempt=row.attempts, error=how.answer
+                "alert.not_told", target=row.target, what=row.event, attempt=row.attempts, error=how.answer
             )
         with contextlib.suppress(DatabaseAway):  # it comes again
             await store.told(self._database, row.id, ok=how.ok, answer=how.answer, final=how.final)

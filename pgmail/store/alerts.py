@@ -142,10 +142,11 @@ async def targets(connection: Connection, *, every: bool = False) -> list[Any]:
     return await fetch_many(connection, queries("alerts")["targets"], {"every": every})
 
 
-async def tenant(connection: Connection) -> int:
-    """Return the id of the tenant that the connection speaks for. Refused `no_tenant` (403)."""
+async def tenant(connection: Connection) -> int | None:
+    """Return the id of the tenant that the connection speaks for; None where it speaks for none."""
     row: Any = await fetch_one(connection, queries("alerts")["tenant"])
-    return int(row.id)
+    found: int | None = row.id
+    return found
 
 
 async def add_target(

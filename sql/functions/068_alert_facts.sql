@@ -182,6 +182,36 @@ begin
 end
 $$;
 
+-- Facts of receiving sites, from the roll-ups of events, and of webhooks. Either is looked at where its tables are there.
+create or replace function pgmail.alert_facts_traffic() returns setof pgmail.alert_fact
+language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off
+as $$
+declare now_ timestamptz := pgmail.now();
+begin
+  if to_regclass('pgmail.rollup') is not null then
+    return query
+    select r.rule_id, r.tenant_id, x.site, x.bounced / x.all_, format('Of the mail to %s %s of the last %s bounced (%s of %s).', x.site,
+      pgmail.share_words(x.bounced / x.all_), pgmail.span_words(r.window_seconds), pgmail.number_words(x.bounced::numeric), pgmail.number_words(x.all_::numeric))
+    from pgmail.alert_rules_of('site_bounce_rate') r
+    cross join lateral (
+      select u.key as site, coalesce(sum(u.n) filter (where u.kind <> 'sent'), 0)::float8 as bounced, sum(u.n)::float8 as all_
+      from pgmail.rollup u
+      where u.tenant_id = r.tenant_id and u.dim = 'site' and u.grain = 'minute' and u.at > now_ - r.window_seconds * interval '1 second'
+        and u.kind in ('sent', 'bounced_hard', 'bounced_soft', 'bounced_block', 'bounced_other') and coalesce(r.about, u.key) = u.key
+      group by u.key) x
+    where x.all_ >= greatest(r.minimum, 1) and x.bounced / x.all_ > r.threshold;
+  end if;
+  if to_regclass('pgmail.hook') is not null then
+    return query
+    select r.rule_id, h.tenant_id, h.id::text, extract(epoch from now_ - h.failing_since)::float8, format('The webhook to %s %s since %s: %s.',
+      split_part(h.url, '?', 1), case when h.enabled then 'fails' else 'failed, and is disabled' end, pgmail.at_words(h.failing_since),
+      rtrim(coalesce(h.reason, h.last_error, 'no answer'), '. '))
+    from pgmail.hook h join pgmail.alert_rules_of('webhook_failing') r on r.tenant_id = h.tenant_id and coalesce(r.about, h.id::text) = h.id::text
+    where h.removed_at is null and h.failing_since < now_ - r.threshold * interval '1 second';
+  end if;
+end
+$$;
+
 -- Facts of the fleet.
 create or replace function pgmail.alert_facts_fleet() returns setof pgmail.alert_fact
 language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off

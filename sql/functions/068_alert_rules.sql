@@ -16,6 +16,8 @@ as $$
     ('error_rate', 'rates', 'tenant', 'stream', 'times its baseline', '/dead-letters', false),
     ('bounce_rate', 'rates', 'tenant', 'stream', 'share', '/emails', false),
     ('dead_letters', 'rates', 'tenant', 'stream', 'recipients', '/dead-letters', false),
+    ('site_bounce_rate', 'traffic', 'tenant', 'site', 'share', '/emails', false),
+    ('webhook_failing', 'traffic', 'tenant', 'webhook', 'seconds', '/webhooks', false),
     ('no_worker', 'mail', 'fleet', '', 'seconds', '/workers', true),
     ('sending_stalled', 'mail', 'fleet', '', 'seconds', '/queue', true),
     ('restored_database', 'fleet', 'fleet', '', '', '/queue', true),

@@ -45,7 +45,7 @@ begin
   if not pg_try_advisory_xact_lock(hashtextextended('pgmail.alerts', 0)) then return; end if;
   perform pgmail.alert_meter_step();
   perform pgmail.alert_horizon_step();
-  foreach family_ in array array['mail', 'rates', 'fleet', 'database'] loop
+  foreach family_ in array array['mail', 'rates', 'traffic', 'fleet', 'database'] loop
     begin
       execute format('select coalesce(array_agg(f), ''{}'') from pgmail.alert_facts_%s() f', family_) into found_;
       facts := facts || found_;

@@ -379,6 +379,8 @@ values
   ('queue_depth',         'queue_depth',         100000, null, null, null,   600,   60, 'warning',  'recipients of a stream that wait', 'pgmail', true),
   ('error_rate',          'error_rate',          3,      0.05,   50,  900,   120,  300, 'warning',  'times its share of the 24 hours before, from a share of floor on and so many results', 'pgmail', true),
   ('bounce_rate',         'bounce_rate',         0.05,   null,  100, 3600,     0,  300, 'warning',  'share of a stream''s results that bounced, from so many results on', 'pgmail', true),
+  ('site_bounce_rate',    'site_bounce_rate',    0.1,    null,  100, 3600,     0,  300, 'warning',  'share of the results at a receiving site that bounced, from so many results on', 'pgmail', true),
+  ('webhook_failing',     'webhook_failing',     3600,   null, null, null,     0,    0, 'warning',  'seconds that a webhook fails', 'pgmail', true),
   ('dead_letters',        'dead_letters',        10,     null, null,  900,     0,   60, 'warning',  'dead letters of a stream more than a window ago', 'pgmail', true),
   ('in_doubt',            'in_doubt',            1,      null, null, null,   300,    0, 'warning',  'recipients that are held since they may have been sent', 'pgmail', true),
   ('sender_domain',       'sender_domain',       0,      null, null, null,     0,    0, 'warning',  'a sender domain whose record is gone', 'pgmail', true),

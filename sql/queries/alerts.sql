@@ -53,8 +53,8 @@ select s.* from pgmail.alert_silences(%(every)s) s;
 select t.* from pgmail.alert_targets(%(every)s) t;
 
 -- name: tenant :one
--- Which tenant the caller speaks for.
-select pgmail.need_tenant() as id;
+-- Which tenant the caller speaks for, if any.
+select pgmail.current_tenant() as id;
 
 -- name: add_target :one
 -- Tell somebody from now on.

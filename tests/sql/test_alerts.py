@@ -217,7 +217,37 @@ def notify_queue(fleet):
     return [], lambda: fleet.set("notify_queue", enabled=False)
 
 
+def site_bounce_rate(fleet):
+    fleet.owner.execute(
+        "create table if not exists pgmail.rollup (tenant_id integer, dim text, grain text, at timestamptz, key text,"
+        " kind text, bucket smallint default 0, n bigint)"
+    )
+    for kind, n in (("sent", 800), ("bounced_hard", 150), ("bounced_block", 50), ("deferred", 5_000)):
+        fleet.owner.execute(
+            "insert into pgmail.rollup (tenant_id, dim, grain, at, key, kind, n)"
+            " values (1, 'site', 'minute', pgmail.now(), 'gmail.com', %s, %s)",
+            [kind, n],
+        )
+    return [], lambda: fleet.owner.execute("update pgmail.rollup set n = 100000 where kind = 'sent'")
+
+
+def webhook_failing(fleet):
+    fleet.owner.execute(
+        "create table if not exists pgmail.hook (tenant_id integer, id uuid, url text, types text[], enabled boolean"
+        " default true, reason text, created_by text, last_error text, failing_since timestamptz,"
+        " removed_at timestamptz)"
+    )
+    fleet.owner.execute(
+        "insert into pgmail.hook (tenant_id, id, url, types, created_by, failing_since, last_error)"
+        " values (1, pgmail.uuid7(), 'https://x.example/hook?secret', '{*}', 'me',"
+        " pgmail.now() - interval '2 hours', '500')"
+    )
+    return [], lambda: fleet.owner.execute("update pgmail.hook set failing_since = null")
+
+
 CONDITIONS = [
+    site_bounce_rate,
+    webhook_failing,
     no_worker,
     sending_stalled,
     oldest_due,
