@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pgmail.store.database import Database
     from pgmail.store.presence import Presence
     from pgmail.transport.base import Transport
+    from pgmail.transport.guarded_http import GuardedHttp
     from pgmail.worker.process import MakeLeader
 
 PARTS = {
@@ -174,7 +175,6 @@ def _alert_chores(settings: Settings, database: Database) -> list[Chore]:
     from pgmail.maintain.alerts import AlertLook, AlertTeller  # noqa: PLC0415
     from pgmail.maintain.certificates import Certificates  # noqa: PLC0415
     from pgmail.sealing import keks  # noqa: PLC0415
-    from pgmail.transport.guarded_http import GuardedHttp  # noqa: PLC0415
     from pgmail.transport.relay import SmtpRelay  # noqa: PLC0415
     from pgmail.transport.relay_config import RelayConfig  # noqa: PLC0415
 
@@ -186,11 +186,17 @@ def _alert_chores(settings: Settings, database: Database) -> list[Chore]:
         raise SettingsError(
             [f"PGMAIL_RELAY_URL, PGMAIL_RELAY_URLS or PGMAIL_ALERT_RELAY_URL: {error}"]
         ) from None
+
+    def http() -> GuardedHttp:
+        from pgmail.transport.guarded_http import GuardedHttp  # noqa: PLC0415 - large, and most tell nobody
+
+        return GuardedHttp(networks_of(settings.hook_networks), name_servers=settings.name_servers)
+
     host = settings.helo if "[" not in settings.helo else "localhost.localdomain"
     teller = AlertTeller(
         database,
         keks=keks.read(settings),
-        http=GuardedHttp(networks_of(settings.hook_networks), name_servers=settings.name_servers),
+        http=http,
         relay=relay,
         sender=parse(settings.alert_from).address if settings.alert_from else f"pgmail@{host}",
         public_url=settings.public_url,

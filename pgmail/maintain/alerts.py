@@ -16,7 +16,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -29,7 +29,9 @@ from pgmail.sealing.keks import Keks
 from pgmail.store import alerts as store
 from pgmail.store.database import Database
 from pgmail.transport.base import Transport
-from pgmail.transport.guarded_http import GuardedHttp
+
+if TYPE_CHECKING:  # the library below it is large, and most processes tell nobody
+    from pgmail.transport.guarded_http import GuardedHttp
 
 LOOK_SECONDS = 10.0
 TELL_SECONDS = 2.0  # between looks for what is to be told
@@ -86,14 +88,15 @@ class AlertTeller:
         database: Database,
         *,
         keks: Keks,
-        http: GuardedHttp,
+        http: Callable[[], GuardedHttp],
         relay: Transport,
         sender: str,
         public_url: str = "",
         seconds: float = TELL_SECONDS,
     ) -> None:
-        """`relay` takes alerts by email, which come from `sender`."""
-        self._database, self._keks, self._http, self._relay = database, keks, http, relay
+        """`http` makes the client of webhooks when the first is called; `relay` takes emails, from `sender`."""
+        self._database, self._keks, self._make_http, self._relay = database, keks, http, relay
+        self._http: GuardedHttp | None = None
         self._sender, self._public_url, self._seconds = sender, public_url, seconds
         self._busy: dict[UUID, asyncio.Task[None]] = {}
         self._ways: dict[str, Callable[[Any, alerting.Secret], Awaitable[Outcome]]] = {
@@ -152,6 +155,8 @@ class AlertTeller:
         return await self._post(secret.url, forms.slack(row, self._public_url), headers)
 
     async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> Outcome:
+        if self._http is None:
+            self._http = self._make_http()
         answer = await self._http.post(url, body, headers, seconds=CALL_SECONDS)
         said = answer.error or f"HTTP {answer.status}: {' '.join(answer.text.split())[:200]}"
         return Outcome(answer.good, said, final=answer.status == 410)  # Gone (RFC 9110, section 15.5.11)

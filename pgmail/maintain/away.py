@@ -20,8 +20,6 @@ from ipaddress import ip_network
 import msgspec
 import structlog
 
-from pgmail.transport.guarded_http import GuardedHttp
-
 AWAY_SECONDS = 60.0
 AGAIN_SECONDS = 15.0
 
@@ -80,6 +78,8 @@ class Away:
             "words": words,
             "alert": {"rule": "database_away", "severity": "critical", "subject": socket.gethostname()},
         }
+        from pgmail.transport.guarded_http import GuardedHttp  # noqa: PLC0415 - large, and hardly ever needed
+
         http = GuardedHttp(_ANYWHERE)
         try:
             answer = await http.post(

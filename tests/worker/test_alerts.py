@@ -45,7 +45,7 @@ async def teller(pool, sink, open_relay):
     yield AlertTeller(
         pool,
         keks=KEKS,
-        http=http,
+        http=lambda: http,
         relay=open_relay(sink.port, "tls=none"),
         sender="pgmail@example.net",
         public_url="https://mail.example.net/",
