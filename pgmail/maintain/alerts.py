@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the library below it is large, and most processes tell nobo
     from pgmail.transport.guarded_http import GuardedHttp
 
 LOOK_SECONDS = 10.0
+LOOK_PART = 0.02  # of the time, at most, goes into looking: the longer it takes, the more rarely it comes
 TELL_SECONDS = 2.0  # between looks for what is to be told
 BUSY_SECONDS = 0.5
 PURGE_SECONDS = 3_600.0
@@ -55,6 +56,7 @@ class AlertLook:
 
     async def step(self) -> float:
         """Look once, and log what moved."""
+        began = time.monotonic()
         for row in await store.step(self._database):
             facts = {"rule": row.rule, "subject": row.subject, "tenant": row.tenant, "words": row.words}
             if row.move == "blind":
@@ -67,7 +69,7 @@ class AlertLook:
         if time.monotonic() >= self._purge_at:
             self._purge_at = time.monotonic() + PURGE_SECONDS
             await store.purge(self._database)
-        return self._seconds
+        return max(self._seconds, (time.monotonic() - began) / LOOK_PART)
 
 
 class Outcome(NamedTuple):

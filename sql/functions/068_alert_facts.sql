@@ -2,14 +2,23 @@
 -- subject that is over its threshold, with a sentence; the state machine (068_alert_step) makes alerts of them. Cheap: totals
 -- that are folded already, the head of each lane, a few small tables. Nothing counts a table that grows with mail.
 
--- Lanes whose oldest mail is due for so many seconds, the latest first, and what stops each (028_pause: lane_stop). Found by
--- skipping from lane to lane along the claim index, as repair_lanes does; held mail is due at the end of time.
-create or replace function pgmail.late_lanes(p_seconds double precision, p_most integer default 500)
+-- Lanes whose oldest mail is due for so many seconds, the latest first, and what stops each (028_pause: lane_stop). From the
+-- gauge, where a chore keeps one; else found by skipping from lane to lane along the claim index, as repair_lanes does. Held mail
+-- is due at the end of time.
+create or replace function pgmail.late_lanes(p_seconds double precision, p_most integer default 100)
 returns table (tenant_id integer, stream text, site text, due_at timestamptz, kind text, words text)
 language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
+declare before timestamptz := pgmail.now() - p_seconds * interval '1 second';
 begin
+  if to_regclass('pgmail.gauge') is not null then
+    return query
+    select g.tenant_id, g.stream, g.site, g.oldest_due_at, s.kind, s.words
+    from (select x.* from pgmail.gauge x where x.oldest_due_at <= before order by x.oldest_due_at limit p_most) g
+    cross join lateral pgmail.lane_stop(g.tenant_id, g.stream, g.priority, g.site) s;
+    return;
+  end if;
   return query
   with recursive present as (
     (select q.tenant_id, q.lane, q.due_at from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
@@ -18,7 +27,7 @@ begin
       select q.tenant_id, q.lane, q.due_at from pgmail.queue q
       where (q.tenant_id, q.lane) > (p.tenant_id, p.lane) order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
   ), late as materialized (
-    select p.* from present p where p.due_at <= pgmail.now() - p_seconds * interval '1 second' order by p.due_at limit p_most
+    select p.* from present p where p.due_at <= before order by p.due_at limit p_most
   )
   select l.tenant_id, y.stream, y.site, l.due_at, s.kind, s.words
   from late l join pgmail.lane y on y.tenant_id = l.tenant_id and y.id = l.lane
@@ -26,24 +35,48 @@ begin
 end
 $$;
 
--- How many of a stream were settled, and how, since so many seconds ago: this moment's totals less those of then. Where the
--- meter does not reach back so far, since it began.
+-- How many of each stream were settled, and how, since so many seconds ago, where any were: this moment's totals less those of
+-- then. Where the meter does not reach back so far, since it began.
+create or replace function pgmail.alert_deltas(p_seconds double precision)
+returns table (tenant_id integer, stream text, sent bigint, bounced bigint, dead bigint)
+language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off
+as $$
+#variable_conflict use_column
+declare at_ timestamptz := pgmail.now() - p_seconds * interval '1 second';
+begin
+  return query
+  select t.tenant_id, t.stream, (t.sent - m.sent)::bigint, (t.bounced - m.bounced)::bigint, (t.dead - m.dead)::bigint
+  from (select x.tenant_id, x.stream, coalesce(sum(x.n) filter (where x.kind = 'sent'), 0) as sent,
+          coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0) as bounced, coalesce(sum(x.n) filter (where x.kind = 'dead'), 0) as dead
+        from pgmail.tally_total x where x.kind in ('sent', 'bounced', 'dead') group by x.tenant_id, x.stream) t
+  cross join lateral (
+    select y.* from (
+      (select x.sent, x.bounced, x.dead, 1 as n from pgmail.alert_meter x
+       where x.tenant_id = t.tenant_id and x.stream = t.stream and x.at <= at_ order by x.at desc limit 1)
+      union all
+      (select x.sent, x.bounced, x.dead, 2 from pgmail.alert_meter x
+       where x.tenant_id = t.tenant_id and x.stream = t.stream order by x.at limit 1)) y
+    order by y.n limit 1) m
+  where (t.sent, t.bounced, t.dead) <> (m.sent, m.bounced, m.dead);
+end
+$$;
+
+-- The same of one stream.
 create or replace function pgmail.alert_since(
-  p_tenant integer, p_stream text, p_seconds double precision, out sent bigint, out bounced bigint, out dead bigint, out settled bigint
+  p_tenant integer, p_stream text, p_seconds double precision, out sent bigint, out bounced bigint, out dead bigint
 )
 language sql stable security definer set search_path = pgmail, pg_temp
 as $$
-  select t.sent - m.sent, t.bounced - m.bounced, t.dead - m.dead, t.settled - m.settled
+  select t.sent - m.sent, t.bounced - m.bounced, t.dead - m.dead
   from (select coalesce(sum(x.n) filter (where x.kind = 'sent'), 0)::bigint as sent, coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0)::bigint as bounced,
-          coalesce(sum(x.n) filter (where x.kind = 'dead'), 0)::bigint as dead, coalesce(sum(x.n) filter (where x.kind <> 'enqueued'), 0)::bigint as settled
+          coalesce(sum(x.n) filter (where x.kind = 'dead'), 0)::bigint as dead
         from pgmail.tally_total x where x.tenant_id = p_tenant and x.stream = p_stream) t
   join pgmail.alert_meter m on m.tenant_id = p_tenant and m.stream = p_stream and m.at = coalesce(
     (select max(x.at) from pgmail.alert_meter x where x.tenant_id = p_tenant and x.stream = p_stream and x.at <= pgmail.now() - p_seconds * interval '1 second'),
     (select min(x.at) from pgmail.alert_meter x where x.tenant_id = p_tenant and x.stream = p_stream))
 $$;
 
--- Writes the meter, once a minute and where something moved, and thins it: minutes for two hours, quarters of an hour for a
--- day. The last one before that stays, to be counted from.
+-- Writes the meter, once a minute and where something moved. alert_purge_v1 thins it.
 create or replace function pgmail.alert_meter_step() returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
@@ -59,12 +92,6 @@ begin
   where m.at is null or (m.at <= now_ - interval '55 seconds' and (m.enqueued, m.settled, m.sent, m.bounced, m.dead) <> (t.enqueued, t.settled, t.sent, t.bounced, t.dead))
   on conflict do nothing;
   get diagnostics n = row_count;
-  delete from pgmail.alert_meter m
-  where (m.at < now_ - interval '2 hours' and exists (
-           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '2 hours'
-             and floor(extract(epoch from x.at) / 900) = floor(extract(epoch from m.at) / 900)))
-     or (m.at < now_ - interval '25 hours' and exists (
-           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '24 hours'));
   return n;
 end
 $$;
@@ -143,41 +170,38 @@ $$;
 create or replace function pgmail.alert_facts_rates() returns setof pgmail.alert_fact
 language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off
 as $$
-declare now_ timestamptz := pgmail.now();
 begin
   -- A share of failures against that of the day before this window; where there was no such mail, against a hundredth.
   return query
-  select r.rule_id, r.tenant_id, s.stream, x.rate / x.usual, format(
-    'Of the stream %s %s of the last %s failed (%s of %s), %s times what is usual (%s).', s.stream, pgmail.share_words(x.rate),
+  select r.rule_id, r.tenant_id, w.stream, x.rate / x.usual, format(
+    'Of the stream %s %s of the last %s failed (%s of %s), %s times what is usual (%s).', w.stream, pgmail.share_words(x.rate),
     pgmail.span_words(r.window_seconds), pgmail.number_words(x.bad), pgmail.number_words(x.all_), to_char(x.rate / x.usual, 'FM999,990.0'), pgmail.share_words(x.usual))
-  from pgmail.alert_rules_of('error_rate') r
-  join lateral (select distinct m.stream from pgmail.alert_meter m where m.tenant_id = r.tenant_id and m.at > now_ - (r.window_seconds + 120) * interval '1 second') s
-    on coalesce(r.about, s.stream) = s.stream
-  cross join lateral pgmail.alert_since(r.tenant_id, s.stream, r.window_seconds) w
-  cross join lateral pgmail.alert_since(r.tenant_id, s.stream, r.window_seconds + 86400) d
+  from (select distinct y.window_seconds as seconds from pgmail.alert_rule y where y.kind = 'error_rate' and y.enabled) v
+  cross join lateral pgmail.alert_deltas(v.seconds) w
+  join pgmail.alert_rules_of('error_rate') r on r.tenant_id = w.tenant_id and r.window_seconds = v.seconds and coalesce(r.about, w.stream) = w.stream
+    and w.bounced + w.dead > 0 and w.sent + w.bounced + w.dead >= greatest(r.minimum, 1)
+  cross join lateral pgmail.alert_since(r.tenant_id, w.stream, r.window_seconds + 86400) d
   cross join lateral (
-    select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / nullif(w.sent + w.bounced + w.dead, 0) as rate,
-      greatest(case when (d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead) >= r.minimum
-                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / nullif((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead), 0) end, 0.01) as usual) x
-  where x.all_ >= greatest(r.minimum, 1) and x.bad > 0 and x.rate >= coalesce(r.floor, 0) and x.rate > r.threshold * x.usual;
+    select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / (w.sent + w.bounced + w.dead) as rate,
+      greatest(case when (d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead) >= greatest(r.minimum, 1)
+                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / ((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead)) end, 0.01) as usual) x
+  where x.rate >= coalesce(r.floor, 0) and x.rate > r.threshold * x.usual;
 
   return query
-  select r.rule_id, r.tenant_id, s.stream, x.rate, format('Of the stream %s %s of the last %s bounced (%s of %s).', s.stream, pgmail.share_words(x.rate),
+  select r.rule_id, r.tenant_id, w.stream, x.rate, format('Of the stream %s %s of the last %s bounced (%s of %s).', w.stream, pgmail.share_words(x.rate),
     pgmail.span_words(r.window_seconds), pgmail.number_words(w.bounced), pgmail.number_words(x.all_))
-  from pgmail.alert_rules_of('bounce_rate') r
-  join lateral (select distinct m.stream from pgmail.alert_meter m where m.tenant_id = r.tenant_id and m.at > now_ - (r.window_seconds + 120) * interval '1 second') s
-    on coalesce(r.about, s.stream) = s.stream
-  cross join lateral pgmail.alert_since(r.tenant_id, s.stream, r.window_seconds) w
+  from (select distinct y.window_seconds as seconds from pgmail.alert_rule y where y.kind = 'bounce_rate' and y.enabled) v
+  cross join lateral pgmail.alert_deltas(v.seconds) w
+  join pgmail.alert_rules_of('bounce_rate') r on r.tenant_id = w.tenant_id and r.window_seconds = v.seconds and coalesce(r.about, w.stream) = w.stream
   cross join lateral (select w.sent + w.bounced + w.dead as all_, w.bounced::float8 / nullif(w.sent + w.bounced + w.dead, 0) as rate) x
   where x.all_ >= greatest(r.minimum, 1) and x.rate > r.threshold;
 
   return query
-  select r.rule_id, r.tenant_id, s.stream, w.dead::float8, format('%s more dead letters of the stream %s than %s ago; a person decides (pgmail dead list).',
-    pgmail.number_words(w.dead), s.stream, pgmail.span_words(r.window_seconds))
-  from pgmail.alert_rules_of('dead_letters') r
-  join lateral (select distinct m.stream from pgmail.alert_meter m where m.tenant_id = r.tenant_id and m.at > now_ - (r.window_seconds + 120) * interval '1 second') s
-    on coalesce(r.about, s.stream) = s.stream
-  cross join lateral pgmail.alert_since(r.tenant_id, s.stream, r.window_seconds) w
+  select r.rule_id, r.tenant_id, w.stream, w.dead::float8, format('%s more dead letters of the stream %s than %s ago; a person decides (pgmail dead list).',
+    pgmail.number_words(w.dead), w.stream, pgmail.span_words(r.window_seconds))
+  from (select distinct y.window_seconds as seconds from pgmail.alert_rule y where y.kind = 'dead_letters' and y.enabled) v
+  cross join lateral pgmail.alert_deltas(v.seconds) w
+  join pgmail.alert_rules_of('dead_letters') r on r.tenant_id = w.tenant_id and r.window_seconds = v.seconds and coalesce(r.about, w.stream) = w.stream
   where w.dead > r.threshold;
 end
 $$;

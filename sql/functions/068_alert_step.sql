@@ -68,8 +68,10 @@ begin
 
   for a in
     select x.*, n.name as tenant_name, r.for_seconds, r.calm_seconds, r.renotify_seconds, pgmail.is_silenced(x.tenant_id, x.rule, x.subject) as quiet,
-      exists (select from unnest(facts) f where f.rule_id = x.rule_id and f.tenant_id is not distinct from x.tenant_id and f.subject = x.subject) as holds
+      h.subject is not null as holds
     from pgmail.alert x left join pgmail.alert_rule r on r.id = x.rule_id left join pgmail.tenant n on n.id = x.tenant_id
+    left join (select distinct f.rule_id, coalesce(f.tenant_id, 0) as tenant_id, f.subject from unnest(facts) f) h
+      on h.rule_id = x.rule_id and h.tenant_id = coalesce(x.tenant_id, 0) and h.subject = x.subject
     where x.state <> 'resolved' order by x.id
   loop
     move := null; told := false;
@@ -110,12 +112,19 @@ begin
 end
 $$;
 
--- What is over for 30 days goes, and what was told of it; silences that ended, too. Once an hour, by the leader.
+-- What is over for 30 days goes, and what was told of it; silences that ended, too. The meter is thinned: minutes for two hours,
+-- quarters of an hour for a day; the last one before that stays, to be counted from. Once an hour, by the leader.
 create or replace function pgmail.alert_purge_v1() returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare n integer;
+declare n integer; now_ timestamptz := pgmail.now();
 begin
+  delete from pgmail.alert_meter m
+  where (m.at < now_ - interval '2 hours' and exists (
+           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '2 hours'
+             and floor(extract(epoch from x.at) / 900) = floor(extract(epoch from m.at) / 900)))
+     or (m.at < now_ - interval '25 hours' and exists (
+           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '24 hours'));
   delete from pgmail.alert a where a.state = 'resolved' and a.resolved_at < pgmail.now() - interval '30 days';
   get diagnostics n = row_count;
   delete from pgmail.alert_delivery d where d.state <> 'waiting' and d.done_at < pgmail.now() - interval '30 days';

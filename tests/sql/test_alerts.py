@@ -19,6 +19,7 @@ class Fleet:
         self.db, self.clock = db, clock
         self.owner, self.leader, self.app = db.connect(), db.connect("worker"), db.connect("producer")
         self.moves, self.alive = [], []
+        self.gauged = kit.one(self.owner, "select to_regproc('pgmail.gauge_lanes_v1') is not null")
 
     def look(self, seconds=0):
         """Let time pass, and look; what moved."""
@@ -26,6 +27,8 @@ class Fleet:
             self.clock.advance(seconds)
         for epoch in self.alive:
             self.owner.execute("update pgmail.worker set beat_at = pgmail.now() where epoch = %s", [epoch])
+        if self.gauged:
+            self.leader.execute("select pgmail.gauge_lanes_v1()")
         moved = rows(self.leader, "select move, rule, subject from pgmail.alert_step_v1()")
         self.moves += moved
         return moved
