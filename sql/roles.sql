@@ -216,7 +216,7 @@ grant execute on function
   to {prefix}api, {prefix}admin;
 grant execute on function pgmail.alert_step_v1(), pgmail.alert_purge_v1(), pgmail.alert_take_v1(integer, uuid[]),
   pgmail.alert_told_v1(uuid, boolean, text, boolean) to {prefix}worker, {prefix}maintain;
-grant execute on function pgmail.saw_certificate_v1(text, text, timestamptz) to {prefix}api, {prefix}worker, {prefix}maintain;
+grant execute on function pgmail.saw_certificate_v1(text, text, timestamptz) to {prefix}worker, {prefix}maintain;
 grant execute on function pgmail.oldest_snapshot(), pgmail.hot_tables(), pgmail.replicas() to {prefix}worker, {prefix}maintain, {prefix}admin;
 grant select on pgmail.alert, pgmail.alert_rule, pgmail.alert_silence to {prefix}reader, {prefix}admin;
 grant select on pgmail.lost_worker, pgmail.certificate to {prefix}admin;
