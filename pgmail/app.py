@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pgmail.store.database import Database
     from pgmail.store.presence import Presence
     from pgmail.transport.base import Transport
+    from pgmail.transport.guarded_http import GuardedHttp
     from pgmail.worker.process import MakeLeader
 
 PARTS = {
@@ -127,6 +128,7 @@ def _make_leader(settings: Settings) -> MakeLeader:
     """Return what makes a worker's leader: the service, and whether it leads now."""
 
     def make(database: Database, presence: Presence) -> tuple[Service, Callable[[], bool]]:
+        from pgmail.maintain.away import Away  # noqa: PLC0415
         from pgmail.maintain.leader import Leader  # noqa: PLC0415
 
         leader = Leader(
@@ -136,6 +138,7 @@ def _make_leader(settings: Settings) -> MakeLeader:
             name_servers=settings.name_servers,
             chores=_chores(settings, database),
             show_tenants=settings.metrics_tenants,
+            away=Away(settings.alert_url),
         )
         return leader, lambda: leader.leading
 
@@ -148,6 +151,11 @@ def _chores(settings: Settings, database: Database) -> list[Chore]:
     from pgmail.maintain.figures import figures  # noqa: PLC0415
 
     return [*figures(database), FanOut(database), Tidy(database, settings.hook_log_days)]
+    return [
+        FanOut(database),
+        Tidy(database, settings.hook_log_days),
+        *_alert_chores(settings, database),
+    ]
 
 
 def _beside(
@@ -160,6 +168,43 @@ def _beside(
     from pgmail.maintain.figures import figures  # noqa: PLC0415
 
     return [*figures(database)]
+
+
+def _alert_chores(settings: Settings, database: Database) -> list[Chore]:
+    """Return what looks after alerts. Raises SettingsError for a relay's address that the transport refuses."""
+    from pgmail.domain.address import parse  # noqa: PLC0415
+    from pgmail.domain.targets import networks_of  # noqa: PLC0415
+    from pgmail.errors import SettingsError  # noqa: PLC0415
+    from pgmail.maintain.alerts import AlertLook, AlertTeller  # noqa: PLC0415
+    from pgmail.maintain.certificates import Certificates  # noqa: PLC0415
+    from pgmail.sealing import keks  # noqa: PLC0415
+    from pgmail.transport.relay import SmtpRelay  # noqa: PLC0415
+    from pgmail.transport.relay_config import RelayConfig  # noqa: PLC0415
+
+    try:
+        configs = {name: RelayConfig.from_url(url) for name, url in settings.relays.items()}
+        direct = RelayConfig.from_url(settings.alert_relay_url or settings.relay_url)
+        relay = SmtpRelay(direct)
+    except ValueError as error:
+        raise SettingsError(
+            [f"PGMAIL_RELAY_URL, PGMAIL_RELAY_URLS or PGMAIL_ALERT_RELAY_URL: {error}"]
+        ) from None
+
+    def http() -> GuardedHttp:
+        from pgmail.transport.guarded_http import GuardedHttp  # noqa: PLC0415 - large, and most tell nobody
+
+        return GuardedHttp(networks_of(settings.hook_networks), name_servers=settings.name_servers)
+
+    host = settings.helo if "[" not in settings.helo else "localhost.localdomain"
+    teller = AlertTeller(
+        database,
+        keks=keks.read(settings),
+        http=http,
+        relay=relay,
+        sender=parse(settings.alert_from).address if settings.alert_from else f"pgmail@{host}",
+        public_url=settings.public_url,
+    )
+    return [AlertLook(database), teller, Certificates(database, settings, configs)]
 
 
 async def _maintain(settings: Settings) -> None:

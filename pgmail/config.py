@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from pgmail.config_people import recipients_fault, redirect_fault, subject_fault
+from pgmail.config_people import recipients_fault, redirect_fault, sender_fault, subject_fault
 from pgmail.config_rows import (
     PREFIX,
     Row,
@@ -40,11 +40,14 @@ from pgmail.config_text import (
     dns_servers_of,
     keys_fault,
     mask_keys,
+    mask_path,
     mask_url,
     networks_fault,
     relay_fault,
+    relay_or_none_fault,
     relay_pairs,
     relays_fault,
+    web_fault,
 )
 from pgmail.errors import SettingsError
 
@@ -312,6 +315,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             high=90,
         ),
     ] = 14
+
+    public_url: Annotated[
+        str,
+        Row(
+            "Address at which people reach the API and the dashboard, for links in alerts: https://mail.example.com.",
+            fault=web_fault,
+            empty="alerts carry no links",
+        ),
+    ] = ""
+    alert_relay_url: Annotated[
+        str,
+        Row(
+            "SMTP relay that alerts by email go through, past the queue.",
+            secret=True,
+            fault=relay_or_none_fault,
+            empty="relay_url",
+        ),
+    ] = ""
+    alert_from: Annotated[
+        str,
+        Row("Address that alerts by email come from.", fault=sender_fault, empty="pgmail@ the host's name"),
+    ] = ""
+    alert_url: Annotated[
+        str,
+        Row(
+            "URL that a process tells when it cannot reach the database: a webhook's, or Slack's.",
+            secret=True,
+            fault=web_fault,
+            empty="none",
+            mask=mask_path,
+        ),
+    ] = ""
 
     sources: dict[str, str] = {}
 

@@ -21,6 +21,19 @@ def redirect_fault(text: str) -> str | None:
     return "must be the address alone, without a name" if found.name is not None else None
 
 
+def sender_fault(text: str) -> str | None:
+    """Return why `text` cannot be the address that alerts come from, or None if it can."""
+    from pgmail.domain import address  # noqa: PLC0415
+
+    if not text:
+        return None
+    try:
+        address.parse(text)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def recipients_fault(text: str) -> str | None:
     """Return why `text` is no list of addresses and domains separated by blanks, or None if it is."""
     from pgmail.domain import address  # noqa: PLC0415

@@ -173,6 +173,31 @@ def mask_keys(text: str) -> str:
         return "***" if text else ""
 
 
+def relay_or_none_fault(text: str) -> str | None:
+    """Return why `text` cannot name an SMTP relay, or None if it can or is empty."""
+    return relay_fault(text) if text else None
+
+
+def web_fault(text: str) -> str | None:
+    """Return why `text` cannot be an address of the web, or None if it can or is empty."""
+    if not text:
+        return None
+    try:
+        url = urlsplit(text)
+        if url.port == 0:
+            return "has a port outside 1 to 65535"
+    except ValueError:
+        return "is not a URL"
+    good = url.scheme in {"http", "https"} and url.hostname and not (url.fragment or url.username)
+    return None if good and not any(letter <= " " for letter in text) else "must be https://host/path"
+
+
+def mask_path(text: str) -> str:
+    """Return where a URL leads without its path and query, which are the secret of Slack's and the like."""
+    url = urlsplit(text)
+    return f"{url.scheme}://{url.netloc}/***" if url.netloc else text
+
+
 def networks_fault(text: str) -> str | None:
     """Return why `text` cannot be networks separated by blanks, or None if it can."""
     for word in text.split():

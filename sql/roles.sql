@@ -206,6 +206,21 @@ grant execute on function pgmail.rollup_v1(integer, integer, integer), pgmail.tr
 grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause to {prefix}api, {prefix}reader, {prefix}admin;
 grant select (rolled_at, counted_at) on pgmail.insight_cursor to {prefix}api, {prefix}reader, {prefix}admin;
 -- end of figures
+-- alerts: what is secret of a target is for who tells alone, and sealed where there is a key
+grant execute on function
+  pgmail.set_alert_rule(text, jsonb, text, boolean), pgmail.remove_alert_rule(text, text, boolean), pgmail.alert_rules(boolean),
+  pgmail.silence_alert(text, text, timestamptz, text, boolean), pgmail.unsilence_alert(text, text, text, boolean), pgmail.alert_silences(boolean),
+  pgmail.add_alert_target(text, text, text, bytea, text, text, boolean, uuid), pgmail.remove_alert_target(text, text, boolean),
+  pgmail.test_alert_target(text, boolean), pgmail.alert_delivery_state(uuid, boolean), pgmail.alert_targets(boolean),
+  pgmail.alerts(boolean, text, text, integer, uuid)
+  to {prefix}api, {prefix}admin;
+grant execute on function pgmail.alert_step_v1(), pgmail.alert_purge_v1(), pgmail.alert_take_v1(integer, uuid[]),
+  pgmail.alert_told_v1(uuid, boolean, text, boolean) to {prefix}worker, {prefix}maintain;
+grant execute on function pgmail.saw_certificate_v1(text, text, timestamptz) to {prefix}worker, {prefix}maintain;
+grant execute on function pgmail.oldest_snapshot(), pgmail.hot_tables(), pgmail.replicas() to {prefix}worker, {prefix}maintain, {prefix}admin;
+grant select on pgmail.alert, pgmail.alert_rule, pgmail.alert_silence to {prefix}reader, {prefix}admin;
+grant select on pgmail.lost_worker, pgmail.certificate to {prefix}admin;
+-- end of alerts
 
 -- Row-level security. Policies name the roles they are for; the owner's own are functions/012_secure.sql's. Making one takes
 -- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should
@@ -226,7 +241,7 @@ begin
                      'history', 'witness', 'fence', 'insight_cursor') then
       wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'fleet', 'condition', 'true', 'roles',
         fleet || case when t.relname in ('schema_version', 'reply_reason') then array['{prefix}analyst'] else '{}' end);
-    elsif t.relname in ('bucket', 'permit') then
+    elsif t.relname in ('bucket', 'permit', 'lost_worker', 'certificate') then
       wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}admin'], 'condition', 'true');
     elsif t.relname = 'limits' then
       -- What holds for a tenant: the limits of relays and sites, and its own. pgmail.tenant shows a tenant itself only.
@@ -237,7 +252,7 @@ begin
     elsif t.by_tenant or t.relname = 'tenant' then
       wanted := wanted
         || jsonb_build_object('tab', t.name, 'named', 'tenant', 'roles', array['{prefix}api', '{prefix}reader'], 'condition',
-             case when t.relname in ('pause', 'quota') then 'tenant_id is null or tenant_id ' when t.relname = 'tenant' then 'id ' else 'tenant_id ' end || mine)
+             case when t.relname in ('pause', 'quota', 'alert_rule', 'alert_silence') then 'tenant_id is null or tenant_id ' when t.relname = 'tenant' then 'id ' else 'tenant_id ' end || mine)
         || jsonb_build_object('tab', t.name, 'named', 'every', 'roles', array['{prefix}worker', '{prefix}maintain', '{prefix}admin'], 'condition', 'true');
     end if;
   end loop;

@@ -15,6 +15,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
 from pgmail.api import (
+    alerts,
     assets,
     audit,
     dead_letters,
@@ -86,6 +87,9 @@ GUARDED = (
     *(webhooks.remove_webhook, webhooks.rotate_webhook, webhooks.test_webhook, webhooks.replay_webhook),
     webhooks.list_deliveries,
     *(reports.show_report, reports.show_causes),
+    *(alerts.list_alerts, alerts.silence_alert, alerts.unsilence_alert),
+    *(alerts.list_rules, alerts.set_rule, alerts.remove_rule),
+    *(alerts.list_targets, alerts.add_target, alerts.remove_target, alerts.test_target),
     *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
 OPEN = (health.live, health.ready, metrics.show_metrics)  # the last asks for a key itself
@@ -173,6 +177,8 @@ def create_app(
                 "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes, traced=tracing is not None),
                 "tracing": tracing,
                 "endpoints": Endpoints(keks or Keks({}), networks_of(settings.hook_networks)),
+                "keks": keks or Keks({}),
+                "hook_networks": settings.hook_networks,
             }
         ),
         on_startup=[keyring.notes.start],

@@ -19,7 +19,8 @@ _PAIN = {"failed": 0, "warning": 1, "skipped": 2, "ok": 3}
 @common.as_json
 def doctor(as_json: bool) -> None:
     """Check settings, database, schema, roles, partitions, workers, relays and clocks; worst first."""
-    from pgmail.cli.doctor_checks import Finding, examine  # noqa: PLC0415
+    from pgmail.cli.doctor_checks import examine  # noqa: PLC0415
+    from pgmail.cli.doctor_finding import Finding  # noqa: PLC0415
 
     async def look() -> list[Finding]:
         return [finding async for finding in examine(settings)]

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from pgmail.cli import common
+from pgmail.cli import common, doctor_alerts, doctor_database
+from pgmail.cli.doctor_finding import Finding, Status
+from pgmail.cli.doctor_finding import ask as _ask
 from pgmail.errors import PgmailError, Refused
 from pgmail.sqlfiles import queries
 from pgmail.store.single import StatementFailed, fetch_dicts
@@ -29,17 +29,6 @@ OLDEST_SERVER = 150_000  # what PostgreSQL calls itself in numbers
 LOW_DAYS = 14  # of partitions
 SKEW_SECONDS = (2.0, 60.0)  # a remark, a failure: times a minute in the past are refused
 LATE_SECONDS = 300.0  # due for so long, while nothing is paused
-
-Status = Literal["failed", "warning", "ok", "skipped"]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What one check found. `mend` is a command, or what to do in words."""
-
-    check: str
-    status: Status
-    message: str
-    mend: str | None = None
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
@@ -84,7 +73,7 @@ async def _one(
 ) -> Finding:
     try:
         return await question(connection, settings)
-    except StatementFailed as error:
+    except (StatementFailed, Refused) as error:
         return Finding(check, "skipped", f"cannot look: {error}")
 
 
@@ -292,23 +281,32 @@ def _clock(there: datetime, before: datetime, after: datetime) -> Finding:
     )
 
 
-async def _ask(connection: Connection, name: str, **values: object) -> list[dict[str, Any]]:
-    return await fetch_dicts(connection, queries("cli_doctor")[name], values)
-
-
+# In the order of what stops most; what failed is shown before what is only remarked, each in this order.
 _CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
     "tenant": _tenant,
     "roles": _roles,
-    "partitions": _partitions,
-    "retention": _retention,
     "restore": _restore,
-    "senders": _senders,
     "workers": _workers,
-    "staging": _staging,
     "leader": _leader,
     "relays": _relays,
+    "server settings": doctor_database.settings_of,
+    "partitions": _partitions,
+    "transaction ids": doctor_database.wraparound,
+    "connections": doctor_database.connections,
     "ledger": _ledger,
+    "alerts": doctor_alerts.firing,
+    "oldest transaction": doctor_database.oldest,
+    "dead rows": doctor_database.dead_rows,
+    "replication": doctor_database.replication,
+    "notify": doctor_database.notify,
+    "alert targets": doctor_alerts.targets,
     "waiting": _waiting,
+    "pauses": doctor_alerts.pauses,
+    "certificates": doctor_alerts.certificates,
+    "keys": doctor_alerts.keys,
+    "retention": _retention,
+    "senders": _senders,
+    "staging": _staging,
     "quotas": _quotas,
     "dead letters": _people,
 }

@@ -43,6 +43,7 @@ COMMANDS = {
     "report": "pgmail.cli.report:report",
     "retention": "pgmail.cli.retention:retention",
     "erase": "pgmail.cli.erase:erase",
+    "alert": "pgmail.cli.alert:alert",
     "audit": "pgmail.cli.audit:audit",
     "classify": "pgmail.cli.classify:classify",
     "bench": "pgmail.cli.bench:bench",

@@ -17,6 +17,7 @@ import structlog
 
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway, PgmailError
+from pgmail.maintain.away import Away
 from pgmail.maintain.chores import Chore, Chores
 from pgmail.maintain.domains import Domains
 from pgmail.maintain.rescuer import Watch
@@ -49,9 +50,11 @@ class Leader(Loop):
         name_servers: Sequence[tuple[str, int]] = (),
         chores: Sequence[Chore] = (),
         show_tenants: bool = False,
+        away: Away | None = None,
     ) -> None:
         """`show_tenants`: its figures of the queue name tenants."""
         super().__init__("leader")
+        self._away = away or Away("")
         self._chores = Chores(chores)
         self.leading = False
         self.rescued = 0  # leases taken from dead workers
@@ -87,7 +90,9 @@ class Leader(Loop):
             while not self.draining.is_set():
                 try:
                     await self._tick()
+                    self._away.reached()
                 except DatabaseAway:
+                    self._away.missed()
                     self._watch.failed()
                     self.leading = False
                 if self.leading:
@@ -100,6 +105,7 @@ class Leader(Loop):
             self.leading = False
             await self._chores.rest()
             await self._domains.stop()
+            await self._away.close()
 
     def samples(self) -> Iterator[Sample]:
         """Whether it leads, and while it does what it knows of the fleet."""

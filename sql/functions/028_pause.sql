@@ -91,20 +91,20 @@ begin
 end
 $$;
 
--- What keeps the mail of a lane of the caller's tenant from being sent now: the first of a restore that nobody has decided
--- on, a pause, its relays, a limit, no worker. kind is restore, pause, relay, limit or workers (null: nothing does), scope and name say of what, until when it ends
--- by itself as far as is known, words tell it in half a sentence.
-create or replace function pgmail.stopped_by(
-  p_stream text, p_priority integer, p_site text, out kind text, out scope text, out name text, out until timestamptz, out words text
+-- What keeps the mail of a lane from being sent now: the first of a restore that nobody has decided on, a pause, its relays, a
+-- limit, no worker. kind is restore, pause, relay, limit or workers (null: nothing does), scope and name say of what, until
+-- when it ends by itself as far as is known, words tell it in half a sentence.
+create or replace function pgmail.lane_stop(
+  t integer, p_stream text, p_priority integer, p_site text, out kind text, out scope text, out name text, out until timestamptz, out words text
 )
 language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
-  t integer := pgmail.need_tenant(); now_ timestamptz := pgmail.now(); relays_ text[]; up_ text[]; p pgmail.pause; r record;
+  now_ timestamptz := pgmail.now(); relays_ text[]; up_ text[]; p pgmail.pause; r record;
 begin
   select 'restore', 'fleet', 'all', format('all sending is stopped since %s, for the database was restored: %s; pgmail resume --after-restore decides',
-    f.noticed_at, f.reason) into kind, scope, name, words from pgmail.fence f;
+    pgmail.at_words(f.noticed_at), f.reason) into kind, scope, name, words from pgmail.fence f;
   if found then return; end if;
 
   -- A tenant's suspension; else of several pauses the one that lasts longest.
@@ -116,7 +116,7 @@ begin
   if found then
     kind := 'pause'; scope := p.scope; name := p.name; until := p.until;
     words := format('%s %s is %s by %s since %s%s: %s', p.scope, p.name, case p.scope when 'tenant' then 'suspended' else 'paused' end,
-      p.paused_by, p.paused_at, ' until ' || p.until, p.reason);
+      p.paused_by, pgmail.at_words(p.paused_at), ' until ' || pgmail.at_words(p.until), p.reason);
     return;
   end if;
 
@@ -127,10 +127,10 @@ begin
   select array_agg(n.name order by n.i) filter (where coalesce(y.state, 'up') = 'up') as up, min(n.name) as name,
     nullif(min(coalesce(y.blocked_until, 'infinity')), 'infinity') as until,
     string_agg(case y.state
-      when 'paused' then format('relay %s is paused by %s since %s%s: %s', y.name, y.changed_by, y.changed_at,
-                                ' until ' || y.blocked_until, coalesce(y.reason, 'no reason given'))
-      when 'away' then format('relay %s is away since %s: %s; next try at %s', y.name, y.changed_at,
-                              coalesce(y.reason, 'unreachable'), y.blocked_until) end, '; and ' order by n.i) as words
+      when 'paused' then format('relay %s is paused by %s since %s%s: %s', y.name, y.changed_by, pgmail.at_words(y.changed_at),
+                                ' until ' || pgmail.at_words(y.blocked_until), coalesce(y.reason, 'no reason given'))
+      when 'away' then format('relay %s is away since %s: %s; next try at %s', y.name, pgmail.at_words(y.changed_at),
+                              coalesce(y.reason, 'unreachable'), coalesce(pgmail.at_words(y.blocked_until), 'once')) end, '; and ' order by n.i) as words
     into r from unnest(relays_) with ordinality n(name, i) left join pgmail.relay y on y.name = n.name;
   up_ := r.up;
   if up_ is null then
@@ -162,18 +162,32 @@ begin
   if found then
     kind := 'limit'; scope := r.scope; name := r.name; until := case when r.free_at > now_ then r.free_at end;
     words := case when until is not null
-      then format('%s %s is limited to %s; its next token is free at %s', r.scope, r.name, r.rate, r.free_at)
+      then format('%s %s is limited to %s; its next token is free at %s', r.scope, r.name, r.rate, pgmail.at_words(r.free_at))
       else format('%s %s is limited to %s connections, and all are in use', r.scope, r.name, r.connections) end;
     return;
   end if;
 
-  if not exists (select from pgmail.worker x) then
-    kind := 'workers'; words := 'no worker is running';
-  elsif not exists (select from pgmail.worker x where x.beat_at > now_ - interval '30 seconds') then
-    kind := 'workers'; words := format('no worker is alive since %s', (select max(x.beat_at) from pgmail.worker x));
+  -- A process that only leads sends nothing.
+  if exists (select from pgmail.worker x where x.program <> 'maintain' and x.beat_at > now_ - interval '30 seconds') then
+    if not exists (select from pgmail.worker x where x.program <> 'maintain' and x.state = 'running') then
+      kind := 'workers'; words := 'all workers are about to stop and take nothing new';
+    end if;
+    return;
   end if;
+  kind := 'workers';
+  words := coalesce('no worker is alive since ' || pgmail.at_words(greatest(
+      (select max(x.beat_at) from pgmail.worker x where x.program <> 'maintain'),
+      (select max(x.beat_at) from pgmail.lost_worker x where x.program <> 'maintain'))), 'no worker is running');
 end
 $$;
+
+-- The same for a lane of the caller's tenant.
+create or replace function pgmail.stopped_by(
+  p_stream text, p_priority integer, p_site text, out kind text, out scope text, out name text, out until timestamptz, out words text
+)
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$ select * from pgmail.lane_stop(pgmail.need_tenant(), p_stream, p_priority, p_site) $$;
+
 
 -- The relays of a worker's settings, so that streams and limits may name them. Writes only what is new.
 create or replace function pgmail.register_relays_v1(p_names text[]) returns integer

@@ -244,7 +244,9 @@ create or replace function pgmail.rescue_v1(p_epoch bigint) returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set lock_timeout = '1s'
 as $$
 begin
-  delete from pgmail.worker w where w.epoch = p_epoch;
+  delete from pgmail.lost_worker l where l.lost_at < pgmail.now() - interval '1 day';
+  with gone as (delete from pgmail.worker w where w.epoch = p_epoch returning w.epoch, w.host, w.pid, w.program, w.beat_at)
+  insert into pgmail.lost_worker (epoch, host, pid, program, beat_at) select * from gone on conflict do nothing;
   delete from pgmail.permit p where p.epoch = p_epoch;
   return pgmail.rescue_leases(array[p_epoch]);
 end

@@ -30,11 +30,10 @@ create or replace function pgmail.worker_stop_v1(p_epoch bigint) returns void
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
 begin
+  delete from pgmail.worker where epoch = p_epoch;   -- before any rescue: who says goodbye is not lost
+  delete from pgmail.permit where epoch = p_epoch;
   if exists (select 1 from pgmail.queue q where q.leased_by = p_epoch) then
     perform pgmail.rescue_v1(p_epoch);   -- it could not give everything back (the database was away)
-  else
-    delete from pgmail.worker where epoch = p_epoch;
-    delete from pgmail.permit where epoch = p_epoch;
   end if;
   update pgmail.leader set epoch = null, until = '-infinity' where epoch = p_epoch;
 end

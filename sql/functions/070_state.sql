@@ -142,7 +142,7 @@ $$;
 create or replace function pgmail.why(id uuid) returns text
 language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
-declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; stop record; ahead bigint; last_ record; m pgmail.message;
+declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; stop record; holder record; ahead bigint; last_ record; m pgmail.message;
 begin
   for s in select * from pgmail.status(why.id) loop
     select x.* into m from pgmail.message x where x.tenant_id = t and x.id = s.message_id;
@@ -153,30 +153,38 @@ begin
         and e.type in ('email.deferred', 'email.delayed', 'email.in_doubt') order by e.id desc limit 1;
     end if;
     case s.state
-      when 'scheduled' then w := format('is scheduled for %s', s.due_at);
+      when 'scheduled' then w := format('is scheduled for %s', pgmail.at_words(s.due_at));
       when 'sending' then
-        w := format('is being sent by worker %s since %s (attempt %s)', q.leased_by, q.leased_at, s.attempts + 1);
-        if not exists (select 1 from pgmail.worker x where x.epoch = q.leased_by) then
+        select x.* into holder from pgmail.worker x where x.epoch = q.leased_by;
+        w := format('is being sent by worker %s%s since %s (attempt %s)', q.leased_by, ' on ' || holder.host, pgmail.at_words(q.leased_at), s.attempts + 1);
+        if holder.epoch is null then
           w := w || ', but that worker is gone; it will be rescued by the leader';
+        elsif holder.beat_at < pgmail.now() - interval '30 seconds' then
+          w := w || format(', but that worker is silent since %s; it will be rescued by the leader', pgmail.at_words(holder.beat_at));
         end if;
       when 'deferred' then
-        w := format('waits until %s: attempt %s was answered %s', s.due_at, s.attempts,
+        w := format('waits until %s: attempt %s was answered %s', pgmail.at_words(s.due_at), s.attempts,
           coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
+        select x.* into stop from pgmail.recipient y, pgmail.lane_stop(t, m.stream, m.priority, y.site) x
+         where y.tenant_id = t and y.id = s.recipient_id;
+        if stop.kind <> 'limit' then w := w || '; besides, ' || stop.words; end if;
       when 'held' then
         if q.in_doubt then
           w := format('is held %s (%s). pgmail.resolve(id, ''assume_sent'') takes it for sent, pgmail.resolve(id, ''resend'') sends it again under the same Message-ID',
-            q.hold_reason, coalesce(nullif(concat_ws(', ', last_.detail, 'relay ' || last_.relay, last_.at), ''), 'nothing more is known'));
+            q.hold_reason, coalesce(nullif(concat_ws(', ', last_.detail, 'relay ' || last_.relay, pgmail.at_words(last_.at)), ''), 'nothing more is known'));
         else
           w := format('is held: %s. pgmail.%s(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'),
             case when q.hold_reason like 'by %' then 'release' else 'retry' end);
         end if;
       when 'queued' then
-        select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
+        select x.* into stop from pgmail.recipient y, pgmail.lane_stop(t, m.stream, m.priority, y.site) x
          where y.tenant_id = t and y.id = s.recipient_id;
         if m.key_id is not null and pgmail.sealed_wait(t, m.key_id) is not null then
           w := 'waits: ' || pgmail.sealed_wait(t, m.key_id);
         elsif q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
-          w := format('waits for a limit until %s: %s', q.due_at, coalesce(last_.detail, 'the stream is full'));
+          -- What a worker put off is no limit's: a key that it has not.
+          w := case when last_.worker is not null then format('is tried again at %s: it is %s', pgmail.at_words(q.due_at), last_.detail)
+                    else format('waits for a limit until %s: %s', pgmail.at_words(q.due_at), coalesce(last_.detail, 'the stream is full')) end;
         elsif stop.kind is not null then
           w := 'waits: ' || stop.words;
           if stop.kind = 'limit' then
@@ -185,20 +193,23 @@ begin
             w := w || case when ahead > 10000 then '; more than 10000 of its lane are ahead' else format('; %s of its lane are ahead', ahead) end;
           end if;
         else
-          w := format('is due since %s and waits for a free worker', q.due_at);
+          select count(*) into ahead from (
+            select from pgmail.queue x where x.tenant_id = t and x.lane = q.lane and (x.due_at, x.id) < (q.due_at, q.id) limit 10001) x;
+          w := format('is due since %s and waits for a free worker', pgmail.at_words(q.due_at))
+            || case when ahead > 10000 then '; more than 10000 of its lane are ahead' when ahead > 0 then format('; %s of its lane are ahead', ahead) else '' end;
         end if;
         if last_.type = 'email.deferred' then w := w || format(' (attempt %s was answered %s)', last_.attempt, concat_ws(' ', last_.code, last_.enhanced, last_.reply)); end if;
         if last_.type = 'email.in_doubt' then w := w || ' (an earlier attempt is in doubt: ' || coalesce(last_.detail, 'it may have been sent') || ')'; end if;
       when 'sent' then
-        w := case when s.code is null and s.reason is not null then format('counts as sent since %s: %s', s.changed_at, s.reason)
-                  else format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply)) end;
-      when 'bounced' then w := format('bounced at %s: the remote side answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
+        w := case when s.code is null and s.reason is not null then format('counts as sent since %s: %s', pgmail.at_words(s.changed_at), s.reason)
+                  else format('was sent at %s: the next hop answered %s', pgmail.at_words(s.changed_at), concat_ws(' ', s.code, s.enhanced, s.reply)) end;
+      when 'bounced' then w := format('bounced at %s: the remote side answered %s', pgmail.at_words(s.changed_at), concat_ws(' ', s.code, s.enhanced, s.reply));
       when 'suppressed' then
         w := case when s.reason like 'not in the allow-list%' then format('was not sent: it is %s', s.reason)
                   else format('was not sent: the address is suppressed (%s)', s.reason) end;
-      when 'expired' then w := format('expired at %s: %s', s.changed_at, s.reason);
-      when 'cancelled' then w := format('was cancelled at %s%s', s.changed_at, coalesce(' (' || s.reason || ')', ''));
-      when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', s.changed_at, s.attempts,
+      when 'expired' then w := format('expired at %s: %s', pgmail.at_words(s.changed_at), s.reason);
+      when 'cancelled' then w := format('was cancelled at %s%s', pgmail.at_words(s.changed_at), coalesce(' (' || s.reason || ')', ''));
+      when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', pgmail.at_words(s.changed_at), s.attempts,
           s.reason, coalesce('; last reply ' || nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), ''));
       else w := 'has no state: this is a fault of pgmail, please report it';
     end case;

@@ -223,6 +223,176 @@ alter table pgmail.hook_cursor  enable row level security;
 -- end of hooks
 
 ------------------------------------------------------------------------------------------------ alerts
+-- What pgmail tells of by itself. A rule of the fleet has no tenant and is looked at for all of them; a tenant's own rule of
+-- the same name takes its place for that tenant. What the columns mean of each kind: functions/068_alert_rules.sql.
+create table pgmail.alert_rule (
+  id               bigint generated always as identity primary key,
+  tenant_id        integer,
+  name             text not null check (name ~ '^[a-z][a-z0-9_]{0,62}$'),
+  kind             text not null,
+  about            text,                    -- of this stream, site or other subject alone; null: of each
+  enabled          boolean not null default true,
+  threshold        double precision not null check (threshold >= 0 and threshold < 'Infinity'),
+  floor            double precision check (floor >= 0 and floor < 'Infinity'),
+  minimum          bigint check (minimum >= 0),
+  window_seconds   integer check (window_seconds between 60 and 86400),
+  for_seconds      integer not null default 0 check (for_seconds between 0 and 604800),   -- holds for so long before it is told
+  calm_seconds     integer not null default 60 check (calm_seconds between 0 and 86400),  -- is over for so long before that is
+  renotify_seconds integer check (renotify_seconds between 60 and 2592000),               -- null: told once
+  severity         text not null default 'warning' check (severity in ('info', 'warning', 'critical')),
+  note             text,
+  changed_at       timestamptz not null default pgmail.now(),
+  changed_by       text not null default session_user,
+  shipped          boolean not null default false,   -- a default of ours that no operator has changed
+  unique nulls not distinct (tenant_id, name)
+);
+
+-- One row each time that something was wrong. One that is open stands for its rule and subject alone.
+create table pgmail.alert (
+  tenant_id   integer,                      -- null: the fleet's
+  id          uuid primary key default pgmail.uuid7(),
+  rule_id     bigint not null,
+  rule        text not null,
+  kind        text not null,
+  subject     text not null,                -- a stream, a site, a relay, a worker; '' where there is but one
+  severity    text not null,
+  state       text not null check (state in ('pending', 'firing', 'resolved')),
+  since       timestamptz not null,
+  fired_at    timestamptz,
+  resolved_at timestamptz,
+  calm_since  timestamptz,                  -- no longer true since then, and not yet believed
+  told_at     timestamptz,                  -- null: nobody was told; of one that is silenced, or pending
+  value       double precision not null,
+  threshold   double precision not null,
+  words       text not null,                -- in a sentence
+  path        text not null                 -- of the page that shows it
+) with (fillfactor = 70);
+create unique index alert_open on pgmail.alert (rule_id, tenant_id, subject) nulls not distinct where state <> 'resolved';
+create index alert_by_tenant on pgmail.alert (tenant_id, id);
+
+create table pgmail.alert_silence (
+  tenant_id   integer,                      -- null: an operator's, of all tenants
+  rule        text not null,
+  subject     text not null default '*',    -- '*' is every one
+  reason      text not null check (reason <> ''),
+  until       timestamptz,                  -- null: until somebody ends it
+  silenced_at timestamptz not null default pgmail.now(),
+  silenced_by text not null default session_user,
+  unique nulls not distinct (tenant_id, rule, subject)
+);
+
+-- Who is told. A tenant's hear of its own alerts, the fleet's of all.
+create table pgmail.alert_target (
+  tenant_id     integer,
+  id            uuid primary key default pgmail.uuid7(),
+  name          text not null check (name ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$'),
+  kind          text not null check (kind in ('webhook', 'slack', 'email')),
+  shown         text not null,              -- where it goes, without what is secret of it
+  secret        bytea not null,             -- UTF-8 JSON: {"url", "secret"} or {"to"}; sealed where kek is set
+  kek           text,
+  severity      text not null default 'warning' check (severity in ('info', 'warning', 'critical')),
+  created_at    timestamptz not null default pgmail.now(),
+  created_by    text not null default session_user,
+  told_at       timestamptz,                -- took something last
+  failing_since timestamptz,
+  answer        text,                       -- what went wrong last
+  unique nulls not distinct (tenant_id, name)
+);
+
+create table pgmail.alert_delivery (
+  tenant_id integer,
+  id        uuid primary key default pgmail.uuid7(),
+  target_id uuid not null,
+  alert_id  uuid,                           -- null: a test
+  event     text not null check (event in ('firing', 'reminder', 'resolved', 'test')),
+  state     text not null default 'waiting' check (state in ('waiting', 'sent', 'failed')),
+  attempts  smallint not null default 0,
+  due_at    timestamptz not null default pgmail.now(),   -- of one that is under way: when it counts as lost
+  made_at   timestamptz not null default pgmail.now(),
+  done_at   timestamptz,
+  answer    text
+) with (fillfactor = 70);
+create index alert_delivery_waiting on pgmail.alert_delivery (target_id, id) where state = 'waiting';
+create index alert_delivery_done on pgmail.alert_delivery (done_at) where state <> 'waiting';
+
+-- The ledger's totals as they were at a moment, written where they moved: what rates are made of, and a baseline.
+create table pgmail.alert_meter (
+  tenant_id integer not null,
+  stream    text not null,
+  at        timestamptz not null,
+  enqueued  bigint not null,
+  sent      bigint not null,
+  bounced   bigint not null,
+  dead      bigint not null,
+  settled   bigint not null,                -- whatever the state
+  primary key (tenant_id, stream, at)
+);
+
+-- The next transaction id of each minute, for an hour: how long ago an old snapshot was taken, also where the server does not say.
+create table pgmail.alert_horizon (
+  at  timestamptz primary key,
+  xid bigint not null
+);
+
+-- Workers that fell silent and were declared dead, for a day.
+create table pgmail.lost_worker (
+  epoch   bigint primary key,
+  host    text not null,
+  pid     integer not null,
+  program text not null,
+  beat_at timestamptz not null,
+  lost_at timestamptz not null default pgmail.now()
+);
+
+-- Certificates as they were seen last: the API's own, and those of relays.
+create table pgmail.certificate (
+  name      text primary key,               -- api, or relay NAME
+  place     text not null,                  -- a file, or host:port
+  ends_at   timestamptz not null,
+  seen_at   timestamptz not null default pgmail.now()
+);
+
+alter table pgmail.alert_rule     enable row level security;
+alter table pgmail.alert          enable row level security;
+alter table pgmail.alert_silence  enable row level security;
+alter table pgmail.alert_target   enable row level security;
+alter table pgmail.alert_delivery enable row level security;
+alter table pgmail.alert_meter    enable row level security;
+alter table pgmail.alert_horizon  enable row level security;
+alter table pgmail.lost_worker    enable row level security;
+alter table pgmail.certificate    enable row level security;
+
+-- What a look finds to be true: made of functions/068_alert_facts.sql and 068_alert_facts_database.sql.
+create type pgmail.alert_fact as (
+  rule_id bigint, tenant_id integer, subject text, value double precision, words text
+);
+
+-- Shipped rules. An upgrade neither restores nor changes what an operator touched.
+insert into pgmail.alert_rule (name, kind, threshold, floor, minimum, window_seconds, for_seconds, calm_seconds, severity, note, changed_by, shipped)
+values
+  ('no_worker',           'no_worker',           30,     null, null, null,    30,   10, 'critical', 'seconds without a living worker while mail is due', 'pgmail', true),
+  ('sending_stalled',     'sending_stalled',     300,    null, null, null,    60,   30, 'critical', 'seconds in which mail is due, nothing stops it, and none is sent', 'pgmail', true),
+  ('restored_database',   'restored_database',   0,      null, null, null,     0,    0, 'critical', 'all sending is stopped for a restore', 'pgmail', true),
+  ('relay_away',          'relay_away',          0,      null, null, null,   300,   60, 'critical', 'a relay does not answer', 'pgmail', true),
+  ('worker_lost',         'worker_lost',         0,      null, null,  900,     0,    0, 'warning',  'a worker fell silent and was declared dead; told for this window', 'pgmail', true),
+  ('oldest_due',          'oldest_due',          900,    null, null, null,    60,   60, 'warning',  'seconds that mail of a stream is due, what an operator paused aside', 'pgmail', true),
+  ('queue_depth',         'queue_depth',         100000, null, null, null,   600,   60, 'warning',  'recipients of a stream that wait', 'pgmail', true),
+  ('error_rate',          'error_rate',          3,      0.05,   50,  900,   120,  300, 'warning',  'times its share of the 24 hours before, from a share of floor on and so many results', 'pgmail', true),
+  ('bounce_rate',         'bounce_rate',         0.05,   null,  100, 3600,     0,  300, 'warning',  'share of a stream''s results that bounced, from so many results on', 'pgmail', true),
+  ('site_bounce_rate',    'site_bounce_rate',    0.1,    null,  100, 3600,     0,  300, 'warning',  'share of the results at a receiving site that bounced, from so many results on', 'pgmail', true),
+  ('webhook_failing',     'webhook_failing',     3600,   null, null, null,     0,    0, 'warning',  'seconds that a webhook fails', 'pgmail', true),
+  ('dead_letters',        'dead_letters',        10,     null, null,  900,     0,   60, 'warning',  'dead letters of a stream more than a window ago', 'pgmail', true),
+  ('in_doubt',            'in_doubt',            1,      null, null, null,   300,    0, 'warning',  'recipients that are held since they may have been sent', 'pgmail', true),
+  ('sender_domain',       'sender_domain',       0,      null, null, null,     0,    0, 'warning',  'a sender domain whose record is gone', 'pgmail', true),
+  ('pause_forgotten',     'pause_forgotten',     259200, null, null, null,     0,    0, 'info',     'seconds that something is paused without an end', 'pgmail', true),
+  ('old_transaction',     'old_transaction',     1800,   null, null, null,     0,   10, 'warning',  'seconds that a snapshot keeps dead rows from being removed', 'pgmail', true),
+  ('table_bloat',         'table_bloat',         1000000, null, null, null,  600,   60, 'warning',  'dead rows of a hot table, where they outnumber the living', 'pgmail', true),
+  ('replication',         'replication',         300,    10737418240, null, null, 60, 60, 'warning', 'seconds that a standby lags, or bytes (floor) that a slot keeps', 'pgmail', true),
+  ('notify_queue',        'notify_queue',        0.25,   null, null, null,    60,   60, 'warning',  'share of the NOTIFY queue that is in use', 'pgmail', true),
+  ('partitions_low',      'partitions_low',      14,     null, null, null,     0,    0, 'critical', 'days of partitions left, or mail in those of last resort', 'pgmail', true),
+  ('wraparound',          'wraparound',          1000000000, null, null, null, 0,    0, 'critical', 'age of the oldest transaction id of the database', 'pgmail', true),
+  ('connections',         'connections',         0.9,    null, null, null,    60,   60, 'warning',  'share of max_connections in use', 'pgmail', true),
+  ('certificate',         'certificate',         21,     null, null, null,     0,    0, 'warning',  'days until a certificate ends', 'pgmail', true);
 -- end of alerts
 
 ------------------------------------------------------------------------------------------------ tracing

@@ -61,6 +61,56 @@ order by part desc, kind, tenant;
 -- What one tenant may hand over in a day where it has no bound of its own.
 select q.bound_mails, q.bound_bytes from pgmail.quota q where q.scope = 'fleet';
 
+-- name: alerts :many
+-- What fires, the worst first.
+select a.rule, a.subject, a.tenant, a.severity, a.words, a.silenced from pgmail.alerts(true, 'firing', null, 100, null) a
+order by array_position(array['critical', 'warning', 'info'], a.severity), a.since;
+
+-- name: targets :many
+-- Who is told of alerts, and whether that works.
+select t.name, t.failing_since, t.answer from pgmail.alert_targets(true) t order by t.failing_since nulls last, t.name;
+
+-- name: snapshot :one
+-- Who keeps dead rows from being removed for the longest.
+select o.who, o.seconds, o.mend from pgmail.oldest_snapshot() o;
+
+-- name: tables :many
+-- Hot tables that hold more dead rows than living ones, the worst first, and those whose autovacuum is off.
+select t.name, t.dead, t.living, t.bytes, t.vacuumed_at,
+  exists (select from pg_class c, unnest(c.reloptions) o where c.oid = to_regclass('pgmail.' || t.name)
+          and o ~ '^autovacuum_enabled=(false|off|no|0)') as off
+from pgmail.hot_tables() t order by t.dead desc;
+
+-- name: replicas :many
+-- Standbys and slots.
+select r.name, r.kind, r.active, r.lag_seconds, r.kept_bytes::float8 from pgmail.replicas() r order by r.kept_bytes desc nulls last;
+
+-- name: server_settings :one
+-- Settings of the server that mail hangs on, connections in use, and how full the queue of NOTIFY is.
+select current_setting('fsync')::boolean as fsync, current_setting('full_page_writes')::boolean as full_page_writes,
+  current_setting('synchronous_commit') as synchronous_commit, current_setting('autovacuum')::boolean as autovacuum,
+  current_setting('max_connections')::integer as max_connections, current_setting('track_counts')::boolean as track_counts,
+  current_setting('superuser_reserved_connections')::integer as reserved,
+  (select count(*) from pg_stat_activity a where a.backend_type is null or a.backend_type = 'client backend')::integer as used,
+  pg_notification_queue_usage() as notify_share, (select age(d.datfrozenxid) from pg_database d where d.datname = current_database()) as xid_age;
+
+-- name: pauses :many
+-- What is paused without an end, the oldest first.
+select p.scope, p.name, p.tenant_id is null as fleet, p.paused_by, p.reason, extract(epoch from pgmail.now() - p.paused_at)::float8 as seconds
+from pgmail.pause p where p.until is null order by p.paused_at;
+
+-- name: ends :many
+-- Certificates and API keys that end within three weeks, the first to end first.
+select x.what, x.days from (
+  select c.name || ' (' || c.place || ')' as what, extract(epoch from c.ends_at - pgmail.now())::float8 / 86400 as days from pgmail.certificate c
+) x where x.days < 21 order by x.days;
+
+-- name: keys :many
+-- API keys that end within a week and that no other has replaced.
+select k.name, extract(epoch from k.expires_at - pgmail.now())::float8 / 86400 as days from pgmail.list_keys() k
+where k.revoked_at is null and k.replaced_by is null and k.expires_at between pgmail.now() and pgmail.now() + interval '7 days'
+order by k.expires_at;
+
 -- name: dead :one
 -- How many dead letters wait for a person.
 select count(*) as n from pgmail.dead_letter d where d.tenant_id = (select pgmail.current_tenant());

@@ -47,6 +47,28 @@ LEAD = {
 }
 WITNESS = {"mark_v1", "recall_v1"}
 HOOKS = {"add_hook", "set_hook", "remove_hook", "rotate_hook", "test_hook", "replay_hook"}
+ALERTS = {
+    *(
+        "set_alert_rule",
+        "remove_alert_rule",
+        "alert_rules",
+        "silence_alert",
+        "unsilence_alert",
+        "alert_silences",
+    ),
+    *(
+        "add_alert_target",
+        "remove_alert_target",
+        "test_alert_target",
+        "alert_delivery_state",
+        "alert_targets",
+    ),
+    "alerts",
+}
+LOOK_AT_DATABASE = {"oldest_snapshot", "hot_tables", "replicas"}
+WATCH = LOOK_AT_DATABASE | {
+    *("alert_step_v1", "alert_purge_v1", "alert_take_v1", "alert_told_v1", "saw_certificate_v1"),
+}
 TELL = {"fan_out_hooks_v1", "claim_hooks_v1", "settle_hooks_v1", "keep_hooks_v1"}
 FUNCTIONS = {
     "producer": PRODUCER,
@@ -54,6 +76,7 @@ FUNCTIONS = {
     "analyst": PURE | {"status", "trace", "why"},
     "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | {"check_key_v1"}
     | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"}
+    | ALERTS
     | HOOKS
     | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1", "share_guesses_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
@@ -64,14 +87,16 @@ FUNCTIONS = {
     | {"suspend_tenant", "resume_tenant", "erase_tenant", "revoke_tenant"}
     | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"}
     | HOOKS
+    | ALERTS | LOOK_AT_DATABASE
     | {"set_quota", "remove_quota", "first_data_key_v1", "add_data_key", "rewrap_data_key"},
     "worker": PURE | LEAD | WITNESS | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
     | {"suppress_bounced_v1", "postpone_v1"}
+    | WATCH
     | TELL
     | {"claim_v3", "worker_opens_v1", "sealed_elsewhere_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "has_erased", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
     | {"share_permits_v1", "register_relays_v1", "slow_site_v1", "idle_lanes_v1"},
-    "maintain": PURE | LEAD | WITNESS | TELL,
+    "maintain": PURE | LEAD | WITNESS | TELL | WATCH,
 }  # fmt: skip
 FLEET = {"relay", "worker", "leader", "schema_version", "site_domain", "history", "witness", "fence"}
 TENANTS = {
@@ -119,6 +144,14 @@ SELECT = {
     "reader": FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES,
     "api": (FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES) - {"attachment"},
     "admin": FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES | {"bucket", "permit", "data_key"},
+    "reader": FLEET | SHARED | TENANTS | RULES | QUOTAS | {"alert", "alert_rule", "alert_silence"},
+    "api": (FLEET | SHARED | TENANTS | RULES | QUOTAS) - {"attachment"},
+    "admin": FLEET
+    | SHARED
+    | TENANTS
+    | RULES
+    | QUOTAS
+    | {"bucket", "permit", "data_key", "alert", "alert_rule", "alert_silence", "lost_worker", "certificate"},
     "worker": FLEET
     | SHARED
     | {

@@ -21,6 +21,7 @@ FLEET = {
         "retention",
     ),
     "hook_cursor",
+    *("alert_horizon", "lost_worker", "certificate"),
     *("reply_reason", "reply_rule", "reply_pattern", "limits", "bucket", "permit", "tenant"),
     *("worker_key", "guess"),
     "insight_cursor",

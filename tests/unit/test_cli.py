@@ -86,6 +86,7 @@ def test_what_prints_data_takes_json():
         "trust",
         "classify",  # JSON lines, always
         "set",
+        *("silence", "unsilence", "test"),
     }
     without = {
         words

@@ -1,0 +1,506 @@
+"""Alerts: each condition made true fires once and is resolved once; a silence is quiet; telling is a queue."""
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from pgmail.store import migrate
+from tests.fix_db import PREFIX
+from tests.sql import kit
+from tests.sql.kit import rows
+
+A_DAY = 86_400
+
+
+class Fleet:
+    """A database with a clock: an operator, the leader that looks, an application."""
+
+    def __init__(self, db, clock):
+        self.db, self.clock = db, clock
+        self.owner, self.leader, self.app = db.connect(), db.connect("worker"), db.connect("producer")
+        self.moves, self.alive = [], []
+        self.gauged = kit.one(self.owner, "select to_regproc('pgmail.gauge_lanes_v1') is not null")
+
+    def look(self, seconds=0):
+        """Let time pass, and look; what moved."""
+        if seconds:
+            self.clock.advance(seconds)
+        for epoch in self.alive:
+            self.owner.execute("update pgmail.worker set beat_at = pgmail.now() where epoch = %s", [epoch])
+        if self.gauged:
+            self.leader.execute("select pgmail.gauge_lanes_v1()")
+        moved = rows(self.leader, "select move, rule, subject from pgmail.alert_step_v1()")
+        self.moves += moved
+        return moved
+
+    def words(self, rule):
+        return kit.one(
+            self.owner, "select words from pgmail.alert where rule = %s order by id desc limit 1", [rule]
+        )
+
+    def set(self, rule, **settings):
+        self.owner.execute("select pgmail.set_alert_rule(%s, %s, p_fleet => true)", [rule, Jsonb(settings)])
+
+    def tally(self, stream="transactional", tenant=1, **kinds):
+        for kind, n in kinds.items():
+            self.owner.execute(
+                "insert into pgmail.tally_total as t (tenant_id, stream, kind, n) values (%s, %s, %s, %s)"
+                " on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n",
+                [tenant, stream, kind, n],
+            )
+
+    def hire(self):
+        """A worker that beats."""
+        self.alive.append(worker(self))
+
+
+@pytest.fixture
+def fleet(db, db_clock):
+    db_clock.freeze()
+    return Fleet(db, db_clock)
+
+
+def worker(fleet):
+    return kit.one(fleet.leader, "select pgmail.worker_start_v1('host-a', 77, 'worker', 4)")
+
+
+def due(fleet, to="ada@example.org", **more):
+    """A mail that waits, its lane known."""
+    made = kit.send(fleet.app, to, **more)
+    fleet.leader.execute("select pgmail.fold_touches_v1()")
+    return made
+
+
+# ---------------------------------------------------------------- conditions: how each begins and ends
+def no_worker(fleet):
+    due(fleet)
+    fleet.look()
+    return [], fleet.hire
+
+
+def sending_stalled(fleet):
+    due(fleet)
+    fleet.hire()
+    fleet.look()
+    fleet.look(350)
+
+    def sent():
+        fleet.tally(sent=1)
+        fleet.owner.execute("delete from pgmail.queue")
+
+    return [], sent
+
+
+def oldest_due(fleet):
+    due(fleet)
+    fleet.owner.execute("update pgmail.relay set state = 'away', reason = 'connection refused'")
+    fleet.set("relay_away", enabled=False)
+    fleet.look()
+    fleet.clock.advance(1000)
+    fleet.look()
+    return [], lambda: fleet.owner.execute("delete from pgmail.queue")
+
+
+def queue_depth(fleet):
+    fleet.tally(enqueued=150_000)
+    fleet.look()
+    fleet.clock.advance(540)
+    return [], lambda: fleet.tally(sent=60_000)
+
+
+def error_rate(fleet):
+    fleet.tally(sent=9_990, bounced=10)
+    fleet.look(A_DAY / 2)
+    fleet.tally(sent=500)
+    fleet.look(A_DAY / 2)
+    fleet.clock.advance(1000)
+    fleet.tally(sent=80, bounced=20)
+    fleet.look()
+    fleet.clock.advance(100)
+    return ["bounce_rate"], lambda: fleet.tally(sent=20_000)
+
+
+def bounce_rate(fleet):
+    fleet.tally(sent=1)
+    fleet.look(60)
+    fleet.set("error_rate", enabled=False)
+    fleet.tally(sent=180, bounced=20)
+    return [], lambda: fleet.tally(sent=4_000)
+
+
+def dead_letters(fleet):
+    fleet.set("error_rate", enabled=False)
+    fleet.look()
+    fleet.tally(dead=1)
+    fleet.look(60)
+    fleet.tally(dead=11)
+    return [], lambda: fleet.tally(dead=-11)
+
+
+def in_doubt(fleet):
+    due(fleet)
+    fleet.owner.execute(
+        "update pgmail.queue set due_at = 'infinity', in_doubt = true, hold_reason = 'in doubt'"
+    )
+    fleet.look()
+    fleet.clock.advance(250)
+    return [], lambda: fleet.owner.execute("update pgmail.queue set in_doubt = false")
+
+
+def sender_domain(fleet):
+    fleet.owner.execute(
+        "insert into pgmail.sender_domain"
+        " (tenant_id, domain, token, state, created_by, verified_at, missing_since, answer)"
+        " values (1, 'example.com', 't', 'verified', 'me', pgmail.now(), pgmail.now(), 'NXDOMAIN')"
+    )
+    return [], lambda: fleet.owner.execute("update pgmail.sender_domain set missing_since = null")
+
+
+def pause_forgotten(fleet):
+    fleet.db.connect("admin").execute("select pgmail.pause_mail('site', 'gmail.com', 'they asked us to')")
+    fleet.look()
+    fleet.clock.advance(4 * A_DAY)
+    return [], lambda: fleet.db.connect("admin").execute("select pgmail.resume_mail('site', 'gmail.com')")
+
+
+def restored_database(fleet):
+    fleet.owner.execute(
+        "insert into pgmail.fence (noticed_by, reason) values ('me', 'it went back by an hour')"
+    )
+    return [], lambda: fleet.owner.execute("delete from pgmail.fence")
+
+
+def relay_away(fleet):
+    fleet.owner.execute("update pgmail.relay set state = 'away', reason = 'connection refused'")
+    fleet.look()
+    fleet.clock.advance(290)
+    return [], lambda: fleet.owner.execute("update pgmail.relay set state = 'up'")
+
+
+def worker_lost(fleet):
+    epoch = worker(fleet)
+    fleet.clock.advance(10)
+    fleet.leader.execute("select pgmail.rescue_v1(%s)", [epoch])
+    return [], lambda: fleet.clock.advance(1000)
+
+
+def certificate(fleet):
+    fleet.leader.execute(
+        "select pgmail.saw_certificate_v1('relay default', 'mx.example.org:587', pgmail.now() + interval '5 days')"
+    )
+    return [], lambda: fleet.leader.execute(
+        "select pgmail.saw_certificate_v1('relay default', 'mx.example.org:587', pgmail.now() + interval '90 days')"
+    )
+
+
+def partitions_low(fleet):
+    fleet.set("partitions_low", threshold=100)
+    return [], lambda: fleet.set("partitions_low", threshold=1)
+
+
+def old_transaction(fleet):
+    holder = fleet.db.connect("producer", autocommit=False, application_name="report.py")
+    holder.execute("set transaction isolation level repeatable read")
+    holder.execute("select count(*) from pg_class")
+    fleet.owner.execute("select pg_current_xact_id()")
+    fleet.look()
+    fleet.clock.advance(1900)
+    return [], holder.close
+
+
+def notify_queue(fleet):
+    fleet.set("notify_queue", enabled=False)
+    fleet.owner.execute(
+        "create or replace function pgmail.alert_facts_database() returns setof pgmail.alert_fact language sql as"
+        " $$ select id, null::integer, '', 0.5, 'It is half full.'"
+        " from pgmail.alert_rule where kind = 'notify_queue' and enabled $$"
+    )
+    fleet.look()
+    fleet.set("notify_queue", enabled=True, for_seconds=0)
+    return [], lambda: fleet.set("notify_queue", enabled=False)
+
+
+def site_bounce_rate(fleet):
+    fleet.owner.execute(
+        "create table if not exists pgmail.rollup (tenant_id integer, dim text, grain text, at timestamptz, key text,"
+        " kind text, bucket smallint default 0, n bigint)"
+    )
+    for kind, n in (("sent", 800), ("bounced_hard", 150), ("bounced_block", 50), ("deferred", 5_000)):
+        fleet.owner.execute(
+            "insert into pgmail.rollup (tenant_id, dim, grain, at, key, kind, n)"
+            " values (1, 'site', 'minute', pgmail.now(), 'gmail.com', %s, %s)",
+            [kind, n],
+        )
+    return [], lambda: fleet.owner.execute("update pgmail.rollup set n = 100000 where kind = 'sent'")
+
+
+def webhook_failing(fleet):
+    fleet.owner.execute(
+        "create table if not exists pgmail.hook (tenant_id integer, id uuid, url text, types text[], enabled boolean"
+        " default true, reason text, created_by text, last_error text, failing_since timestamptz,"
+        " removed_at timestamptz)"
+    )
+    fleet.owner.execute(
+        "insert into pgmail.hook (tenant_id, id, url, types, created_by, failing_since, last_error)"
+        " values (1, pgmail.uuid7(), 'https://x.example/hook?secret', '{*}', 'me',"
+        " pgmail.now() - interval '2 hours', '500')"
+    )
+    return [], lambda: fleet.owner.execute("update pgmail.hook set failing_since = null")
+
+
+CONDITIONS = [
+    site_bounce_rate,
+    webhook_failing,
+    no_worker,
+    sending_stalled,
+    oldest_due,
+    queue_depth,
+    error_rate,
+    bounce_rate,
+    dead_letters,
+    in_doubt,
+    sender_domain,
+    pause_forgotten,
+    restored_database,
+    relay_away,
+    worker_lost,
+    certificate,
+    partitions_low,
+    old_transaction,
+    notify_queue,
+]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda one: one.__name__)
+def test_a_condition_fires_once_and_is_resolved_once(fleet, condition):
+    also, mend = condition(fleet)
+    name = condition.__name__
+
+    def told():
+        return [move for move, rule, _ in fleet.moves if rule == name]
+
+    assert told() == []
+    for _ in range(12):
+        fleet.look(10)
+    assert told() == ["firing"], fleet.moves
+    assert fleet.words(name).endswith("."), fleet.words(name)
+    assert {rule for _, rule, _ in fleet.moves} <= {name, *also}
+    mend()
+    for _ in range(45):
+        fleet.look(10)
+    assert told() == ["firing", "resolved"], (fleet.moves, fleet.words(name))
+    assert [move for move, _, _ in fleet.moves if move == "blind"] == []
+
+
+# ---------------------------------------------------------------- silence, rules, tenants
+def fence(fleet, reason="it went back by an hour"):
+    fleet.owner.execute("insert into pgmail.fence (noticed_by, reason) values ('me', %s)", [reason])
+
+
+def target(fleet, name="ops", role="admin", *, fleet_wide=True, severity="warning"):
+    return kit.one(
+        fleet.db.connect(role),
+        "select pgmail.add_alert_target(%s, 'webhook', 'https://x/...', %s, null, %s, %s)",
+        [name, b'{"url":"https://x/"}', severity, fleet_wide],
+    )
+
+
+def told(fleet):
+    """What was queued for whom, in order."""
+    return rows(
+        fleet.owner,
+        "select t.name, d.event from pgmail.alert_delivery d join pgmail.alert_target t on t.id = d.target_id"
+        " order by d.id",
+    )
+
+
+def test_what_is_silenced_stays_quiet_and_is_told_when_the_silence_ends_first(fleet):
+    target(fleet)
+    admin = fleet.db.connect("admin")
+    admin.execute(
+        "select pgmail.silence_alert('restored_database', 'we know', pgmail.now() + interval '1 hour', p_fleet => true)"
+    )
+    fence(fleet)
+    fleet.look()
+    fleet.look(60)
+    assert [move for move, _, _ in fleet.moves] == ["firing"]  # shown and logged
+    assert told(fleet) == []
+    fleet.look(3600)
+    assert told(fleet) == [("ops", "firing")]
+    admin.execute("select pgmail.silence_alert('restored_database', 'again', p_fleet => true)")
+    fleet.owner.execute("delete from pgmail.fence")
+    fleet.look(10)
+    assert told(fleet) == [("ops", "firing")]  # it ended in a silence
+    assert (
+        kit.one(admin, "select pgmail.unsilence_alert('restored_database', 'done', p_fleet => true)") is True
+    )
+    acts = rows(
+        fleet.owner, "select action, reason from pgmail.audit where action like 'alert.%silence' order by id"
+    )
+    assert acts == [("alert.silence", "we know"), ("alert.silence", "again"), ("alert.unsilence", "done")]
+
+
+def test_each_target_hears_once_that_it_began_and_once_that_it_ended_by_its_severity(fleet):
+    target(fleet, "ops")
+    target(fleet, "pager", severity="critical")
+    target(fleet, "diary", severity="info")
+    fence(fleet)
+    for _ in range(3):
+        fleet.look(10)
+    fleet.owner.execute("delete from pgmail.fence")
+    for _ in range(3):
+        fleet.look(10)
+    assert sorted(told(fleet)) == [
+        (name, event) for name in ("diary", "ops", "pager") for event in ("firing", "resolved")
+    ]
+    fleet.owner.execute(
+        "update pgmail.relay set state = 'paused', changed_by = 'me', changed_at = '2020-01-01'"
+    )
+    fleet.look(10)
+    assert told(fleet)[6:] == [("diary", "firing")]  # info
+
+
+def test_a_reminder_comes_as_often_as_a_rule_says(fleet):
+    target(fleet)
+    fleet.set("restored_database", renotify_seconds=600)
+    fence(fleet)
+    for _ in range(25):
+        fleet.look(60)
+    assert [event for _, event in told(fleet)] == ["firing", "reminder", "reminder"]
+
+
+def test_a_tenant_has_rules_and_targets_of_its_own_and_hears_of_itself_only(fleet):
+    fleet.owner.execute("select pgmail.create_tenant('shop')")
+    fleet.owner.execute(
+        "select pgmail.revoke_tenant('pgmail_admin'), pgmail.grant_tenant('pgmail_admin', 'shop')"
+    )
+    target(fleet, "operator", "owner")
+    shop = fleet.db.connect("admin")
+    target(fleet, "own", fleet_wide=False)
+    shop.execute(
+        "select pgmail.set_alert_rule('queue_depth', %s)", [Jsonb({"threshold": 5, "for_seconds": 0})]
+    )
+    fleet.tally(tenant=2, enqueued=10)
+    fleet.tally(tenant=1, enqueued=10)
+    fence(fleet)
+    fleet.look()
+    assert sorted(told(fleet)) == [("operator", "firing"), ("operator", "firing"), ("own", "firing")]
+    seen = rows(shop, "select rule, tenant from pgmail.alerts()")
+    assert sorted(seen, key=str) == [("queue_depth", "shop"), ("restored_database", None)]
+    with pytest.raises(psycopg.Error) as error:
+        shop.execute("select pgmail.set_alert_rule('no_worker', '{\"threshold\": 5}')")
+    assert kit.refusal(error.value).code == "not_allowed"
+    assert kit.one(shop, "select pgmail.remove_alert_rule('queue_depth')") is True
+    for _ in range(10):
+        fleet.look(10)
+    assert ("resolved", "queue_depth", "transactional") in fleet.moves
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"threshold": -1}, "/threshold"),
+        ({"threshold": "many"}, "/threshold"),
+        ({"for_seconds": 1.5}, "/for_seconds"),
+        ({"window_seconds": 5}, "/window_seconds"),
+        ({"severity": "loud"}, "/severity"),
+        ({"enabled": 1}, "/enabled"),
+        ({"colour": "red"}, "/colour"),
+        ({"kind": "bounce_rate"}, "/kind"),
+        ({"floor": 1e300}, "/floor"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused_at_its_field(fleet, settings, field):
+    with pytest.raises(psycopg.Error) as error:
+        fleet.set("queue_depth", **settings)
+    assert kit.refusal(error.value).field == field
+
+
+def test_a_rule_of_another_name_watches_one_stream_and_a_shipped_one_is_switched_off_not_removed(fleet):
+    fleet.set("depth_of_resets", kind="queue_depth", about="transactional", threshold=3, for_seconds=0)
+    fleet.tally(enqueued=5)
+    fleet.tally(stream="broadcast", enqueued=5)
+    assert fleet.look() == [("firing", "depth_of_resets", "transactional")]
+    with pytest.raises(psycopg.Error) as error:
+        fleet.owner.execute("select pgmail.remove_alert_rule('queue_depth', p_fleet => true)")
+    assert kit.refusal(error.value).code == "not_allowed"
+    assert kit.one(fleet.owner, "select pgmail.remove_alert_rule('depth_of_resets', p_fleet => true)") is True
+    assert fleet.look(1) == [("resolved", "depth_of_resets", "transactional")]
+
+
+def test_a_family_that_cannot_be_looked_at_keeps_its_alerts_and_hurts_no_other(fleet):
+    fence(fleet)
+    fleet.look()
+    fleet.owner.execute(
+        "create or replace function pgmail.alert_facts_fleet() returns setof pgmail.alert_fact language plpgsql as"
+        " $$ begin raise exception 'no such thing'; end $$"
+    )
+    fleet.tally(enqueued=200_000)
+    fleet.set("queue_depth", for_seconds=0)
+    assert sorted(fleet.look(100)) == [("blind", "fleet", ""), ("firing", "queue_depth", "transactional")]
+    assert kit.one(fleet.owner, "select state from pgmail.alert where rule = 'restored_database'") == "firing"
+
+
+def test_two_looks_at_once_tell_once(fleet, db):
+    target(fleet)
+    fence(fleet)
+    first = db.connect("worker", autocommit=False)
+    assert len(rows(first, "select * from pgmail.alert_step_v1()")) == 1
+    assert fleet.look() == []
+    first.commit()
+    assert fleet.look() == []
+    assert told(fleet) == [("ops", "firing")]
+
+
+# ---------------------------------------------------------------- the queue of what is told
+def take(fleet, most=10):
+    return rows(fleet.leader, "select id, target, event, attempts from pgmail.alert_take_v1(%s)", [most])
+
+
+def test_a_delivery_that_fails_comes_again_later_and_in_order_and_not_before_the_first(fleet):
+    target(fleet)
+    fence(fleet)
+    fleet.look()
+    fleet.owner.execute("delete from pgmail.fence")
+    fleet.look(10)
+    ((first, _, event, attempts),) = take(fleet)
+    assert (event, attempts) == ("firing", 1)
+    assert take(fleet) == []  # taken
+    assert kit.one(fleet.leader, "select pgmail.alert_told_v1(%s, false, 'HTTP 500')", [first]) == "waiting"
+    assert take(fleet) == []
+    fleet.clock.advance(11)
+    assert take(fleet) == [(first, "ops", "firing", 2)]
+    fleet.clock.advance(121)  # who took it died
+    assert take(fleet) == [(first, "ops", "firing", 3)]
+    assert kit.one(fleet.leader, "select pgmail.alert_told_v1(%s, true, null)", [first]) == "sent"
+    assert [event for _, _, event, _ in take(fleet)] == ["resolved"]
+    shown = rows(fleet.owner, "select answer, failing_since, told_at is not null from pgmail.alert_target")
+    assert shown == [(None, None, True)]
+
+
+def test_a_target_that_is_dead_for_a_day_is_given_up_and_hears_of_no_end(fleet):
+    target(fleet)
+    fence(fleet)
+    fleet.look()
+    for _ in range(80):
+        fleet.clock.advance(1801)
+        for id_, *_ in take(fleet):
+            last = kit.one(fleet.leader, "select pgmail.alert_told_v1(%s, false, 'away')", [id_])
+    assert last == "failed"
+    fleet.owner.execute("delete from pgmail.fence")
+    fleet.look(10)
+    assert told(fleet) == [("ops", "firing")]
+
+
+def test_nobody_but_who_tells_reads_what_is_secret_of_a_target(db, fleet):
+    target(fleet)
+    for role in ("api", "reader", "admin", "producer", "maintain", "worker"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            db.connect(role).execute("select secret from pgmail.alert_target")
+
+
+def test_an_upgrade_leaves_what_an_operator_set(db, fleet):
+    fleet.set("queue_depth", threshold=7)
+    migrate.upgrade(db.dsn, prefix=PREFIX)
+    kept = rows(fleet.owner, "select threshold, shipped from pgmail.alert_rule where name = 'queue_depth'")
+    assert kept == [(7.0, False)]

@@ -1,0 +1,110 @@
+"""What `pgmail doctor` finds of the server and of what people should know: each fault with what mends it."""
+
+import psycopg
+import pytest
+
+from pgmail.cli import doctor_alerts, doctor_database
+from pgmail.cli.doctor_finding import span
+from pgmail.config import Settings
+
+pytestmark = pytest.mark.one_server
+
+
+async def ask(db, check, role="admin"):
+    connection = await db.aconnect(role)
+    return await check(connection, Settings())
+
+
+async def test_what_fires_is_told_worst_first_with_the_command_that_shows_it(db, owner):
+    assert (await ask(db, doctor_alerts.firing)).status == "ok"
+    owner.execute("insert into pgmail.fence (noticed_by, reason) values ('me', 'an hour is missing')")
+    owner.execute(
+        'select pgmail.set_alert_rule(\'relay_away\', \'{"for_seconds": 0, "severity": "info"}\', null, true)'
+    )
+    owner.execute("update pgmail.relay set state = 'away'")
+    db.connect("worker").execute("select pgmail.alert_step_v1()")
+    found = await ask(db, doctor_alerts.firing)
+    assert (found.status, found.mend) == ("failed", "pgmail alert show restored_database")
+    assert found.message.endswith("(and 1 more)")
+
+
+async def test_nobody_told_and_a_target_that_fails_are_told(db, owner):
+    assert (await ask(db, doctor_alerts.targets)).status == "warning"
+    owner.execute(
+        "insert into pgmail.alert_target (name, kind, shown, secret, failing_since, answer)"
+        " values ('ops', 'slack', 'x', '', now(), 'HTTP 404')"
+    )
+    found = await ask(db, doctor_alerts.targets)
+    assert (found.status, found.mend) == ("failed", "pgmail alert target test ops")
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "tenant", "mend"),
+    [
+        ("site", "gmail.com", 1, "pgmail resume --site gmail.com"),
+        ("stream", "broadcast", None, "pgmail resume --stream broadcast --fleet"),
+        ("tenant", "default", 1, "pgmail tenant resume default"),
+    ],
+)
+async def test_a_pause_that_was_forgotten_is_told_with_what_ends_it(db, owner, scope, name, *, tenant, mend):
+    owner.execute(
+        "insert into pgmail.pause (tenant_id, scope, name, reason, paused_at)"
+        " values (%s, %s, %s, 'x', now() - interval '5 days')",
+        [tenant, scope, name],
+    )
+    found = await ask(db, doctor_alerts.pauses)
+    assert (found.status, found.mend) == ("warning", mend)
+    assert "for 5 days" in found.message
+
+
+async def test_a_certificate_and_a_key_that_end_are_told(db, owner):
+    owner.execute(
+        "insert into pgmail.certificate (name, place, ends_at) values ('api', 'x:443', now() + interval '5 days')"
+    )
+    assert "api (x:443) ends in 5 days" in (await ask(db, doctor_alerts.certificates)).message
+    owner.execute("update pgmail.certificate set ends_at = now() - interval '1 day'")
+    assert (await ask(db, doctor_alerts.certificates)).status == "failed"
+    owner.execute("select pgmail.create_key('shop', 'pgm_x', sha256('x'))")
+    assert (await ask(db, doctor_alerts.keys)).status == "ok"
+    owner.execute("update pgmail.api_key set expires_at = now() + interval '3 days'")
+    assert "'shop' ends in 3 days" in (await ask(db, doctor_alerts.keys)).message
+
+
+async def test_who_keeps_dead_rows_is_named_with_what_ends_it(db, owner, db_clock):
+    holder = psycopg.connect(db.dsn_for("producer"), application_name="report.py")
+    holder.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    holder.execute("select count(*) from pg_class")
+    owner.execute("select pg_current_xact_id()")
+    db.connect("worker").execute("select pgmail.alert_step_v1()")
+    assert (await ask(db, doctor_database.oldest)).status == "ok"
+    db_clock.advance(3_600)
+    found = await ask(db, doctor_database.oldest)
+    assert found.status == "failed"
+    assert "of pgmail_producer (report.py)" in found.message
+    assert found.mend == f"select pg_terminate_backend({holder.info.backend_pid})"
+    owner_may_not = found.mend  # an administrator of the server runs it
+    holder.close()
+    assert owner_may_not != (await ask(db, doctor_database.oldest)).mend
+
+
+async def test_autovacuum_that_is_off_and_a_slot_that_nobody_uses_are_told(db, owner):
+    assert (await ask(db, doctor_database.dead_rows)).status == "ok"
+    owner.execute("alter table pgmail.queue set (autovacuum_enabled = false)")
+    found = await ask(db, doctor_database.dead_rows)
+    assert (found.status, found.mend) == ("failed", "alter table pgmail.queue reset (autovacuum_enabled)")
+    assert (await ask(db, doctor_database.replication)).status == "ok"
+
+
+async def test_the_server_of_the_tests_would_forget_what_it_committed(db):
+    found = await ask(db, doctor_database.settings_of)
+    assert (found.status, found.mend) == ("failed", "alter system set fsync = on; select pg_reload_conf()")
+    assert (await ask(db, doctor_database.wraparound)).status == "ok"
+    assert (await ask(db, doctor_database.notify)).status == "ok"
+    assert "connections" in (await ask(db, doctor_database.connections)).check
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(5, "5 seconds"), (600, "10 minutes"), (7_200, "2 hours"), (500_000, "6 days")]
+)
+def test_a_span_is_told_in_the_unit_that_says_it_best(seconds, words):
+    assert span(seconds) == words
