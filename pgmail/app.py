@@ -150,8 +150,8 @@ def _chores(settings: Settings, database: Database) -> list[Chore]:
     from pgmail.hooks.chores import FanOut, Tidy  # noqa: PLC0415
     from pgmail.maintain.figures import figures  # noqa: PLC0415
 
-    return [*figures(database), FanOut(database), Tidy(database, settings.hook_log_days)]
     return [
+        *figures(database),
         FanOut(database),
         Tidy(database, settings.hook_log_days),
         *_alert_chores(settings, database),
@@ -165,9 +165,6 @@ def _beside(
     from pgmail.hooks.compose import deliverers  # noqa: PLC0415
 
     return deliverers(settings, database, pressed)
-    from pgmail.maintain.figures import figures  # noqa: PLC0415
-
-    return [*figures(database)]
 
 
 def _alert_chores(settings: Settings, database: Database) -> list[Chore]:
