@@ -87,11 +87,14 @@ async def test_what_is_recalled_is_surely_not_sent_and_what_is_sent_comes_to_its
     relay = open_relay(sink.port, "tls=none&max_connections=2")
     sent = asyncio.create_task(relay.deliver(an_envelope("sent@example.org", lines=lines)))
     await eventually(lambda: "sent" in begun)
-    others = [
-        asyncio.create_task(relay.deliver(an_envelope(f"{name}@example.org", lines=BIG)))
-        for name in ("begun", "waits", "waits.too")
-    ]
+
+    def hand_over(name: str) -> asyncio.Task:
+        return asyncio.create_task(relay.deliver(an_envelope(f"{name}@example.org", lines=BIG)))
+
+    others = [hand_over("begun")]
     await eventually(lambda: "begun" in begun)
+    others += [hand_over("waits"), hand_over("waits.too")]
+    await asyncio.sleep(0)  # they have asked for a place
     relay.recall()
     for task in others:
         with pytest.raises(Withheld):
