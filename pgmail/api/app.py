@@ -7,6 +7,8 @@ asks for a key itself.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -14,6 +16,9 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
+from pgmail.access.keyring import Keyring
+from pgmail.access.mount import MakeMount, Rooms
+from pgmail.access.origin import Origins, networks
 from pgmail.api import (
     assets,
     audit,
@@ -37,8 +42,7 @@ from pgmail.api import (
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
 from pgmail.api.enqueue import Bare, Enqueue
-from pgmail.api.keyring import Keyring, guard
-from pgmail.api.origin import Origins, networks
+from pgmail.api.guard import guard
 from pgmail.clock import Clock
 from pgmail.config import Settings
 from pgmail.sealing.keks import Keks
@@ -95,12 +99,15 @@ def create_app(
     clock: Clock | None = None,
     witness: Witness | None = None,
     keks: Keks | None = None,
+    mounts: Sequence[MakeMount] = (),
+    stopping: asyncio.Event | None = None,
 ) -> Application:
     """Return the application. `database` is a pool of the API's role, opened and closed by the caller.
 
     `sends` is a second one, for single emails that are sent together; its connections need no trial before
     use (`check`), and there it would cost. `clock` paces how long a key's check is believed. `witness` hears of
     each answer that may have changed something. `keks` seal mail; without them none is sealed here.
+    `mounts` make what else this server serves; `stopping` is set when it is to end.
     """
     keyring = Keyring(database, clock)
     origins = Origins(networks(settings.trusted_proxies))
@@ -108,6 +115,8 @@ def create_app(
     doorman = Doorman(database, clock)
     sealer = Sealer(database, keks or Keks({}))
     enqueue = Enqueue(database, coalescer, doorman, sealer)
+    rooms = Rooms(settings, database, keyring, origins, sealer, stopping or asyncio.Event())
+    guests = [make(rooms) for make in mounts]
     guarded = Router(
         path="/",
         guards=[guard],
@@ -121,7 +130,7 @@ def create_app(
         await keyring.notes.stop()
 
     return Application(
-        [guarded, *OPEN],
+        [guarded, *OPEN, *(handler for guest in guests for handler in guest.handlers)],
         state=State(
             {
                 "database": database,
@@ -133,6 +142,8 @@ def create_app(
                 "name_servers": settings.name_servers,
                 "sealer": sealer,
                 "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes),
+                "pages": [guest.path for guest in guests],
+                **{name: item for guest in guests for name, item in guest.state.items()},
             }
         ),
         on_startup=[keyring.notes.start],

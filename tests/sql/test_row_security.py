@@ -19,6 +19,7 @@ FLEET = {
         "witness",
         "fence",
         "retention",
+        "session_secret",
     ),
     *("reply_reason", "reply_rule", "reply_pattern", "limits", "bucket", "permit", "tenant"),
 }

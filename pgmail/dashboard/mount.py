@@ -1,0 +1,52 @@
+"""The dashboard as a guest of the API's server: its routes under one guard, and what they keep.
+
+Pages stand in `PAGES`, each module's handlers in a line; what needs no session stands in `OPEN`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Router, get
+from litestar.exceptions import HTTPException, NotFoundException
+
+from pgmail.access.mount import Mount, Rooms
+from pgmail.access.origin import networks
+from pgmail.dashboard import overview, signin, static
+from pgmail.dashboard.frame import answer
+from pgmail.dashboard.guard import SEE, guard
+from pgmail.dashboard.live import Hub
+from pgmail.dashboard.menu import ROOT
+from pgmail.dashboard.session import Sessions
+
+
+@get("/{rest:path}", scope=("send", *SEE), sync_to_thread=False)
+def nothing_here(rest: str) -> None:  # noqa: ARG001 - the framework hands it over
+    """Any other path below: a page that says so."""
+    raise NotFoundException
+
+
+PAGES: tuple[Any, ...] = (
+    *(overview.show_overview, overview.stream_overview),
+    signin.sign_out,
+    nothing_here,
+)
+OPEN: tuple[Any, ...] = (signin.show_sign_in, signin.sign_in, static.show_asset)
+
+
+def mount(rooms: Rooms) -> Mount:
+    """Return the dashboard's routes and state."""
+    faults: Any = {Exception: answer, HTTPException: answer}
+    shared: dict[str, Any] = {"path": ROOT, "exception_handlers": faults, "include_in_schema": False}
+    return Mount(
+        [
+            Router(guards=[guard], route_handlers=list(PAGES), **shared),
+            Router(route_handlers=list(OPEN), **shared),
+        ],
+        {
+            "sessions": Sessions(rooms.database),
+            "live": Hub(rooms.stopping),
+            "trusted": networks(rooms.settings.trusted_proxies),
+        },
+        ROOT,
+    )
