@@ -56,7 +56,8 @@ def chart(
     scale = Markup("").join(Markup("<span>{}</span>").format(read(value)) for value in (top, top / 2, 0))
     return Markup(
         '<figure class="chart"><figcaption><span class="chart-title">{title}</span>{unit}'
-        '<ul class="legend">{legend}</ul></figcaption><div class="plot"><div class="scale" aria-hidden="true">{scale}</div>'
+        '<ul class="legend">{legend}</ul></figcaption>'
+        '<div class="plot"><div class="scale" aria-hidden="true">{scale}</div>'
         '<div class="drawing" data-chart>{svg}</div><div class="times" aria-hidden="true">{times}</div></div>'
         '<p class="sr">{words}</p></figure>'
     ).format(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from litestar import Router, get
+from litestar import Request, Router, get
 from litestar.exceptions import HTTPException, NotFoundException
 
 from pgmail.access.mount import Mount, Rooms
@@ -21,7 +21,7 @@ from pgmail.dashboard.session import Sessions
 
 
 @get("/{rest:path}", scope=("send", *SEE), sync_to_thread=False)
-def nothing_here(rest: str) -> None:  # noqa: ARG001 - the framework hands it over
+def nothing_here(request: Request[Any, Any, Any]) -> None:  # noqa: ARG001 - it has a path parameter
     """Any other path below: a page that says so."""
     raise NotFoundException
 

@@ -27,9 +27,9 @@ create index event_feed on pgmail.event (xid, id);
 ------------------------------------------------------------------------------------------------ dashboard
 -- What signs the cookies of the dashboard's sessions, in one row, so that all API processes agree.
 create table pgmail.session_secret (
-  only    boolean primary key default true check (only),
-  secret  bytea not null check (octet_length(secret) = 32),
-  made_at timestamptz not null default now()
+  singleton boolean primary key default true check (singleton),
+  secret    bytea not null check (octet_length(secret) = 32),
+  made_at   timestamptz not null default now()
 );
 insert into pgmail.session_secret (secret)
 values (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));
