@@ -89,6 +89,7 @@ grant execute on function pgmail.check_key_v2(bytea), pgmail.reach_v1(uuid[]), p
 -- sessions of the dashboard
 grant execute on function pgmail.session_secret_v1(), pgmail.session_key_v1(integer, uuid) to {prefix}api;
 grant execute on function pgmail.end_sessions(text) to {prefix}admin;
+grant execute on function pgmail.preview_v1(uuid) to {prefix}api;
 
 grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(text), pgmail.recount(),
   pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state(),

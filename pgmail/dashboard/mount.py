@@ -12,7 +12,7 @@ from litestar.exceptions import HTTPException, NotFoundException
 
 from pgmail.access.mount import Mount, Rooms
 from pgmail.access.origin import networks
-from pgmail.dashboard import overview, signin, static
+from pgmail.dashboard import email, emails, overview, preview, signin, static
 from pgmail.dashboard.frame import answer
 from pgmail.dashboard.guard import SEE, guard
 from pgmail.dashboard.live import Hub
@@ -28,6 +28,16 @@ def nothing_here(request: Request[Any, Any, Any]) -> None:  # noqa: ARG001 - it 
 
 PAGES: tuple[Any, ...] = (
     *(overview.show_overview, overview.stream_overview),
+    *(emails.show_emails, emails.stream_emails),
+    *(
+        email.show_email,
+        email.stream_email,
+        email.cancel_email,
+        email.hold_email,
+        email.release_email,
+        email.retry_email,
+    ),
+    preview.show_html,
     signin.sign_out,
     nothing_here,
 )
@@ -46,6 +56,7 @@ def mount(rooms: Rooms) -> Mount:
         {
             "sessions": Sessions(rooms.database),
             "live": Hub(rooms.stopping),
+            "message_id_domain": rooms.settings.message_id_domain,
             "trusted": networks(rooms.settings.trusted_proxies),
         },
         ROOT,

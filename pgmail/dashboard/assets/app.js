@@ -41,7 +41,17 @@
     target.innerHTML = html;
     if (window.htmx) window.htmx.process(target);
     if (kept) document.getElementById(kept)?.focus();
+    allow();
     target.dispatchEvent(new CustomEvent("pgmail:live", { bubbles: true }));
+  };
+  // Buttons are shown by the states that allow them: [data-when] of a button, [data-states] of what is on the page.
+  const allow = () => {
+    const place = document.querySelector("[data-states]");
+    if (!place) return;
+    const states = new Set(place.dataset.states.split(" "));
+    for (const button of document.querySelectorAll("[data-when]")) {
+      button.hidden = !button.dataset.when.split(" ").some((state) => states.has(state));
+    }
   };
   const open = (place) => {
     const source = new EventSource(place.dataset.live);
