@@ -11,7 +11,7 @@ as $$
   select left(btrim(regexp_replace(regexp_replace(regexp_replace(
     case when y.name is not null and strpos(lower(x.t), y.name) > 0
          then regexp_replace(x.t, '\m' || regexp_replace(y.name, '([^a-z0-9])', '\\\1', 'g') || '\M', '<name>', 'gi') else x.t end,
-    '(\m(?![245]\.\d{1,3}\.\d{1,3}\M)[[:alnum:]_.:=+/-]*\d[[:alnum:]_.:=+/-]*)', '#', 'g'),
+    '(?<![[:alnum:]_.:=+/-])(?![245]\.\d{1,3}\.\d{1,3}(?![[:alnum:]_]))[[:alnum:]_.:=+/-]*\d[[:alnum:]_.:=+/-]*', '#', 'g'),
     '#([ ,;]+#)+', '#', 'g'),
     '\s+', ' ', 'g')), 200)
   from (select regexp_replace(left(p_text, 600), '<?[^][\s<>"''(){},;:]+@[^][\s<>"''(){},;]+>?', '<address>', 'g') as t) x,
