@@ -148,9 +148,11 @@ def _make_leader(settings: Settings) -> MakeLeader:
     return make
 
 
-def _chores(settings: Settings, database: Database) -> list[Chore]:
+def _chores(_settings: Settings, database: Database) -> list[Chore]:
     """Return what one process of the fleet does beside leading it."""
-    return []
+    from pgmail.maintain.figures import figures  # noqa: PLC0415
+
+    return [*figures(database)]
 
 
 async def _maintain(settings: Settings) -> None:

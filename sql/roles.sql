@@ -181,6 +181,13 @@ grant execute on function pgmail.quota_gate_v1(uuid), pgmail.take_quota_v1(uuid,
 grant execute on function pgmail.doors_v1() to {prefix}worker, {prefix}maintain;
 grant select on pgmail.quota, pgmail.door, pgmail.quota_meter, pgmail.quota_bucket to {prefix}api, {prefix}reader, {prefix}admin;
 
+-- figures
+grant execute on function pgmail.rollup_v1(integer, integer, integer), pgmail.trim_rollups_v1(integer), pgmail.gauge_lanes_v1(),
+  pgmail.gauge_states_v1() to {prefix}worker, {prefix}maintain;
+grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause, pgmail.insight_cursor
+  to {prefix}api, {prefix}reader, {prefix}admin;
+-- end of figures
+
 -- Row-level security. Policies name the roles they are for; the owner's own are functions/012_secure.sql's. Making one takes
 -- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should
 -- be are left alone, and an upgrade that changes none locks no table for them.
@@ -197,7 +204,7 @@ begin
   loop
     if not t.secured then execute format('alter table %s enable row level security', t.name); end if;
     if t.relname in ('relay', 'worker', 'leader', 'schema_version', 'site_domain', 'reply_reason', 'reply_rule', 'reply_pattern',
-                     'history', 'witness', 'fence') then
+                     'history', 'witness', 'fence', 'insight_cursor') then
       wanted := wanted || jsonb_build_object('tab', t.name, 'named', 'fleet', 'condition', 'true', 'roles',
         fleet || case when t.relname in ('schema_version', 'reply_reason') then array['{prefix}analyst'] else '{}' end);
     elsif t.relname in ('bucket', 'permit') then

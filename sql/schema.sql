@@ -257,12 +257,12 @@ begin
   select count(*) into was from pgmail.outcome o where o.tenant_id = t and o.recipient_id = any (ids) and o.state = 'cancelled';
   begin
   with free as materialized (
-    select q.id, q.attempts from pgmail.queue q
+    select q.id, q.lane, q.attempts from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and not q.in_doubt order by q.id for update skip locked
   ), gone as (
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
-    select free.id, free.attempts, g.stream, r.site
+    select free.id, free.lane, free.attempts, g.stream, r.site
     from free join pgmail.recipient r on r.tenant_id = t and r.id = free.id and r.id = any (ids)
     join pgmail.message g on g.tenant_id = t and g.id = m
   ), outcomes as (
@@ -272,7 +272,8 @@ begin
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
     select t, f.id, m, 'email.cancelled', f.site, concat_ws(': ', 'by ' || who, cancel.reason) from facts f
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select t, f.stream, 'cancelled', count(*), array[f.lane], array[count(*)] from facts f group by f.stream, f.lane
   )
   select count(*) into n from facts;
   exception when serialization_failure then
@@ -283,6 +284,21 @@ begin
   return jsonb_build_object('status', case when n = cardinality(ids) then 'cancelled' when n > 0 then 'partly_cancelled' else 'too_late' end,
     'cancelled', n, 'too_late', cardinality(ids) - n);
 end
+$$;
+
+CREATE FUNCTION pgmail.cause_text(p_text text, p_address text DEFAULT NULL::text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select left(btrim(regexp_replace(regexp_replace(regexp_replace(
+    case when y.name is not null and strpos(lower(x.t), y.name) > 0
+         then regexp_replace(x.t, '\m' || regexp_replace(y.name, '([^a-z0-9])', '\\\1', 'g') || '\M', '<name>', 'gi') else x.t end,
+    '(\m(?![245]\.\d{1,3}\.\d{1,3}\M)[[:alnum:]_.:=+/-]*\d[[:alnum:]_.:=+/-]*)', '#', 'g'),
+    '#([ ,;]+#)+', '#', 'g'),
+    '\s+', ' ', 'g')), 200)
+  from (select regexp_replace(left(p_text, 600), '<?[^][\s<>"''(){},;:]+@[^][\s<>"''(){},;]+>?', '<address>', 'g') as t) x,
+    (select case when length(n) >= 3 and n <> all ('{account,address,admin,contact,domain,hello,host,info,inbox,mail,mailbox,message,name,newsletter,office,postmaster,recipient,sales,sender,server,service,shop,support,team,test,user,webmaster}')
+                 then n end as name from (select lower(split_part(p_address, '@', 1)) as n) z) y
 $$;
 
 CREATE FUNCTION pgmail.check_filter(p_filter jsonb, p_known text[]) RETURNS void
@@ -523,7 +539,7 @@ CREATE FUNCTION pgmail.decide_restore(p_tenant integer, p_decision text, p_since
     AS $$
 declare
   f pgmail.fence; words text; below uuid := pgmail.restore_bound(p_since); next_ uuid[];
-  ids uuid[]; messages uuid[]; dues timestamptz[]; tries smallint[];
+  ids uuid[]; messages uuid[]; lanes bigint[]; dues timestamptz[]; tries smallint[];
 begin
   select x.* into f from pgmail.fence x;
   if not found then perform pgmail.refuse('not_fenced', '/after_restore', 'no restore was noticed', 404); end if;
@@ -548,9 +564,9 @@ begin
        where q.tenant_id = p_tenant and q.id > last and q.in_doubt and q.hold_reason = pgmail.lease_doubt()
        order by q.id limit p_most)
       order by 1 limit p_most) x;
-    select array_agg(q.id), array_agg(q.message_id), array_agg(q.due_at), array_agg(q.attempts) into ids, messages, dues, tries
+    select array_agg(q.id), array_agg(q.message_id), array_agg(q.lane), array_agg(q.due_at), array_agg(q.attempts) into ids, messages, lanes, dues, tries
     from unnest(next_) u(id) cross join lateral (
-      select x.id, x.message_id, coalesce(x.held_due_at, x.due_at) as due_at, x.attempts from pgmail.queue x
+      select x.id, x.message_id, x.lane, coalesce(x.held_due_at, x.due_at) as due_at, x.attempts from pgmail.queue x
       where x.tenant_id = p_tenant and x.id = u.id and x.leased_by is null
         and (x.due_at <= f.noticed_at or (x.in_doubt and x.hold_reason = pgmail.lease_doubt()))
       for update) q;
@@ -569,14 +585,15 @@ begin
   else
     delete from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (ids);
     with facts as materialized (
-      select u.*, m.stream, r.site from unnest(ids, messages, tries) u(id, message_id, attempts)
+      select u.*, m.stream, r.site from unnest(ids, messages, lanes, tries) u(id, message_id, lane, attempts)
       cross join lateral (select y.stream from pgmail.message y where y.tenant_id = p_tenant and y.id = u.message_id limit 1) m
       cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = u.id limit 1) r
     ), outcomes as (
       insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
       select p_tenant, id, message_id, 'sent', pgmail.now(), stream, site, attempts, 'assumed sent: the database was restored' from facts
     )
-    insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, stream, 'sent', count(*) from facts group by stream;
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select p_tenant, stream, 'sent', count(*), array[lane], array[count(*)] from facts group by stream, lane;
   end if;
   insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, detail)
   select p_tenant, u.id, u.message_id, x.type, u.attempts + 1,
@@ -997,7 +1014,7 @@ begin
     select count(*) into discarded_ from pgmail.dead_letter d where d.tenant_id = p_tenant and d.recipient_id = any (ids);
   else
     with free as materialized (
-      select q.id, q.message_id, q.attempts, case when q.in_doubt then ' (in doubt: it may have been sent)' else '' end as doubt from pgmail.queue q
+      select q.id, q.message_id, q.lane, q.attempts, case when q.in_doubt then ' (in doubt: it may have been sent)' else '' end as doubt from pgmail.queue q
       where q.tenant_id = p_tenant and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
     ), gone as (
       delete from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
@@ -1012,7 +1029,8 @@ begin
       insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
       select p_tenant, f.id, f.message_id, 'email.cancelled', f.site, 'by ' || who || ': the person was erased' || f.doubt from facts f
     ), tallies as (
-      insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, f.stream, 'cancelled', count(*) from facts f group by f.stream
+      insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+      select p_tenant, f.stream, 'cancelled', count(*), array[f.lane], array[count(*)] from facts f group by f.stream, f.lane
     )
     select count(*) into cancelled_ from facts;
     with gone as (
@@ -1142,15 +1160,16 @@ begin
   delete from pgmail.api_key k where k.tenant_id = t;
 
   with free as materialized (
-    select q.id, q.message_id from pgmail.queue q
+    select q.id, q.message_id, q.lane from pgmail.queue q
     where q.tenant_id = t and q.leased_by is null order by q.id limit p_most for update skip locked
   ), gone as (
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
-    select coalesce(g.stream, 'unknown') as stream from free left join lateral (
+    select coalesce(g.stream, 'unknown') as stream, free.lane from free left join lateral (
       select x.stream from pgmail.message x where x.tenant_id = t and x.id = free.message_id limit 1) g on true
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select t, f.stream, 'cancelled', count(*), array[f.lane], array[count(*)] from facts f group by f.stream, f.lane
   )
   select count(*) into discarded_ from facts;
   with gone as (
@@ -1240,7 +1259,7 @@ CREATE FUNCTION pgmail.expire_v1(p_most integer DEFAULT 1000) RETURNS integer
 declare n integer;
 begin
   with late as materialized (
-    select q.tenant_id, q.id, q.message_id, q.attempts from pgmail.queue q
+    select q.tenant_id, q.id, q.message_id, q.lane, q.attempts from pgmail.queue q
     where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity' and not exists (select from pgmail.fence)
     order by q.expires_at limit p_most for update skip locked
   ), gone as (
@@ -1257,7 +1276,8 @@ begin
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
     select tenant_id, id, message_id, 'email.expired', site, 'expires_at passed before it was sent' from facts
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select tenant_id, stream, 'expired', count(*) from facts group by 1, 2
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select tenant_id, stream, 'expired', count(*), array[lane], array[count(*)] from facts group by tenant_id, stream, lane
   )
   select count(*) into n from facts;
   return n;
@@ -1272,6 +1292,16 @@ begin
   e.fault_code := p_code; e.fault_field := p_field; e.fault_message := p_message; e.fault_status := p_status;
   return e;
 end
+$$;
+
+CREATE FUNCTION pgmail.figure_of(p_type text, p_class text, p_detail text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select case when p_detail like 'fenced out, %' and p_type <> 'email.in_doubt' then null
+    else case p_type when 'email.bounced' then 'bounced_' || coalesce(p_class, 'other') when 'email.failed' then 'dead'
+      when 'email.sent' then 'sent' when 'email.deferred' then 'deferred' when 'email.delayed' then 'delayed'
+      when 'email.suppressed' then 'suppressed' when 'email.expired' then 'expired' when 'email.cancelled' then 'cancelled'
+      when 'email.in_doubt' then 'in_doubt' when 'email.held' then 'held' end end
 $$;
 
 CREATE FUNCTION pgmail.find_recipients(p_tenant integer, p_id uuid, OUT message_id uuid, OUT recipients uuid[]) RETURNS record
@@ -1334,13 +1364,32 @@ CREATE FUNCTION pgmail.fold_tallies_v1(p_most integer DEFAULT 20000) RETURNS int
     AS $$
 declare n integer;
 begin
-  with gone as (
+  with gone as materialized (
     delete from pgmail.tally
     where ctid = any (array(select ctid from pgmail.tally limit p_most for update skip locked))
-    returning tenant_id, stream, kind, tally.n, tally.bytes
+    returning tenant_id, stream, kind, tally.n, tally.bytes, at, lanes, per_lane
   ), summed as (
     select tenant_id, stream, kind, sum(g.n) as n, coalesce(sum(g.bytes), 0) as bytes
     from gone g group by tenant_id, stream, kind order by tenant_id, stream, kind
+  ), waiting as (
+    insert into pgmail.backlog as b (tenant_id, lane, depth)
+    select g.tenant_id, u.lane, sum(case g.kind when 'enqueued' then u.n else -u.n end) as depth
+    from gone g cross join lateral unnest(g.lanes, g.per_lane) u(lane, n)
+    where u.lane is not null group by g.tenant_id, u.lane having sum(case g.kind when 'enqueued' then u.n else -u.n end) <> 0
+    order by g.tenant_id, u.lane
+    on conflict (tenant_id, lane) do update set depth = b.depth + excluded.depth
+  ), came as (
+    insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, n)
+    select g.tenant_id, 'stream', x.grain, date_trunc(x.grain, g.at, 'UTC'), g.stream, 'enqueued', sum(g.n)
+    from gone g, (values ('minute'), ('hour'), ('day')) x(grain) where g.kind = 'enqueued'
+    group by g.tenant_id, x.grain, date_trunc(x.grain, g.at, 'UTC'), g.stream order by 1, 2, 3, 4, 5
+    on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
+  ), felt as (
+    insert into pgmail.pulse as p (tenant_id, stream, at, enqueued, sent)
+    select g.tenant_id, g.stream, date_bin('5 seconds', g.at, '2000-01-01Z') as slice,
+      coalesce(sum(g.n) filter (where g.kind = 'enqueued'), 0), coalesce(sum(g.n) filter (where g.kind = 'sent'), 0)
+    from gone g where g.kind in ('enqueued', 'sent') group by g.tenant_id, slice, g.stream order by g.tenant_id, slice, g.stream
+    on conflict (tenant_id, at, stream) do update set enqueued = p.enqueued + excluded.enqueued, sent = p.sent + excluded.sent
   ), folded as (
     insert into pgmail.tally_total as t (tenant_id, stream, kind, n, bytes) select * from summed
     on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n, bytes = t.bytes + excluded.bytes returning 1
@@ -1375,6 +1424,98 @@ begin
   )
   select count(*) into n from folded;
   return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.gauge_lanes_v1() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare n integer;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('pgmail.gauge', 0)) then return null; end if;
+  with recursive present as (
+    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  ), found as materialized (
+    select p.tenant_id, p.lane, x.due_at from present p left join lateral (
+      select q.due_at from pgmail.queue q
+      where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
+      order by q.due_at, q.id limit 1) x on true
+  ), gone as (
+    delete from pgmail.gauge g where not exists (select from found f where f.tenant_id = g.tenant_id and f.lane = g.lane)
+  ), moved as (
+    update pgmail.gauge g set oldest_due_at = f.due_at from found f
+    where g.tenant_id = f.tenant_id and g.lane = f.lane and g.oldest_due_at is distinct from f.due_at
+  ), fresh as (
+    insert into pgmail.gauge (tenant_id, lane, stream, priority, site, oldest_due_at)
+    select f.tenant_id, f.lane, l.stream, l.priority, l.site, f.due_at
+    from found f cross join lateral pgmail.lane_facts(f.tenant_id, f.lane) l
+    where l.stream is not null and not exists (select from pgmail.gauge g where g.tenant_id = f.tenant_id and g.lane = f.lane)
+  )
+  select count(*) into n from found;
+  return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.gauge_states_v1() RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare off_by bigint; now_ timestamptz := pgmail.now();
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('pgmail.gauge', 0)) then return null; end if;
+  with states as materialized (
+    select q.tenant_id, q.lane, count(*) as n,
+      count(*) filter (where s.state = 'queued') as queued, count(*) filter (where s.state = 'scheduled') as scheduled,
+      count(*) filter (where s.state = 'deferred') as deferred, count(*) filter (where s.state = 'held') as held,
+      count(*) filter (where s.state = 'sending') as sending, count(*) filter (where q.in_doubt) as in_doubt
+    from pgmail.queue q,
+      lateral (select pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, now_) as state) s
+    group by q.tenant_id, q.lane
+  ), known as (
+    select x.tenant_id, x.lane, sum(x.n) as n from (
+      select tenant_id, lane, depth as n from pgmail.backlog
+      union all
+      select t.tenant_id, u.lane, case t.kind when 'enqueued' then u.n else -u.n end from pgmail.tally t, unnest(t.lanes, t.per_lane) u(lane, n)
+      where u.lane is not null) x group by x.tenant_id, x.lane
+  ), wrong as materialized (
+    select coalesce(s.tenant_id, k.tenant_id) as tenant_id, coalesce(s.lane, k.lane) as lane, coalesce(s.n, 0) - coalesce(k.n, 0) as n
+    from states s full join known k on k.tenant_id = s.tenant_id and k.lane = s.lane
+    where coalesce(s.n, 0) <> coalesce(k.n, 0)
+  ), righted as (
+    insert into pgmail.backlog as b (tenant_id, lane, depth) select w.tenant_id, w.lane, w.n from wrong w order by 1, 2
+    on conflict (tenant_id, lane) do update set depth = b.depth + excluded.depth
+  ), empty as (
+    delete from pgmail.backlog b where b.depth = 0
+      and not exists (select from states s where s.tenant_id = b.tenant_id and s.lane = b.lane)
+      and not exists (select from wrong w where w.tenant_id = b.tenant_id and w.lane = b.lane)
+  ), gauged as (
+    insert into pgmail.gauge as g (tenant_id, lane, stream, priority, site, queued, scheduled, deferred, held, sending, in_doubt)
+    select s.tenant_id, s.lane, l.stream, l.priority, l.site, s.queued, s.scheduled, s.deferred, s.held, s.sending, s.in_doubt
+    from states s
+    left join pgmail.gauge o on o.tenant_id = s.tenant_id and o.lane = s.lane
+    cross join lateral (
+      select o.stream, o.priority, o.site where o.lane is not null
+      union all select f.stream, f.priority, f.site from pgmail.lane_facts(s.tenant_id, s.lane) f where o.lane is null) l
+    where l.stream is not null
+      and (o.lane is null or (o.queued, o.scheduled, o.deferred, o.held, o.sending, o.in_doubt)
+                             is distinct from (s.queued, s.scheduled, s.deferred, s.held, s.sending, s.in_doubt))
+    order by s.tenant_id, s.lane
+    on conflict (tenant_id, lane) do update set queued = excluded.queued, scheduled = excluded.scheduled, deferred = excluded.deferred,
+      held = excluded.held, sending = excluded.sending, in_doubt = excluded.in_doubt
+  ), gone as (
+    delete from pgmail.gauge g where not exists (select from states s where s.tenant_id = g.tenant_id and s.lane = g.lane)
+  )
+  select coalesce(sum(abs(w.n)), 0) into off_by from wrong w;
+  update pgmail.insight_cursor set counted_at = now_;
+  return off_by;
 end
 $$;
 
@@ -1597,6 +1738,23 @@ begin
   return k;
 end
 $_$;
+
+CREATE FUNCTION pgmail.lane_facts(p_tenant integer, p_lane bigint, OUT stream text, OUT priority smallint, OUT site text) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+  select l.stream, l.priority, l.site into stream, priority, site from pgmail.lane l where l.tenant_id = p_tenant and l.id = p_lane;
+  if not found then
+    select m.stream, m.priority, r.site into stream, priority, site from pgmail.queue q
+    cross join lateral (select x.stream, x.priority from pgmail.message x where x.tenant_id = q.tenant_id and x.id = q.message_id limit 1) m
+    cross join lateral (select x.site from pgmail.recipient x where x.tenant_id = q.tenant_id and x.id = q.id limit 1) r
+    where q.tenant_id = p_tenant and q.lane = p_lane limit 1;
+  end if;
+end
+$$;
 
 CREATE FUNCTION pgmail.lane_id(p_tenant integer, p_stream text, p_priority integer, p_site text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -3662,8 +3820,8 @@ begin
     select p_tenant, f.id, f.message_id, 'sent', pgmail.now(), f.stream, f.site, f.attempt, words, f.relay, f.remote_host
     from facts f where p_how = 'assume_sent'
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n)
-    select p_tenant, f.stream, 'sent', count(*) from facts f where p_how = 'assume_sent' group by f.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select p_tenant, f.stream, 'sent', count(*), array[f.lane], array[count(*)] from facts f where p_how = 'assume_sent' group by f.stream, f.lane
   ), back as (
     update pgmail.queue q set due_at = pgmail.now(), later = false, wait = null, hold_reason = null, held_due_at = null, in_doubt = false
     where p_how = 'resend' and q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
@@ -3782,7 +3940,8 @@ begin
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, claims, expires_at)
     select t, d.recipient_id, d.message_id, d.lane, pgmail.now(), d.claims, d.expires_at from raised d
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select t, d.stream, 'dead', -count(*) from raised d group by d.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select t, d.stream, 'dead', -count(*), array[d.lane], array[-count(*)] from raised d group by d.stream, d.lane
   ), free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at > pgmail.now()
@@ -3873,6 +4032,159 @@ begin
   return true;
 end
 $_$;
+
+CREATE FUNCTION pgmail.rollup_v1(p_most integer DEFAULT 20000, p_keys integer DEFAULT 500, p_texts integer DEFAULT 200) RETURNS TABLE(events integer, more boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET max_parallel_workers_per_gather TO '0'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+declare
+  c pgmail.insight_cursor; read_ integer; last_xid xid8; last_id uuid; now_ timestamptz := pgmail.now();
+  nobody constant uuid := '00000000-0000-0000-0000-000000000000';
+begin
+  if (select i.indisvalid from pg_index i where i.indexrelid = to_regclass('pgmail.event_feed')) is not true then return; end if;
+  select x.* into c from pgmail.insight_cursor x for update skip locked;
+  if not found then return; end if;
+  if pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(pg_current_snapshot()) then
+    c.seen := pg_current_snapshot(); c.upto := null; c.since := pgmail.uuid_floor(clock_timestamp());
+  end if;
+  if c.upto is null then
+    c.upto := pg_current_snapshot(); c.upto_at := now_; c.at_xid := '0'; c.at_id := nobody;
+  end if;
+
+  with fresh as materialized (
+    (select e.* from (select x from pg_snapshot_xip(c.seen) x where x >= c.at_xid order by x offset 0) open_(xid)
+     cross join lateral (
+       select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
+       from pgmail.event y where y.xid = open_.xid and y.id > case when open_.xid = c.at_xid then c.at_id else nobody end
+       order by y.id limit p_most) e
+     where pg_visible_in_snapshot(e.xid, c.upto))
+    union all
+    (select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
+     from pgmail.event y
+     where y.xid >= pg_snapshot_xmax(c.seen) and y.xid < pg_snapshot_xmax(c.upto) and (y.xid, y.id) > (c.at_xid, c.at_id)
+       and pg_visible_in_snapshot(y.xid, c.upto)
+     order by y.xid, y.id limit p_most)
+    limit p_most
+  ), told as materialized (
+    select e.tenant_id, e.message_id, e.at, coalesce(m.stream, '(unknown)') as stream, coalesce(e.site, p.site, '(unknown)') as site,
+      e.relay, m.template || coalesce('@' || m.template_version, '') as template, m.tags,
+      pgmail.figure_of(e.type, w.class, e.detail) as kind, w.class, w.reason, e.code, e.enhanced,
+      case when e.type = 'email.sent' then pgmail.took_bucket(coalesce(m.scheduled_at, m.created_at), e.at) end as bucket,
+      case when w.reason is not null then coalesce(nullif(e.reply, ''), e.detail, '') end as said, p.address
+    from fresh e
+    left join lateral (
+      select x.stream, x.template, x.template_version, x.tags, x.scheduled_at, x.created_at from pgmail.message x
+      where x.tenant_id = e.tenant_id and x.id = e.message_id limit 1) m on true
+    left join lateral (   -- a person is looked up only where something went wrong, or nobody said at which site
+      select x.site, x.address from pgmail.recipient x
+      where (e.site is null or e.type in ('email.bounced', 'email.deferred', 'email.failed', 'email.in_doubt'))
+        and x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) p on true
+    left join lateral (
+      select coalesce((select y.class from pgmail.reply_reason y where y.name = r.word), 'other') as class,
+        coalesce(nullif(r.word, ''), 'unknown') as reason
+      from (select case when e.type = 'email.in_doubt' then 'in_doubt' else split_part(coalesce(e.detail, ''), ': ', 1) end as word) r
+      where e.type in ('email.bounced', 'email.deferred', 'email.failed', 'email.in_doubt')) w on true
+    where e.type in ('email.sent', 'email.bounced', 'email.deferred', 'email.delayed', 'email.suppressed', 'email.expired',
+                     'email.cancelled', 'email.failed', 'email.in_doubt', 'email.held')
+      and e.id >= c.since
+  ), facts as materialized (   -- many mails are alike: added up before they are taken apart by dimension
+    select t.tenant_id, date_trunc('minute', t.at, 'UTC') as at, t.kind, t.stream, t.site, t.relay, t.template, t.tags,
+      case when t.kind like 'bounced%' or t.kind = 'deferred' then t.class || '/' || t.reason end as reason, t.bucket, count(*) as n
+    from told t where t.kind is not null
+    group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+  ), lines as materialized (
+    select f.tenant_id, d.dim, left(d.key, 200) as key, f.at, k.kind, k.bucket, sum(f.n) as n
+    from facts f
+    cross join lateral (
+      select v.* from (values ('stream', f.stream), ('site', f.site), ('relay', f.relay), ('template', f.template), ('reason', f.reason)) v(dim, key)
+      where v.key is not null
+      union all
+      select 'tag', t.key || '=' || t.value from jsonb_each_text(f.tags) t) d
+    cross join lateral (select f.kind, 0::smallint as bucket union all select 'took', f.bucket where f.kind = 'sent' and f.bucket is not null) k
+    group by 1, 2, 3, 4, 5, 6
+  ), fresh_keys as materialized (
+    select k.*, row_number() over (partition by k.tenant_id, k.dim, k.day order by k.key) as place
+    from (select distinct l.tenant_id, l.dim, date_trunc('day', l.at, 'UTC') as day, l.key from lines l) k
+    where not exists (
+      select from pgmail.rollup r
+      where r.tenant_id = k.tenant_id and r.dim = k.dim and r.grain = 'day' and r.at = k.day and r.key = k.key)
+  ), known_keys as materialized (
+    select f.tenant_id, f.dim, f.day, (
+      select count(distinct r.key) from pgmail.rollup r
+      where r.tenant_id = f.tenant_id and r.dim = f.dim and r.grain = 'day' and r.at = f.day and r.key <> '(other)') as n
+    from (select distinct x.tenant_id, x.dim, x.day from fresh_keys x) f
+  ), named as (
+    select l.tenant_id, l.dim, l.at, l.kind, l.bucket, l.n, case when f.place + w.n > p_keys then '(other)' else l.key end as key
+    from lines l
+    left join fresh_keys f on f.tenant_id = l.tenant_id and f.dim = l.dim and f.key = l.key and f.day = date_trunc('day', l.at, 'UTC')
+    left join known_keys w on w.tenant_id = f.tenant_id and w.dim = f.dim and w.day = f.day
+  ), rolled as (
+    insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, bucket, n)
+    select x.tenant_id, x.dim, g.grain, date_trunc(g.grain, x.at, 'UTC') as begins, x.key, x.kind, x.bucket, sum(x.n)
+    from named x cross join (values ('minute'), ('hour'), ('day')) g(grain)
+    where g.grain <> 'minute' or x.dim = 'stream' or (x.dim in ('site', 'relay') and x.kind <> 'took')
+    group by 1, 2, 3, 4, 5, 6, 7 order by 1, 2, 3, 4, 5, 6, 7
+    on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
+  ), wrong as materialized (
+    select t.*, case when t.kind like 'bounced%' then 'bounced' else t.kind end as what,
+      -- of whom it speaks by name: the others' texts are alike
+      case when strpos(lower(t.said), lower(split_part(t.address, '@', 1))) > 0 then t.address end as named
+    from told t where t.said is not null and t.kind is not null
+  ), texts as materialized (   -- an expensive look at each text, so a bound to their number
+    select x.said, x.named, case when x.place <= p_texts then pgmail.cause_text(x.said, x.named) else '(other)' end as text
+    from (select w.said, w.named, row_number() over (order by count(*) desc, w.said, w.named) as place from wrong w group by 1, 2) x
+  ), caused as materialized (
+    select w.tenant_id, date_trunc('hour', w.at, 'UTC') as at, w.what as kind, w.class, w.reason, coalesce(w.code, 0) as code,
+      coalesce(w.enhanced, '') as enhanced, x.text, count(*) as n, max(w.at) as last_at,
+      (array_agg(w.message_id order by w.at desc, w.message_id desc))[1:3] as examples
+    from wrong w join texts x on x.said = w.said and x.named is not distinct from w.named
+    group by 1, 2, 3, 4, 5, 6, 7, 8
+  ), fresh_causes as materialized (
+    select k.*, row_number() over (partition by k.tenant_id, k.at order by k.n desc, k.text) as place from caused k
+    where not exists (
+      select from pgmail.cause y where y.tenant_id = k.tenant_id and y.at = k.at and y.kind = k.kind and y.class = k.class
+        and y.reason = k.reason and y.code = k.code and y.enhanced = k.enhanced and y.text = k.text)
+  ), known_causes as materialized (
+    select f.tenant_id, f.at, (select count(*) from pgmail.cause y where y.tenant_id = f.tenant_id and y.at = f.at and y.text <> '(other)') as n
+    from (select distinct x.tenant_id, x.at from fresh_causes x) f
+  ), kept as (
+    insert into pgmail.cause as y (tenant_id, at, kind, class, reason, code, enhanced, text, n, last_at, examples)
+    select z.tenant_id, z.at, z.kind, z.class, case when z.full_ then '(other)' else z.reason end, case when z.full_ then 0 else z.code end,
+      case when z.full_ then '' else z.enhanced end, case when z.full_ then '(other)' else z.text end, sum(z.n), max(z.last_at),
+      (array_agg(z.examples[1] order by z.last_at desc))[1:3]
+    from (
+      select k.*, f.place + w.n > p_texts is true as full_ from caused k
+      left join fresh_causes f on f.tenant_id = k.tenant_id and f.at = k.at and f.kind = k.kind and f.class = k.class and f.reason = k.reason
+        and f.code = k.code and f.enhanced = k.enhanced and f.text = k.text
+      left join known_causes w on w.tenant_id = f.tenant_id and w.at = f.at) z
+    where z.full_
+    group by 1, 2, 3, 4, 5, 6, 7, 8
+    union all
+    select k.tenant_id, k.at, k.kind, k.class, k.reason, k.code, k.enhanced, k.text, k.n, k.last_at, k.examples from caused k
+    left join fresh_causes f on f.tenant_id = k.tenant_id and f.at = k.at and f.kind = k.kind and f.class = k.class and f.reason = k.reason
+      and f.code = k.code and f.enhanced = k.enhanced and f.text = k.text
+    left join known_causes w on w.tenant_id = f.tenant_id and w.at = f.at
+    where f.place + w.n > p_texts is not true
+    on conflict (tenant_id, at, kind, class, reason, code, enhanced, text) do update
+      set n = y.n + excluded.n, last_at = greatest(y.last_at, excluded.last_at), examples = (excluded.examples || y.examples)[1:3]
+  )
+  select count(*), (array_agg(x.xid order by x.xid desc, x.id desc))[1], (array_agg(x.id order by x.xid desc, x.id desc))[1]
+    into read_, last_xid, last_id from fresh x;
+
+  more := read_ = p_most;
+  update pgmail.insight_cursor x set since = c.since, seen = case when more then c.seen else c.upto end,
+    upto = case when more then c.upto end, at_xid = case when more then last_xid end, at_id = case when more then last_id end,
+    upto_at = c.upto_at, rolled_at = case when more then x.rolled_at else c.upto_at end;
+  events := read_;
+  return next;
+end
+$$;
 
 CREATE FUNCTION pgmail.rotate_key(p_id uuid, p_hint text, p_hash bytea, p_overlap interval, p_reason text DEFAULT NULL::text) RETURNS TABLE(id uuid, name text, scopes text[], test boolean, streams text[], from_domains text[], networks text[], expires_at timestamp with time zone, old_expires_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4130,8 +4442,8 @@ begin
         values (t, recipient_, message_, lane_, coalesce(e.due_at, now_), e.due_at is not null,
           case when e.due_at is not null then 'scheduled' end, e.expires_at)
       ), counted as (
-        insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
-        values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0))
+        insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes, lanes, per_lane)
+        values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0), array[lane_], '{1}')
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
         expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test)
@@ -4494,8 +4806,10 @@ begin
     select p_tenant, id, message_id, now_, 'email.in_doubt', tried, phase, site, relay, remote_host, p_epoch, left(error, 1000)
     from mine where doubt
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n, at)
-    select p_tenant, stream, kind, count(*), now_ from mine where kind not in ('deferred', 'held') group by stream, kind
+    insert into pgmail.tally (tenant_id, stream, kind, n, at, lanes, per_lane)
+    select p_tenant, x.stream, x.kind, sum(x.n), now_, array_agg(x.lane), array_agg(x.n)
+    from (select stream, kind, lane, count(*)::integer as n from mine where kind not in ('deferred', 'held') group by stream, kind, lane) x
+    group by x.stream, x.kind
   )
   select array_agg(mine.id) into done from mine;
   if p_groups @? '$[*] ? (@.suppress == true)' then
@@ -4987,13 +5301,15 @@ begin
           from judged where suppressed is null group by lane) j
     where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = j.lane and l.active)
   ), counted as (
-    insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
-    select p_tenant, j.stream, 'enqueued', count(*), now_, coalesce(sum(octet_length(j.variables::text)), 0) + (
+    insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes, lanes, per_lane)
+    select p_tenant, j.stream, 'enqueued', sum(j.n), now_, coalesce(sum(j.bytes), 0) + (
         select sum(octet_length((x.e).content) + case when (x.e).attachments is not null then (x.e).size_bytes else 0 end)
-        from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (x.e).stream = j.stream)
-      from judged j group by j.stream
+        from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (x.e).stream = j.stream),
+        array_agg(j.lane), array_agg(j.waiting)
+      from (select stream, lane, count(*) as n, (count(*) filter (where suppressed is null))::integer as waiting,
+              sum(octet_length(variables::text)) as bytes from judged group by stream, lane) j group by j.stream
     union all
-    select p_tenant, stream, 'suppressed', count(*), now_, null from judged where suppressed is not null group by stream
+    select p_tenant, stream, 'suppressed', count(*), now_, null, null, null from judged where suppressed is not null group by stream
   )
   select bool_or(suppressed is null and due_at is null) into wake from judged;
   if wake then perform pgmail.wake(); end if;
@@ -5484,6 +5800,13 @@ CREATE FUNCTION pgmail.test_site() RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select 'test:' $$;
 
+CREATE FUNCTION pgmail.took_bucket(p_since timestamp with time zone, p_at timestamp with time zone) RETURNS smallint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select case when p_at <= p_since + interval '1 millisecond' then 0
+    else least(ceil(4 * ln(extract(epoch from p_at - p_since)::float8 * 1000) / ln(2.0::float8)), 160) end::smallint
+$$;
+
 CREATE FUNCTION pgmail.touch_lanes(p_tenant integer, p_lanes bigint[], p_due timestamp with time zone[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -5524,6 +5847,31 @@ begin
   ) x
   join pgmail.recipient r on r.tenant_id = t and r.id = x.recipient_id and r.id = any (ids) and r.id >= low and r.id < high
   order by x.at, x.event_id;
+end
+$$;
+
+CREATE FUNCTION pgmail.trim_rollups_v1(p_most integer DEFAULT 5000) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare n integer; m integer; now_ timestamptz := pgmail.now();
+begin
+  delete from pgmail.rollup r using (
+    select x.* from pgmail.tenant t cross join unnest('{stream,site,relay,tag,template,reason}'::text[]) d(dim)
+    cross join (values ('minute', interval '48 hours'), ('hour', interval '35 days'), ('day', interval '731 days')) g(grain, kept)
+    cross join lateral (
+      select y.tenant_id, y.dim, y.grain, y.at, y.key, y.kind, y.bucket from pgmail.rollup y
+      where y.tenant_id = t.id and y.dim = d.dim and y.grain = g.grain and y.at < now_ - g.kept order by y.at limit p_most) x) old
+  where r.tenant_id = old.tenant_id and r.dim = old.dim and r.grain = old.grain and r.at = old.at and r.key = old.key
+    and r.kind = old.kind and r.bucket = old.bucket;
+  get diagnostics n = row_count;
+  delete from pgmail.cause c using pgmail.tenant t where c.tenant_id = t.id and c.at < now_ - interval '35 days';
+  get diagnostics m = row_count; n := n + m;
+  delete from pgmail.pulse p using pgmail.tenant t where p.tenant_id = t.id and p.at < now_ - interval '10 minutes';
+  get diagnostics m = row_count;
+  return n + m;
 end
 $$;
 
@@ -5827,6 +6175,15 @@ ALTER TABLE pgmail.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE pgmail.backlog (
+    tenant_id integer NOT NULL,
+    lane bigint NOT NULL,
+    depth bigint NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.backlog FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.bounced (
     tenant_id integer NOT NULL,
     id bigint NOT NULL,
@@ -5854,6 +6211,24 @@ CREATE TABLE pgmail.bucket (
 WITH (fillfactor='50');
 
 ALTER TABLE ONLY pgmail.bucket FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.cause (
+    tenant_id integer NOT NULL,
+    at timestamp with time zone NOT NULL,
+    kind text NOT NULL,
+    class text NOT NULL,
+    reason text NOT NULL,
+    code smallint NOT NULL,
+    enhanced text NOT NULL,
+    text text NOT NULL,
+    n bigint NOT NULL,
+    last_at timestamp with time zone NOT NULL,
+    examples uuid[] NOT NULL,
+    CONSTRAINT cause_kind_check CHECK ((kind = ANY (ARRAY['bounced'::text, 'deferred'::text, 'dead'::text, 'in_doubt'::text])))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY pgmail.cause FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.content_left (
     tenant_id integer NOT NULL,
@@ -6000,6 +6375,24 @@ CREATE TABLE pgmail.fence (
 
 ALTER TABLE ONLY pgmail.fence FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.gauge (
+    tenant_id integer NOT NULL,
+    lane bigint NOT NULL,
+    stream text NOT NULL,
+    priority smallint NOT NULL,
+    site text NOT NULL,
+    oldest_due_at timestamp with time zone,
+    queued bigint DEFAULT 0 NOT NULL,
+    scheduled bigint DEFAULT 0 NOT NULL,
+    deferred bigint DEFAULT 0 NOT NULL,
+    held bigint DEFAULT 0 NOT NULL,
+    sending bigint DEFAULT 0 NOT NULL,
+    in_doubt bigint DEFAULT 0 NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.gauge FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.history (
     generation integer NOT NULL,
     id uuid DEFAULT gen_random_uuid() NOT NULL,
@@ -6024,6 +6417,22 @@ CREATE TABLE pgmail.idempotency (
 );
 
 ALTER TABLE ONLY pgmail.idempotency FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.insight_cursor (
+    singleton boolean DEFAULT true NOT NULL,
+    seen pg_snapshot NOT NULL,
+    upto pg_snapshot,
+    upto_at timestamp with time zone,
+    at_xid xid8,
+    at_id uuid,
+    since uuid DEFAULT '00000000-0000-0000-0000-000000000000'::uuid NOT NULL,
+    rolled_at timestamp with time zone,
+    counted_at timestamp with time zone,
+    CONSTRAINT insight_cursor_singleton_check CHECK (singleton)
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.insight_cursor FORCE ROW LEVEL SECURITY;
 
 CREATE SEQUENCE pgmail.lane_version
     START WITH 1
@@ -6102,6 +6511,8 @@ CREATE TABLE pgmail.tally (
     n bigint NOT NULL,
     at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     bytes bigint,
+    lanes bigint[],
+    per_lane integer[],
     CONSTRAINT tally_kind_check CHECK ((kind = ANY (ARRAY['enqueued'::text, 'sent'::text, 'bounced'::text, 'suppressed'::text, 'expired'::text, 'cancelled'::text, 'dead'::text])))
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
@@ -6605,6 +7016,17 @@ WITH (fillfactor='50');
 
 ALTER TABLE ONLY pgmail.permit FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.pulse (
+    tenant_id integer NOT NULL,
+    stream text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    enqueued bigint NOT NULL,
+    sent bigint NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.pulse FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.quota (
     tenant_id integer,
     scope text NOT NULL,
@@ -6774,6 +7196,23 @@ CREATE TABLE pgmail.retention (
 
 ALTER TABLE ONLY pgmail.retention FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.rollup (
+    tenant_id integer NOT NULL,
+    dim text NOT NULL,
+    grain text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    key text NOT NULL,
+    kind text NOT NULL,
+    bucket smallint DEFAULT 0 NOT NULL,
+    n bigint NOT NULL,
+    CONSTRAINT rollup_dim_check CHECK ((dim = ANY (ARRAY['stream'::text, 'site'::text, 'relay'::text, 'tag'::text, 'template'::text, 'reason'::text]))),
+    CONSTRAINT rollup_grain_check CHECK ((grain = ANY (ARRAY['minute'::text, 'hour'::text, 'day'::text]))),
+    CONSTRAINT rollup_kind_check CHECK ((kind = ANY (ARRAY['enqueued'::text, 'sent'::text, 'bounced_hard'::text, 'bounced_soft'::text, 'bounced_block'::text, 'bounced_other'::text, 'deferred'::text, 'delayed'::text, 'suppressed'::text, 'expired'::text, 'cancelled'::text, 'dead'::text, 'in_doubt'::text, 'held'::text, 'took'::text])))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY pgmail.rollup FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.schema_version (
     singleton boolean DEFAULT true NOT NULL,
     version integer NOT NULL,
@@ -6920,11 +7359,17 @@ ALTER TABLE ONLY pgmail.attachment_default
 ALTER TABLE ONLY pgmail.audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY pgmail.backlog
+    ADD CONSTRAINT backlog_pkey PRIMARY KEY (tenant_id, lane);
+
 ALTER TABLE ONLY pgmail.bounced
     ADD CONSTRAINT bounced_pkey PRIMARY KEY (tenant_id, id);
 
 ALTER TABLE ONLY pgmail.bucket
     ADD CONSTRAINT bucket_pkey PRIMARY KEY (scope, name);
+
+ALTER TABLE ONLY pgmail.cause
+    ADD CONSTRAINT cause_pkey PRIMARY KEY (tenant_id, at, kind, class, reason, code, enhanced, text);
 
 ALTER TABLE ONLY pgmail.content_left
     ADD CONSTRAINT content_left_pkey PRIMARY KEY (tenant_id, message_id);
@@ -6956,11 +7401,17 @@ ALTER TABLE ONLY pgmail.event_default
 ALTER TABLE ONLY pgmail.fence
     ADD CONSTRAINT fence_pkey PRIMARY KEY (singleton);
 
+ALTER TABLE ONLY pgmail.gauge
+    ADD CONSTRAINT gauge_pkey PRIMARY KEY (tenant_id, lane);
+
 ALTER TABLE ONLY pgmail.history
     ADD CONSTRAINT history_pkey PRIMARY KEY (generation);
 
 ALTER TABLE ONLY pgmail.idempotency
     ADD CONSTRAINT idempotency_pkey PRIMARY KEY (tenant_id, key);
+
+ALTER TABLE ONLY pgmail.insight_cursor
+    ADD CONSTRAINT insight_cursor_pkey PRIMARY KEY (singleton);
 
 ALTER TABLE ONLY pgmail.lane
     ADD CONSTRAINT lane_pkey PRIMARY KEY (tenant_id, id);
@@ -6988,6 +7439,9 @@ ALTER TABLE ONLY pgmail.pause
 
 ALTER TABLE ONLY pgmail.permit
     ADD CONSTRAINT permit_pkey PRIMARY KEY (scope, name, epoch);
+
+ALTER TABLE ONLY pgmail.pulse
+    ADD CONSTRAINT pulse_pkey PRIMARY KEY (tenant_id, at, stream);
 
 ALTER TABLE ONLY pgmail.queue
     ADD CONSTRAINT queue_pkey PRIMARY KEY (tenant_id, id);
@@ -7021,6 +7475,9 @@ ALTER TABLE ONLY pgmail.reply_rule
 
 ALTER TABLE ONLY pgmail.retention
     ADD CONSTRAINT retention_pkey PRIMARY KEY (singleton);
+
+ALTER TABLE ONLY pgmail.rollup
+    ADD CONSTRAINT rollup_pkey PRIMARY KEY (tenant_id, dim, grain, at, key, kind, bucket);
 
 ALTER TABLE ONLY pgmail.schema_version
     ADD CONSTRAINT schema_version_pkey PRIMARY KEY (singleton);
@@ -7129,9 +7586,13 @@ ALTER TABLE pgmail.attachment_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.audit ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.backlog ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.bounced ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.bucket ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.cause ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.content_left ENABLE ROW LEVEL SECURITY;
 
@@ -7153,9 +7614,13 @@ ALTER TABLE pgmail.event_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.fence ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.gauge ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.history ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.idempotency ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.insight_cursor ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.lane ENABLE ROW LEVEL SECURITY;
 
@@ -7183,9 +7648,13 @@ CREATE POLICY owner ON pgmail.attachment_default TO pgmail_owner USING (true) WI
 
 CREATE POLICY owner ON pgmail.audit TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.backlog TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.bounced TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.bucket TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.cause TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.content_left TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -7207,9 +7676,13 @@ CREATE POLICY owner ON pgmail.event_default TO pgmail_owner USING (true) WITH CH
 
 CREATE POLICY owner ON pgmail.fence TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.gauge TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.history TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.idempotency TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.insight_cursor TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.lane TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -7230,6 +7703,8 @@ CREATE POLICY owner ON pgmail.outcome_default TO pgmail_owner USING (true) WITH 
 CREATE POLICY owner ON pgmail.pause TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.permit TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.pulse TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.queue TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -7252,6 +7727,8 @@ CREATE POLICY owner ON pgmail.reply_reason TO pgmail_owner USING (true) WITH CHE
 CREATE POLICY owner ON pgmail.reply_rule TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.retention TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.rollup TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.schema_version TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -7285,6 +7762,8 @@ ALTER TABLE pgmail.pause ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.permit ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.pulse ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.queue ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.quota ENABLE ROW LEVEL SECURITY;
@@ -7306,6 +7785,8 @@ ALTER TABLE pgmail.reply_reason ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.reply_rule ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.retention ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.rollup ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.schema_version ENABLE ROW LEVEL SECURITY;
 

@@ -35,6 +35,7 @@ from pgmail.api import (
     problems,
     queue,
     quotas,
+    reports,
     streams,
     suppressions,
     templates,
@@ -73,6 +74,7 @@ GUARDED = (
     ),
     audit.list_audit,
     quotas.list_quotas,
+    *(reports.show_report, reports.show_causes),
     *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
 OPEN = (health.live, health.ready)

@@ -39,6 +39,7 @@ COMMANDS = {
     "domain": "pgmail.cli.domain:domain",
     "tenant": "pgmail.cli.tenant:tenant",
     "seal": "pgmail.cli.seal:seal",
+    "report": "pgmail.cli.report:report",
     "retention": "pgmail.cli.retention:retention",
     "erase": "pgmail.cli.erase:erase",
     "audit": "pgmail.cli.audit:audit",

@@ -51,11 +51,11 @@ def queue(as_json: bool) -> None:
 
     async def ask() -> tuple[list[Any], list[dict[str, Any]], list[Any], Any | None]:
         from pgmail.sqlfiles import queries  # noqa: PLC0415
-        from pgmail.store import emails, history, lanes  # noqa: PLC0415
+        from pgmail.store import history, insight, lanes  # noqa: PLC0415
         from pgmail.store.single import fetch_dicts  # noqa: PLC0415
 
         async with common.database() as connection:
-            waiting = await emails.queue(connection)
+            waiting = (await insight.queue(connection)).rows
             relays = await fetch_dicts(connection, queries("cli_operate")["relays"])
             return waiting, relays, await lanes.paused(connection), await history.fence(connection)
 

@@ -1,8 +1,8 @@
 """Figures of one tenant: what flows now, what waits where, reports, and what went wrong most. Counts no mail.
 
-Everything here reads roll-ups (`sql/functions/067_rollup*.sql`) and acts as the tenant of the connection (`acting_as`).
-`ops/docs/reports.md` tells of each figure where it comes from and how late it is: depth is exact at every moment,
-rates are a few seconds old, reports a few seconds more.
+Everything here reads roll-ups (`sql/functions/067_rollup.sql`, `068_gauge.sql`) and acts as the tenant of the
+connection (`acting_as`). `ops/docs/reports.md` tells of each figure where it comes from and how late it is: depth is
+exact at every moment, rates are a few seconds old, reports a few seconds more.
 
 What can go wrong: no process leads. Then nothing is rolled up, and the figures stand still while mail still comes in;
 `Overview.rolled_up_seconds` says how old they are.
@@ -10,16 +10,39 @@ What can go wrong: no process leads. Then nothing is rolled up, and the figures 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple, get_args
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
+from pgmail.domain.spread import quantile
+from pgmail.sqlfiles import queries
+from pgmail.store import emails
+from pgmail.store.database import fetch_many, fetch_one
+
 Connection = AsyncConnection[Any]
 Span = Literal["1h", "24h", "7d"]
-By = Literal["stream", "tag", "template", "site", "relay", "class", "hour", "day", "tenant"]
+By = Literal["stream", "tag", "template", "site", "relay", "reason", "hour", "day", "tenant"]
+
+BYS: tuple[By, ...] = get_args(By)
+# How long a chart is, how many seconds a step of it, and what it is added up from.
+SPANS: Mapping[Span, tuple[timedelta, int, str]] = {
+    "1h": (timedelta(hours=1), 60, "minute"),
+    "24h": (timedelta(hours=24), 900, "minute"),
+    "7d": (timedelta(days=7), 3600, "hour"),
+}
+LATELY = timedelta(minutes=5)  # what error rate and latencies of the present are of
+HOURS_KEPT = timedelta(days=35)  # hours of before are gone; days are there for two years
+SMALL_QUEUE = (
+    20_000  # up to here the states of what waits are counted when somebody asks: it takes some milliseconds
+)
+
+_Q = queries("insight")
+_BOUNCES = ("bounced_hard", "bounced_soft", "bounced_block", "bounced_other")
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Now(NamedTuple):
@@ -69,7 +92,7 @@ class Waiting(NamedTuple):
     """What waits in one lane, in numbers of recipients."""
 
     stream: str
-    priority: int
+    priority: str  # high, normal, low
     site: str
     depth: int
     queued: int
@@ -86,7 +109,7 @@ class Queue(NamedTuple):
 
     rows: list[Waiting]
     depth: int
-    counted_at: datetime | None
+    counted_at: datetime | None  # None: no leader has looked yet
 
 
 class Line(NamedTuple):
@@ -117,13 +140,13 @@ class Line(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Lines by key, the largest first (by time: oldest first). `since` and `until` are those that could be kept to."""
+    """Lines by key, the largest first (by time: oldest first), of the whole hours or days around what was asked for."""
 
     by: By
     since: datetime
     until: datetime
     lines: list[Line]
-    total: Line
+    total: Line | None  # None for tags: an email has none or several of them
 
 
 class Cause(NamedTuple):
@@ -140,25 +163,174 @@ class Cause(NamedTuple):
     examples: list[UUID]  # ids of emails, the newest first, 3 at most
 
 
+class _Cell:
+    """Figures added up: counts by kind, and sent mail by the bucket of its time to accept."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.took: Counter[int] = Counter()
+
+    def add(self, kind: str, bucket: int, n: int) -> None:
+        if kind == "took":
+            self.took[bucket] += n
+        else:
+            self.counts[kind] += n
+
+    def include(self, other: _Cell) -> None:
+        self.counts.update(other.counts)
+        self.took.update(other.took)
+
+    def bounced(self) -> int:
+        return sum(self.counts[kind] for kind in _BOUNCES)
+
+
 async def overview(connection: Connection, span: Span, streams: Sequence[str] | None = None) -> Overview:
-    """Return the tenant's present and past. `streams`: of these only; `dead`, `held` and `in_doubt` as well."""
-    raise NotImplementedError
+    """Return the tenant's present and past. `streams`: of these only."""
+    row: Any = await fetch_one(connection, _Q["now"], {"streams": streams})
+    length, step, grain = SPANS[span]
+    until = _floor(row.now, step) + timedelta(seconds=step)  # the step that is under way ends the chart
+    since = until - length
+    cells = await _cells(connection, (since, until), step, grain, streams)
+    lately = (_floor(row.now, 60) - LATELY, until)
+    recent = _Cell()
+    for cell in (await _cells(connection, lately, 60, "minute", streams)).values():
+        recent.include(cell)
+    wrong = recent.bounced() + recent.counts["deferred"] + recent.counts["dead"]
+    answered = recent.counts["sent"] + wrong
+    now = Now(
+        row.in_per_s,
+        row.sent_per_s,
+        row.depth,
+        None if row.oldest_due_at is None else _seconds(row.now - row.oldest_due_at),
+        wrong / answered if answered else None,
+        quantile(recent.took, 0.5),
+        quantile(recent.took, 0.95),
+        row.workers,
+        row.dead,
+        row.in_doubt,
+        row.held,
+    )
+    steps = (
+        since + timedelta(seconds=step * number) for number in range(int(length.total_seconds()) // step)
+    )
+    points = [_point(at, cells.get(at) or _Cell()) for at in steps]
+    return Overview(
+        span, step, now, points, None if row.rolled_at is None else _seconds(row.now - row.rolled_at)
+    )
 
 
 async def queue(connection: Connection, streams: Sequence[str] | None = None) -> Queue:
-    """Return what waits by stream, priority and site, the deepest lanes first."""
-    raise NotImplementedError
+    """Return what waits by stream, priority and site, the deepest lanes of each first. `streams`: of these only.
+
+    A small queue is counted, and a deep one is not: there the states are those that the leader counted last.
+    """
+    whole: Any = await fetch_one(connection, _Q["depth"])
+    if small := whole.depth <= SMALL_QUEUE:
+        rows = await emails.queue(connection)
+    else:
+        rows = await fetch_many(connection, _Q["queue"])
+    lanes = [Waiting(*row) for row in rows if streams is None or row.stream in streams]
+    return Queue(lanes, sum(lane.depth for lane in lanes), whole.now if small else whole.counted_at)
 
 
 async def report(
     connection: Connection, by: By, since: datetime, until: datetime, streams: Sequence[str] | None = None
 ) -> Report:
-    """Return what became of mail between two moments. `streams` with `by` of stream, hour and day only."""
-    raise NotImplementedError
+    """Return what became of mail between two moments, widened to whole hours.
+
+    Of days (by day, beyond 35 days ago, or of more than 35 days) it is widened to whole days of UTC. `streams`, those
+    to be counted alone, goes with `by` of stream, hour and day.
+    """
+    now = datetime.now(UTC)
+    whole = 86400 if by == "day" or since < now - HOURS_KEPT else 3600
+    since, until = _floor(since, whole), _ceil(until, whole)
+    values = {
+        "dim": by,
+        "grain": "day" if whole == 86400 else "hour",
+        "since": since,
+        "until": until,
+        "streams": streams,
+    }
+    name = {"hour": "report_by_time", "day": "report_by_time", "tenant": "report_by_tenant"}.get(by, "report")
+    lines, total = [], _Cell()
+    for row in await fetch_many(connection, _Q[name], values):
+        cell = _Cell()
+        for kind, bucket, n in zip(row.kinds, row.buckets, row.ns, strict=True):
+            cell.add(kind, bucket, n)
+        total.include(cell)
+        lines.append(_line(row.key, cell))
+    if by in {"hour", "day"}:
+        lines.sort(key=lambda line: line.key)
+    else:
+        lines.sort(key=lambda line: (-line.sent - line.bounced - line.deferred - line.dead, line.key))
+    return Report(by, since, until, lines, None if by == "tag" else _line("total", total))
 
 
 async def causes(
     connection: Connection, since: datetime, until: datetime, most: int = 50, kind: str | None = None
 ) -> list[Cause]:
-    """Return the most frequent answers that were not a 250, the most frequent first."""
-    raise NotImplementedError
+    """Return the most frequent answers that were not a 250, the most frequent first, of whole hours around a span.
+
+    `kind` is one of bounced, deferred, dead and in_doubt.
+    """
+    values = {"since": _floor(since, 3600), "until": until, "most": most, "kind": kind}
+    return [Cause(*row) for row in await fetch_many(connection, _Q["causes"], values)]
+
+
+async def _cells(
+    connection: Connection,
+    span: tuple[datetime, datetime],
+    step: int,
+    grain: str,
+    streams: Sequence[str] | None,
+) -> dict[datetime, _Cell]:
+    values = {"since": span[0], "until": span[1], "step": step, "grain": grain, "streams": streams}
+    cells: dict[datetime, _Cell] = {}
+    for row in await fetch_many(connection, _Q["points"], values):
+        cells.setdefault(row.at, _Cell()).add(row.kind, row.bucket, row.n)
+    return cells
+
+
+def _point(at: datetime, cell: _Cell) -> Point:
+    counts = cell.counts
+    return Point(
+        at,
+        counts["enqueued"],
+        counts["sent"],
+        counts["deferred"],
+        cell.bounced(),
+        counts["dead"],
+        quantile(cell.took, 0.5),
+        quantile(cell.took, 0.95),
+    )
+
+
+def _line(key: str, cell: _Cell) -> Line:
+    counts, bounced = cell.counts, cell.bounced()
+    sent = counts["sent"]
+    ended = sent + bounced + counts["expired"] + counts["dead"]
+    return Line(
+        key,
+        sent,
+        bounced,
+        *(counts[kind] for kind in _BOUNCES),
+        *(counts[kind] for kind in ("deferred", "delayed", "suppressed", "expired", "cancelled", "dead")),
+        counts["in_doubt"],
+        counts["held"],
+        sent / ended if ended else None,
+        bounced / (sent + bounced) if sent + bounced else None,
+        quantile(cell.took, 0.5),
+        quantile(cell.took, 0.95),
+    )
+
+
+def _floor(at: datetime, seconds: int) -> datetime:
+    return at - (at - _EPOCH) % timedelta(seconds=seconds)
+
+
+def _ceil(at: datetime, seconds: int) -> datetime:
+    return at + (_EPOCH - at) % timedelta(seconds=seconds)
+
+
+def _seconds(age: timedelta) -> float:
+    return max(0.0, age.total_seconds())

@@ -199,13 +199,15 @@ begin
           from judged where suppressed is null group by lane) j
     where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = j.lane and l.active)
   ), counted as (
-    insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
-    select p_tenant, j.stream, 'enqueued', count(*), now_, coalesce(sum(octet_length(j.variables::text)), 0) + (
+    insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes, lanes, per_lane)
+    select p_tenant, j.stream, 'enqueued', sum(j.n), now_, coalesce(sum(j.bytes), 0) + (
         select sum(octet_length((x.e).content) + case when (x.e).attachments is not null then (x.e).size_bytes else 0 end)
-        from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (x.e).stream = j.stream)
-      from judged j group by j.stream
+        from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (x.e).stream = j.stream),
+        array_agg(j.lane), array_agg(j.waiting)
+      from (select stream, lane, count(*) as n, (count(*) filter (where suppressed is null))::integer as waiting,
+              sum(octet_length(variables::text)) as bytes from judged group by stream, lane) j group by j.stream
     union all
-    select p_tenant, stream, 'suppressed', count(*), now_, null from judged where suppressed is not null group by stream
+    select p_tenant, stream, 'suppressed', count(*), now_, null, null, null from judged where suppressed is not null group by stream
   )
   select bool_or(suppressed is null and due_at is null) into wake from judged;
   if wake then perform pgmail.wake(); end if;

@@ -58,8 +58,8 @@ begin
         values (t, recipient_, message_, lane_, coalesce(e.due_at, now_), e.due_at is not null,
           case when e.due_at is not null then 'scheduled' end, e.expires_at)
       ), counted as (
-        insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
-        values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0))
+        insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes, lanes, per_lane)
+        values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0), array[lane_], '{1}')
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
         expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test)

@@ -88,8 +88,10 @@ begin
     select p_tenant, id, message_id, now_, 'email.in_doubt', tried, phase, site, relay, remote_host, p_epoch, left(error, 1000)
     from mine where doubt
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n, at)
-    select p_tenant, stream, kind, count(*), now_ from mine where kind not in ('deferred', 'held') group by stream, kind
+    insert into pgmail.tally (tenant_id, stream, kind, n, at, lanes, per_lane)
+    select p_tenant, x.stream, x.kind, sum(x.n), now_, array_agg(x.lane), array_agg(x.n)
+    from (select stream, kind, lane, count(*)::integer as n from mine where kind not in ('deferred', 'held') group by stream, kind, lane) x
+    group by x.stream, x.kind
   )
   select array_agg(mine.id) into done from mine;
   if p_groups @? '$[*] ? (@.suppress == true)' then

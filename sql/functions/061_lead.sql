@@ -66,7 +66,7 @@ as $$
 declare n integer;
 begin
   with late as materialized (
-    select q.tenant_id, q.id, q.message_id, q.attempts from pgmail.queue q
+    select q.tenant_id, q.id, q.message_id, q.lane, q.attempts from pgmail.queue q
     where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity' and not exists (select from pgmail.fence)
     order by q.expires_at limit p_most for update skip locked
   ), gone as (
@@ -83,25 +83,46 @@ begin
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
     select tenant_id, id, message_id, 'email.expired', site, 'expires_at passed before it was sent' from facts
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select tenant_id, stream, 'expired', count(*) from facts group by 1, 2
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select tenant_id, stream, 'expired', count(*), array[lane], array[count(*)] from facts group by tenant_id, stream, lane
   )
   select count(*) into n from facts;
   return n;
 end
 $$;
 
+-- Folds what statements counted: into totals, what waits in each lane, and the figures of what came in (067_rollup.sql).
 create or replace function pgmail.fold_tallies_v1(p_most integer default 20000) returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
 declare n integer;
 begin
-  with gone as (
+  with gone as materialized (
     delete from pgmail.tally
     where ctid = any (array(select ctid from pgmail.tally limit p_most for update skip locked))
-    returning tenant_id, stream, kind, tally.n, tally.bytes
+    returning tenant_id, stream, kind, tally.n, tally.bytes, at, lanes, per_lane
   ), summed as (
     select tenant_id, stream, kind, sum(g.n) as n, coalesce(sum(g.bytes), 0) as bytes
     from gone g group by tenant_id, stream, kind order by tenant_id, stream, kind
+  ), waiting as (
+    insert into pgmail.backlog as b (tenant_id, lane, depth)
+    select g.tenant_id, u.lane, sum(case g.kind when 'enqueued' then u.n else -u.n end) as depth
+    from gone g cross join lateral unnest(g.lanes, g.per_lane) u(lane, n)
+    where u.lane is not null group by g.tenant_id, u.lane having sum(case g.kind when 'enqueued' then u.n else -u.n end) <> 0
+    order by g.tenant_id, u.lane
+    on conflict (tenant_id, lane) do update set depth = b.depth + excluded.depth
+  ), came as (
+    insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, n)
+    select g.tenant_id, 'stream', x.grain, date_trunc(x.grain, g.at, 'UTC'), g.stream, 'enqueued', sum(g.n)
+    from gone g, (values ('minute'), ('hour'), ('day')) x(grain) where g.kind = 'enqueued'
+    group by g.tenant_id, x.grain, date_trunc(x.grain, g.at, 'UTC'), g.stream order by 1, 2, 3, 4, 5
+    on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
+  ), felt as (
+    insert into pgmail.pulse as p (tenant_id, stream, at, enqueued, sent)
+    select g.tenant_id, g.stream, date_bin('5 seconds', g.at, '2000-01-01Z') as slice,
+      coalesce(sum(g.n) filter (where g.kind = 'enqueued'), 0), coalesce(sum(g.n) filter (where g.kind = 'sent'), 0)
+    from gone g where g.kind in ('enqueued', 'sent') group by g.tenant_id, slice, g.stream order by g.tenant_id, slice, g.stream
+    on conflict (tenant_id, at, stream) do update set enqueued = p.enqueued + excluded.enqueued, sent = p.sent + excluded.sent
   ), folded as (
     insert into pgmail.tally_total as t (tenant_id, stream, kind, n, bytes) select * from summed
     on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n, bytes = t.bytes + excluded.bytes returning 1

@@ -157,7 +157,7 @@ language plpgsql volatile security definer set search_path = pgmail, pg_temp set
 as $$
 declare
   f pgmail.fence; words text; below uuid := pgmail.restore_bound(p_since); next_ uuid[];
-  ids uuid[]; messages uuid[]; dues timestamptz[]; tries smallint[];
+  ids uuid[]; messages uuid[]; lanes bigint[]; dues timestamptz[]; tries smallint[];
 begin
   select x.* into f from pgmail.fence x;
   if not found then perform pgmail.refuse('not_fenced', '/after_restore', 'no restore was noticed', 404); end if;
@@ -182,9 +182,9 @@ begin
        where q.tenant_id = p_tenant and q.id > last and q.in_doubt and q.hold_reason = pgmail.lease_doubt()
        order by q.id limit p_most)
       order by 1 limit p_most) x;
-    select array_agg(q.id), array_agg(q.message_id), array_agg(q.due_at), array_agg(q.attempts) into ids, messages, dues, tries
+    select array_agg(q.id), array_agg(q.message_id), array_agg(q.lane), array_agg(q.due_at), array_agg(q.attempts) into ids, messages, lanes, dues, tries
     from unnest(next_) u(id) cross join lateral (
-      select x.id, x.message_id, coalesce(x.held_due_at, x.due_at) as due_at, x.attempts from pgmail.queue x
+      select x.id, x.message_id, x.lane, coalesce(x.held_due_at, x.due_at) as due_at, x.attempts from pgmail.queue x
       where x.tenant_id = p_tenant and x.id = u.id and x.leased_by is null
         and (x.due_at <= f.noticed_at or (x.in_doubt and x.hold_reason = pgmail.lease_doubt()))
       for update) q;
@@ -203,14 +203,15 @@ begin
   else
     delete from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (ids);
     with facts as materialized (
-      select u.*, m.stream, r.site from unnest(ids, messages, tries) u(id, message_id, attempts)
+      select u.*, m.stream, r.site from unnest(ids, messages, lanes, tries) u(id, message_id, lane, attempts)
       cross join lateral (select y.stream from pgmail.message y where y.tenant_id = p_tenant and y.id = u.message_id limit 1) m
       cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = u.id limit 1) r
     ), outcomes as (
       insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
       select p_tenant, id, message_id, 'sent', pgmail.now(), stream, site, attempts, 'assumed sent: the database was restored' from facts
     )
-    insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, stream, 'sent', count(*) from facts group by stream;
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select p_tenant, stream, 'sent', count(*), array[lane], array[count(*)] from facts group by stream, lane;
   end if;
   insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, detail)
   select p_tenant, u.id, u.message_id, x.type, u.attempts + 1,

@@ -16,12 +16,12 @@ begin
   select count(*) into was from pgmail.outcome o where o.tenant_id = t and o.recipient_id = any (ids) and o.state = 'cancelled';
   begin
   with free as materialized (
-    select q.id, q.attempts from pgmail.queue q
+    select q.id, q.lane, q.attempts from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and not q.in_doubt order by q.id for update skip locked
   ), gone as (
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
-    select free.id, free.attempts, g.stream, r.site
+    select free.id, free.lane, free.attempts, g.stream, r.site
     from free join pgmail.recipient r on r.tenant_id = t and r.id = free.id and r.id = any (ids)
     join pgmail.message g on g.tenant_id = t and g.id = m
   ), outcomes as (
@@ -31,7 +31,8 @@ begin
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
     select t, f.id, m, 'email.cancelled', f.site, concat_ws(': ', 'by ' || who, cancel.reason) from facts f
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select t, f.stream, 'cancelled', count(*), array[f.lane], array[count(*)] from facts f group by f.stream, f.lane
   )
   select count(*) into n from facts;
   exception when serialization_failure then
@@ -107,7 +108,8 @@ begin
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, claims, expires_at)
     select t, d.recipient_id, d.message_id, d.lane, pgmail.now(), d.claims, d.expires_at from raised d
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select t, d.stream, 'dead', -count(*) from raised d group by d.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select t, d.stream, 'dead', -count(*), array[d.lane], array[-count(*)] from raised d group by d.stream, d.lane
   ), free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at > pgmail.now()

@@ -112,8 +112,8 @@ begin
     select p_tenant, f.id, f.message_id, 'sent', pgmail.now(), f.stream, f.site, f.attempt, words, f.relay, f.remote_host
     from facts f where p_how = 'assume_sent'
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n)
-    select p_tenant, f.stream, 'sent', count(*) from facts f where p_how = 'assume_sent' group by f.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select p_tenant, f.stream, 'sent', count(*), array[f.lane], array[count(*)] from facts f where p_how = 'assume_sent' group by f.stream, f.lane
   ), back as (
     update pgmail.queue q set due_at = pgmail.now(), later = false, wait = null, hold_reason = null, held_due_at = null, in_doubt = false
     where p_how = 'resend' and q.tenant_id = p_tenant and q.id = any (array(select free.id from free))

@@ -87,7 +87,7 @@ begin
     select count(*) into discarded_ from pgmail.dead_letter d where d.tenant_id = p_tenant and d.recipient_id = any (ids);
   else
     with free as materialized (
-      select q.id, q.message_id, q.attempts, case when q.in_doubt then ' (in doubt: it may have been sent)' else '' end as doubt from pgmail.queue q
+      select q.id, q.message_id, q.lane, q.attempts, case when q.in_doubt then ' (in doubt: it may have been sent)' else '' end as doubt from pgmail.queue q
       where q.tenant_id = p_tenant and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
     ), gone as (
       delete from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
@@ -102,7 +102,8 @@ begin
       insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
       select p_tenant, f.id, f.message_id, 'email.cancelled', f.site, 'by ' || who || ': the person was erased' || f.doubt from facts f
     ), tallies as (
-      insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, f.stream, 'cancelled', count(*) from facts f group by f.stream
+      insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+      select p_tenant, f.stream, 'cancelled', count(*), array[f.lane], array[count(*)] from facts f group by f.stream, f.lane
     )
     select count(*) into cancelled_ from facts;
     with gone as (

@@ -44,15 +44,16 @@ begin
   delete from pgmail.api_key k where k.tenant_id = t;
 
   with free as materialized (
-    select q.id, q.message_id from pgmail.queue q
+    select q.id, q.message_id, q.lane from pgmail.queue q
     where q.tenant_id = t and q.leased_by is null order by q.id limit p_most for update skip locked
   ), gone as (
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
-    select coalesce(g.stream, 'unknown') as stream from free left join lateral (
+    select coalesce(g.stream, 'unknown') as stream, free.lane from free left join lateral (
       select x.stream from pgmail.message x where x.tenant_id = t and x.id = free.message_id limit 1) g on true
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select t, f.stream, 'cancelled', count(*), array[f.lane], array[count(*)] from facts f group by f.stream, f.lane
   )
   select count(*) into discarded_ from facts;
   with gone as (

@@ -87,7 +87,27 @@ def differences(connection: Connection) -> list[int]:
         }
         assert {k: v for k, v in figures.items() if v} == real
         assert line["enqueued"] - line["difference"] == sum(real.values())
+    assert misplaced(connection) == []
     return [line["difference"] for line in ledger]
+
+
+def misplaced(connection: Connection) -> list[Any]:
+    """Lanes in which not as many wait as statements have told: (tenant, lane, told, there)."""
+    return rows(
+        connection,
+        """
+        with told as (
+          select tenant_id, lane, sum(n) as n from (
+            select tenant_id, lane, depth as n from pgmail.backlog
+            union all
+            select t.tenant_id, u.lane, case t.kind when 'enqueued' then u.n else -u.n end
+            from pgmail.tally t, unnest(t.lanes, t.per_lane) u(lane, n)) x group by 1, 2
+        ), there as (select tenant_id, lane, count(*) as n from pgmail.queue group by 1, 2)
+        select coalesce(a.tenant_id, b.tenant_id), coalesce(a.lane, b.lane), a.n, b.n
+        from told a full join there b on b.tenant_id = a.tenant_id and b.lane = a.lane
+        where coalesce(a.n, 0) <> coalesce(b.n, 0)
+        """,
+    )
 
 
 class Refusal(NamedTuple):
