@@ -3,8 +3,8 @@
 It is rendered as the worker does it, from the same sources, though within tighter bounds and without its files. HTML is
 served by a route of its own into a frame without any right: no scripts, no forms, no network, no origin.
 
-What can go wrong, and is said in words instead: the content was deleted by retention or an erasure; it is sealed and its
-key is not in this process; the template's version is gone or fails.
+What can go wrong, and is said in words instead: the content was deleted by retention or an erasure; it is sealed and
+its key is not in this process; the template's version is gone or fails.
 """
 
 from __future__ import annotations

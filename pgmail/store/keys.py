@@ -197,6 +197,11 @@ async def note_guesses(database: Database, origin: str, tries: int) -> None:
     await database.run(queries("keys")["note_guesses"], {"origin": origin, "tries": tries})
 
 
+async def end_sessions(connection: Connection, reason: str | None = None) -> None:
+    """End all sessions of the dashboard, of every tenant. For the admin's role."""
+    await fetch_one(connection, queries("keys")["end_sessions"], {"reason": reason})
+
+
 def _set(items: list[str] | None) -> frozenset[str] | None:
     return None if items is None else frozenset(items)
 

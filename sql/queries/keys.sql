@@ -22,6 +22,10 @@ from pgmail.session_key_v1(%(tenant_id)s, %(id)s);
 -- What signs sessions.
 select pgmail.session_secret_v1() as secret;
 
+-- name: end_sessions :one
+-- A new secret, with which no session of before is signed.
+select pgmail.end_sessions(%(reason)s);
+
 -- name: make :one
 -- A new key of the caller's tenant; only its hash comes here.
 select id, scopes, test, streams, from_domains, networks, expires_at

@@ -42,7 +42,9 @@ class Eyes:
         self.tab.set_default_timeout(15_000)
         self.url = url
         self.complaints: list[str] = []
-        self.tab.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
+        self.tab.on(
+            "console", lambda line: self.complaints.append(line.text) if line.type == "error" else None
+        )
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self._folder = Path(os.environ.get("PGMAIL_SHOTS") or folder)
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The list of emails and one email's page: what is found, what is shown, what strangers wrote stays text."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,6 +13,7 @@ from tests.waiting import eventually
 
 EMAIL = {"from": "Shop <shop@example.com>", "to": "ada@example.org", "subject": "Hi", "text": "Hello"}
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LATER = (datetime.now(UTC) + timedelta(days=2)).isoformat()
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
 
 
@@ -22,8 +23,8 @@ def send(db, **more):
 
 
 def test_what_is_typed_decides_what_it_is():
-    id = uuid4()
-    assert understood(Asked(str(id)), NOW).id == id
+    email_id = uuid4()
+    assert understood(Asked(str(email_id)), NOW).id == email_id
     assert understood(Asked("Ada@Example.ORG"), NOW).filter.recipient == "ada@example.org"
     assert understood(Asked("order=a=b"), NOW).filter.tag == ("order", "a=b")
     assert understood(Asked(state="dead", stream="x"), NOW).filter.state is State.DEAD
@@ -34,17 +35,17 @@ def test_what_is_typed_decides_what_it_is():
 
 
 async def test_an_email_is_found_by_id_address_tag_state_and_stream(db, page):
-    id = send(db, tags=[{"name": "order", "value": "7"}])
-    other = send(db, to="bob@example.org", scheduled_at="2036-01-01T00:00:00Z")
+    email_id = send(db, tags=[{"name": "order", "value": "7"}])
+    other = send(db, to="bob@example.org", scheduled_at=LATER)
     for query in ("q=ada@example.org", "q=order%3D7", "state=queued", "q=ADA@example.org&state=queued"):
         text = (await page.get(f"{ROOT}/emails?{query}")).text
-        assert f"/emails/{id}" in text
+        assert f"/emails/{email_id}" in text
         assert f"/emails/{other}" not in text
     text = (await page.get(f"{ROOT}/emails")).text
-    assert f"/emails/{id}" in text
+    assert f"/emails/{email_id}" in text
     assert f"/emails/{other}" in text
-    answer = await page.get(f"{ROOT}/emails?q={id}")
-    assert answer.headers["location"] == f"{ROOT}/emails/{id}"
+    answer = await page.get(f"{ROOT}/emails?q={email_id}")
+    assert answer.headers["location"] == f"{ROOT}/emails/{email_id}"
     assert "Nothing matches" in (await page.get(f"{ROOT}/emails?q=nobody@example.org")).text
     assert "Search for the id" in (await page.get(f"{ROOT}/emails?q=hello")).text
 
@@ -60,7 +61,7 @@ async def test_pages_go_on_and_back(db, page, monkeypatch):
     sent = [str(send(db)) for _ in range(5)]
 
     def shown(text):
-        return [id for id in reversed(sent) if f'href="{ROOT}/emails/{id}"' in text]
+        return [email_id for email_id in reversed(sent) if f'href="{ROOT}/emails/{email_id}"' in text]
 
     def link(text, rel):
         import html
@@ -75,7 +76,7 @@ async def test_pages_go_on_and_back(db, page, monkeypatch):
     while to := link(text, "next"):
         text = (await page.get(to)).text
         pages.append(shown(text))
-    assert sum(pages, []) == list(reversed(sent))
+    assert [one for part in pages for one in part] == list(reversed(sent))
     assert [len(one) for one in pages] == [2, 2, 1]
     text = (await page.get(link(text, "prev"))).text
     assert shown(text) == pages[1]
@@ -85,16 +86,16 @@ async def test_pages_go_on_and_back(db, page, monkeypatch):
 
 
 async def test_the_page_of_an_email_shows_its_way_its_people_and_its_texts(db, page):
-    id = send(
+    email_id = send(
         db, html="<p>Dear <b>{{ name }}</b></p>", text="Dear {{ name }}", variables={"name": "Ada & Co"}
     )
-    answer = await page.get(f"{ROOT}/emails/{id}")
+    answer = await page.get(f"{ROOT}/emails/{email_id}")
     assert answer.status_code == 200, answer.text
-    for word in ("Hi", "ada@example.org", "Queued", "Cancel", "Hold", f"/emails/{id}/html/"):
+    for word in ("Hi", "ada@example.org", "Queued", "Cancel", "Hold", f"/emails/{email_id}/html/"):
         assert word in answer.text
-    text = (await page.get(f"{ROOT}/emails/{id}?view=Text")).text
+    text = (await page.get(f"{ROOT}/emails/{email_id}?view=Text")).text
     assert "Dear Ada &amp; Co" in text
-    head = (await page.get(f"{ROOT}/emails/{id}?view=Headers")).text
+    head = (await page.get(f"{ROOT}/emails/{email_id}?view=Headers")).text
     for field in ("From: Shop", "To: ada@example.org", "Subject: Hi", "Message-ID: &lt;"):
         assert field in head
 
@@ -104,26 +105,31 @@ async def test_each_recipient_has_its_own_look(db, page):
         {"address": "ada@example.org", "variables": {"name": "Ada"}},
         {"address": "bob@example.org", "variables": {"name": "Bob"}},
     ]
-    id = send(db, to=people, mode="personal", text="Dear {{ name }}", subject="For {{ name }}", variables={})
+    email_id = send(
+        db, to=people, mode="personal", text="Dear {{ name }}", subject="For {{ name }}", variables={}
+    )
     with db.connect() as connection:
         rows = connection.execute(
-            "select id, address from pgmail.recipient where message_id = %s order by position", [id]
+            "select id, address from pgmail.recipient where message_id = %s order by position", [email_id]
         ).fetchall()
     for person, address in rows:
         name = address[:3].title()
-        text = (await page.get(f"{ROOT}/emails/{id}?view=Text&person={person}")).text
+        text = (await page.get(f"{ROOT}/emails/{email_id}?view=Text&person={person}")).text
         assert f"Dear {name}" in text
-        assert f"To: {address}" in (await page.get(f"{ROOT}/emails/{id}?view=Headers&person={person}")).text
+        assert (
+            f"To: {address}"
+            in (await page.get(f"{ROOT}/emails/{email_id}?view=Headers&person={person}")).text
+        )
         assert f"Dear {name}" in (await page.get(f"{ROOT}/emails/{person}?view=Text")).text
 
 
 async def test_the_html_is_served_without_any_right(db, page):
-    id = send(db, html=f"<p>Hello</p>{HOSTILE}<form action='https://evil.test'></form>", text="x")
+    email_id = send(db, html=f"<p>Hello</p>{HOSTILE}<form action='https://evil.test'></form>", text="x")
     with db.connect() as connection:
-        person = connection.execute("select id from pgmail.recipient where message_id = %s", [id]).fetchone()[
-            0
-        ]
-    answer = await page.get(f"{ROOT}/emails/{id}/html/{person}")
+        person = connection.execute(
+            "select id from pgmail.recipient where message_id = %s", [email_id]
+        ).fetchone()[0]
+    answer = await page.get(f"{ROOT}/emails/{email_id}/html/{person}")
     assert answer.status_code == 200
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("sandbox; default-src 'none'")
@@ -131,13 +137,13 @@ async def test_the_html_is_served_without_any_right(db, page):
     assert "img-src data:;" in policy
     assert "form-action 'none'" in policy
     assert "frame-ancestors 'self'" in policy
-    assert 'sandbox=""' in (await page.get(f"{ROOT}/emails/{id}")).text
-    assert (await page.get(f"{ROOT}/emails/{id}/html/{uuid4()}")).status_code == 404
+    assert 'sandbox=""' in (await page.get(f"{ROOT}/emails/{email_id}")).text
+    assert (await page.get(f"{ROOT}/emails/{email_id}/html/{uuid4()}")).status_code == 404
     assert (await page.get(f"{ROOT}/emails/{uuid4()}/html/{person}")).status_code == 404
 
 
 async def test_what_strangers_wrote_stays_text(db, page):
-    id = send(
+    email_id = send(
         db,
         to={"address": "ada@example.org", "name": "<script>x</script>"},
         subject=HOSTILE,
@@ -147,14 +153,15 @@ async def test_what_strangers_wrote_stays_text(db, page):
     )
     with db.connect() as connection:
         tenant, person = connection.execute(
-            "select tenant_id, id from pgmail.recipient where message_id = %s", [id]
+            "select tenant_id, id from pgmail.recipient where message_id = %s", [email_id]
         ).fetchone()
         connection.execute(
-            "insert into pgmail.event (id, tenant_id, message_id, recipient_id, type, at, attempt, code, reply, detail, remote_host)"
+            "insert into pgmail.event"
+            " (id, tenant_id, message_id, recipient_id, type, at, attempt, code, reply, detail, remote_host)"
             " values (uuidv7(), %s, %s, %s, 'email.deferred', now(), 1, 451, %s, %s, %s)",
-            [tenant, id, person, f"451 {HOSTILE}", HOSTILE, HOSTILE],
+            [tenant, email_id, person, f"451 {HOSTILE}", HOSTILE, HOSTILE],
         )
-    for path in ("/emails", f"/emails/{id}", f"/emails/{id}?view=Text", f"/emails/{id}?view=Headers",
+    for path in ("/emails", f"/emails/{email_id}", f"/emails/{email_id}?view=Text", f"/emails/{email_id}?view=Headers",
                  f"/emails?q={HOSTILE}", f"/emails?since={HOSTILE}&state={HOSTILE}&stream={HOSTILE}"):  # fmt: skip
         text = (await page.get(f"{ROOT}{path}")).text
         assert "<script>" not in text, path
@@ -163,33 +170,34 @@ async def test_what_strangers_wrote_stays_text(db, page):
 
 
 async def test_content_that_is_kept_no_longer_is_said(db, page):
-    id = send(db)
+    email_id = send(db)
     with db.connect() as connection:
         connection.execute(
-            "update pgmail.message set content = pgmail.emptied(content, key_id) where id = %s", [id]
+            "update pgmail.message set content = pgmail.emptied(content, key_id) where email_id = %s",
+            [email_id],
         )
-    text = (await page.get(f"{ROOT}/emails/{id}")).text
+    text = (await page.get(f"{ROOT}/emails/{email_id}")).text
     assert "Its content was deleted" in text
 
 
 async def test_actions_change_what_they_say_and_are_audited(db, page):
-    id = send(db, scheduled_at="2036-01-01T00:00:00Z")
+    email_id = send(db, scheduled_at=LATER)
 
     def state():
         with db.connect() as connection:
-            return connection.execute("select state from pgmail.status(%s)", [id]).fetchone()[0]
+            return connection.execute("select state from pgmail.status(%s)", [email_id]).fetchone()[0]
 
-    answer = await page.act(f"{ROOT}/emails/{id}/hold", {"reason": "wait for it"})
+    answer = await page.act(f"{ROOT}/emails/{email_id}/hold", {"reason": "wait for it"})
     assert answer.status_code == 200, answer.text
-    assert json.loads(answer.headers["hx-location"])["path"] == f"{ROOT}/emails/{id}"
+    assert json.loads(answer.headers["hx-location"])["path"] == f"{ROOT}/emails/{email_id}"
     assert state() == "held"
-    assert "wait for it" in (await page.get(f"{ROOT}/emails/{id}")).text
-    assert (await page.act(f"{ROOT}/emails/{id}/release")).status_code == 200
+    assert "wait for it" in (await page.get(f"{ROOT}/emails/{email_id}")).text
+    assert (await page.act(f"{ROOT}/emails/{email_id}/release")).status_code == 200
     assert state() == "scheduled"
-    answer = await page.act(f"{ROOT}/emails/{id}/cancel", {"reason": "no more"})
+    answer = await page.act(f"{ROOT}/emails/{email_id}/cancel", {"reason": "no more"})
     assert json.loads(answer.headers["hx-trigger"]) == {"toast": {"text": "Cancelled."}}
     assert state() == "cancelled"
-    answer = await page.act(f"{ROOT}/emails/{id}/cancel")
+    answer = await page.act(f"{ROOT}/emails/{email_id}/cancel")
     assert answer.status_code in {409, 422}
     assert answer.headers["hx-retarget"] == "#toasts"
     with db.connect() as connection:
@@ -200,45 +208,45 @@ async def test_actions_change_what_they_say_and_are_audited(db, page):
 
 
 async def test_without_scripts_an_action_leads_back_to_the_page(db, page):
-    id = send(db, scheduled_at="2036-01-01T00:00:00Z")
+    email_id = send(db, scheduled_at=LATER)
     answer = await page.post(
-        f"{ROOT}/emails/{id}/cancel",
+        f"{ROOT}/emails/{email_id}/cancel",
         data={"csrf": page.csrf, "reason": ""},
         headers={"Origin": "http://pgmail.test"},
     )
-    assert (answer.status_code, answer.headers["location"]) == (303, f"{ROOT}/emails/{id}")
+    assert (answer.status_code, answer.headers["location"]) == (303, f"{ROOT}/emails/{email_id}")
 
 
 @pytest.mark.parametrize("act", ["cancel", "hold", "release", "retry"])
 async def test_a_key_that_may_only_read_sees_no_buttons_and_changes_nothing(db, act):
-    id = send(db, scheduled_at="2036-01-01T00:00:00Z")
+    email_id = send(db, scheduled_at=LATER)
     async with browser(db.dsn_for("api"), new_key(db, scopes=["read"])) as page:
-        text = (await page.get(f"{ROOT}/emails/{id}")).text
+        text = (await page.get(f"{ROOT}/emails/{email_id}")).text
         assert f"ask-{act}" not in text
-        assert (await page.act(f"{ROOT}/emails/{id}/{act}")).status_code == 403
+        assert (await page.act(f"{ROOT}/emails/{email_id}/{act}")).status_code == 403
 
 
 async def test_another_tenants_email_is_unknown(db):
-    id = send(db)
+    email_id = send(db)
     with db.connect() as connection:
-        person = connection.execute("select id from pgmail.recipient where message_id = %s", [id]).fetchone()[
-            0
-        ]
+        person = connection.execute(
+            "select id from pgmail.recipient where message_id = %s", [email_id]
+        ).fetchone()[0]
         tenant = connection.execute("select pgmail.create_tenant('other')").fetchone()[0]
         connection.execute("select set_config('pgmail.tenant', '1', false)")
     key = tenant_key(db, tenant)
     async with browser(db.dsn_for("api"), key) as page:
         for path in (
-            f"/emails/{id}",
+            f"/emails/{email_id}",
             f"/emails/{person}",
-            f"/emails/{id}/html/{person}",
-            f"/live/emails/{id}",
+            f"/emails/{email_id}/html/{person}",
+            f"/live/emails/{email_id}",
         ):
             assert (await page.get(ROOT + path)).status_code == 404, path
         for act in ("cancel", "hold", "release", "retry"):
-            assert (await page.act(f"{ROOT}/emails/{id}/{act}")).status_code == 404
-        assert str(id) not in (await page.get(f"{ROOT}/emails")).text
-        assert str(id) not in (await page.get(f"{ROOT}/emails?q=ada@example.org")).text
+            assert (await page.act(f"{ROOT}/emails/{email_id}/{act}")).status_code == 404
+        assert str(email_id) not in (await page.get(f"{ROOT}/emails")).text
+        assert str(email_id) not in (await page.get(f"{ROOT}/emails?q=ada@example.org")).text
 
 
 def tenant_key(db, tenant):
@@ -255,15 +263,15 @@ def tenant_key(db, tenant):
 
 
 async def test_a_key_of_one_stream_sees_that_stream_only(db):
-    id = send(db)
+    email_id = send(db)
     with db.connect() as connection:
         connection.execute("select pgmail.save_stream('news', '{}')")
     mine = send(db, stream="news")
     async with browser(db.dsn_for("api"), new_key(db, streams=["news"])) as page:
         text = (await page.get(f"{ROOT}/emails")).text
         assert str(mine) in text
-        assert str(id) not in text
-        assert (await page.get(f"{ROOT}/emails/{id}")).status_code == 404
+        assert str(email_id) not in text
+        assert (await page.get(f"{ROOT}/emails/{email_id}")).status_code == 404
         assert (await page.get(f"{ROOT}/emails?stream=transactional")).status_code == 200
 
 
@@ -282,10 +290,10 @@ async def events(page, path):
 
 
 async def test_a_final_email_tells_its_parts_and_ends(db, page):
-    id = send(db)
+    email_id = send(db)
     with db.connect("producer") as connection:
-        connection.execute("select pgmail.cancel(%s)", [id])
-    (name, parts), end = await events(page, f"{ROOT}/live/emails/{id}")
+        connection.execute("select pgmail.cancel(%s)", [email_id])
+    (name, parts), end = await events(page, f"{ROOT}/live/emails/{email_id}")
     assert name == "parts"
     assert set(parts) == {"standing", "journey", "people"}
     assert "Cancelled" in parts["standing"]
@@ -294,10 +302,10 @@ async def test_a_final_email_tells_its_parts_and_ends(db, page):
 
 
 async def test_live_parts_hold_nothing_of_a_session(db, page):
-    id = send(db)
+    email_id = send(db)
     with db.connect("producer") as connection:
-        connection.execute("select pgmail.cancel(%s)", [id])
-    found = await events(page, f"{ROOT}/live/emails/{id}")
+        connection.execute("select pgmail.cancel(%s)", [email_id])
+    found = await events(page, f"{ROOT}/live/emails/{email_id}")
     assert page.csrf not in json.dumps(found)
 
 

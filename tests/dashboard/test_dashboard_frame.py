@@ -1,4 +1,4 @@
-"""Signing in and out, and what stands before every page: the session, the scope, that a change was meant, the policy."""
+"""Signing in and out, and what stands before every page: session, scope, that a change was meant, the policy."""
 
 import re
 

@@ -123,7 +123,11 @@
       if (token) event.detail.headers["X-CSRF-Token"] = token.content;
     });
     document.body.addEventListener("toast", (event) => toast(event.detail.text));
-    document.body.addEventListener("htmx:afterSettle", tend);
+    document.body.addEventListener("htmx:afterSettle", () => {
+      tend();
+      // What had the focus may be gone with the part that was replaced: the keyboard goes on from the page's content.
+      if (document.activeElement === document.body) document.getElementById("main")?.focus({ preventScroll: true });
+    });
     document.body.addEventListener("htmx:afterRequest", (event) => {
       const dialog = event.detail.elt.closest?.("dialog[open]");
       if (dialog && event.detail.successful) dialog.close();
