@@ -1,7 +1,7 @@
 """Charts over time as SVG, drawn here: lines or areas, an axis, what each point says, and the same in words.
 
 The drawing is stretched to its place and has no text in it; the axes' words stand beside it as HTML, so that they stay
-readable on a phone. Colours are classes (`series-1` ...) of the style sheet, so that light and dark have their own.
+readable on a phone. Colours are classes (`series-1` and on) of the style sheet, so that light and dark have their own.
 
 What can go wrong: points without a value (None), as a latency when nothing was sent. They are gaps in a line.
 """
@@ -22,10 +22,14 @@ TICKS = 4  # words on the axis of time
 
 
 class Series(NamedTuple):
-    """One line: its name and its values, one for each moment. `area` fills what is below."""
+    """One line: its name and its values, one for each moment. `area` fills what is below.
+
+    `colour` is a number of the style sheet: 1 blue, 2 green, 3 red, 4 amber, 5 grey.
+    """
 
     name: str
     values: Sequence[float | None]
+    colour: int = 1
     area: bool = False
 
 
@@ -37,28 +41,33 @@ def chart(
     read: Callable[[float | None], str] = words.compact,
 ) -> Markup:
     """Return a figure of these series. `unit` follows figures, `read` says them."""
-    top = ceiling(max((value for line in series for value in line.values if value is not None), default=0.0))
-    drawn = Markup("").join(_draw(number, line, len(moments), top) for number, line in enumerate(series, 1))
+    most = max((value for line in series for value in line.values if value is not None), default=0.0)
+    top = ceiling(most)
+    drawn = Markup("").join(_draw(line, len(moments), top) for line in series)
     grid = Markup("").join(
         Markup('<line class="grid" x1="0" x2="{}" y1="{y}" y2="{y}"/>').format(
             WIDTH, y=_number(HEIGHT * part)
         )
-        for part in (0, 0.5, 1)
+        for part in ((0, 0.5, 1) if most else (1,))
     )
     legend = Markup("").join(
-        Markup('<li><span class="key series-{}" aria-hidden="true"></span>{}</li>').format(number, line.name)
-        for number, line in enumerate(series, 1)
+        Markup('<li><span class="key series-{}" aria-hidden="true"></span>{}</li>').format(
+            line.colour, line.name
+        )
+        for line in series
     )
     svg = Markup(
         '<svg viewBox="0 0 {w} {h}" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
         "{grid}{drawn}{hits}</svg>"
     ).format(w=WIDTH, h=HEIGHT, grid=grid, drawn=drawn, hits=_hits(moments, series, unit, read))
-    scale = Markup("").join(Markup("<span>{}</span>").format(read(value)) for value in (top, top / 2, 0))
+    scale = Markup("").join(
+        Markup("<span>{}</span>").format(read(value)) for value in ((top, top / 2, 0) if most else (0,))
+    )
     return Markup(
         '<figure class="chart"><figcaption><span class="chart-title">{title}</span>{unit}'
         '<ul class="legend">{legend}</ul></figcaption>'
         '<div class="plot"><div class="scale" aria-hidden="true">{scale}</div>'
-        '<div class="drawing" data-chart>{svg}</div><div class="times" aria-hidden="true">{times}</div></div>'
+        '<div class="drawing">{svg}{none}</div><div class="times" aria-hidden="true">{times}</div></div>'
         '<p class="sr">{words}</p></figure>'
     ).format(
         title=title,
@@ -66,6 +75,7 @@ def chart(
         legend=legend,
         scale=scale,
         svg=svg,
+        none="" if most else Markup('<p class="none" aria-hidden="true">Nothing in this time</p>'),
         times=_times(moments),
         words=in_words(title, moments, series, unit, read),
     )
@@ -103,7 +113,7 @@ def in_words(
     return f"{title}. {'. '.join(said)}."
 
 
-def _draw(number: int, line: Series, count: int, top: float) -> Markup:
+def _draw(line: Series, count: int, top: float) -> Markup:
     """The paths of one series: a stroke for each stretch without gaps, and what is below it."""
     paths = []
     for stretch in _stretches(line.values):
@@ -114,8 +124,8 @@ def _draw(number: int, line: Series, count: int, top: float) -> Markup:
         stroke = "M" + "L".join(f"{_number(x)} {_number(y)}" for x, y in spots)
         if line.area:
             below = f"{stroke}L{_number(spots[-1][0])} {HEIGHT}L{_number(spots[0][0])} {HEIGHT}Z"
-            paths.append(Markup('<path class="area series-{}" d="{}"/>').format(number, below))
-        paths.append(Markup('<path class="stroke series-{}" d="{}"/>').format(number, stroke))
+            paths.append(Markup('<path class="area series-{}" d="{}"/>').format(line.colour, below))
+        paths.append(Markup('<path class="stroke series-{}" d="{}"/>').format(line.colour, stroke))
     return Markup("").join(paths)
 
 

@@ -94,6 +94,7 @@ async def stream_email(request: AnyRequest) -> Stream:
     wanted, caller, database = _id(request), caller_of(request), database_of(request)
     async with acting_as(database, caller) as connection:
         await need_reach(connection, caller, [wanted])
+        await store.recipients(connection, wanted)  # there is such an email, and it is this tenant's
     over = False
 
     async def make() -> live.Parts | None:

@@ -93,6 +93,9 @@ async def _refresh(channel: Channel, make: Make, every: float) -> None:
     while not channel.final:
         try:
             channel.tell(await make())
+        except Refused as fault:
+            log.debug("a live part ended", error=str(fault))  # what it shows is there no more
+            channel.tell(None)
         except PgmailError as error:
             log.debug("a live part waits", error=str(error))
         except Exception:

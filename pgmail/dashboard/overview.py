@@ -105,7 +105,7 @@ def _charts(found: Overview) -> Markup:
                 moments,
                 [
                     Series("Enqueued", [point.enqueued for point in points]),
-                    Series("Sent", [point.sent for point in points], area=True),
+                    Series("Sent", [point.sent for point in points], colour=2, area=True),
                 ],
                 unit,
             ),
@@ -113,9 +113,9 @@ def _charts(found: Overview) -> Markup:
                 "Trouble",
                 moments,
                 [
-                    Series("Deferred", [point.deferred for point in points]),
-                    Series("Bounced", [point.bounced for point in points]),
-                    Series("Dead", [point.dead for point in points]),
+                    Series("Deferred", [point.deferred for point in points], colour=4),
+                    Series("Bounced", [point.bounced for point in points], colour=3),
+                    Series("Dead", [point.dead for point in points], colour=5),
                 ],
                 unit,
             ),
@@ -123,7 +123,7 @@ def _charts(found: Overview) -> Markup:
                 "Time to accept",
                 moments,
                 [
-                    Series("p50", [point.p50_ms for point in points]),
+                    Series("p50", [point.p50_ms for point in points], colour=2),
                     Series("p95", [point.p95_ms for point in points]),
                 ],
                 read=words.ms,

@@ -72,14 +72,14 @@ class Opened(NamedTuple):
 async def show_html(request: AnyRequest) -> Response[str]:
     """The HTML of an email, for its frame."""
     try:
-        id, person = (UUID(request.path_params[name]) for name in ("id", "person"))
+        email, person = (UUID(request.path_params[name]) for name in ("id", "person"))
     except ValueError:
         raise NotFoundException from None
     caller = caller_of(request)
     async with acting_as(database_of(request), caller) as connection:
-        await need_reach(connection, caller, [id, person])
-        message = await store.message(connection, id)
-        people = [row for row in await store.recipients(connection, person) if row.message_id == id]
+        await need_reach(connection, caller, [email, person])
+        message = await store.message(connection, email)
+        people = [row for row in await store.recipients(connection, person) if row.message_id == email]
         if message is None or not people:
             raise NotFoundException
         found = await look(request, connection, message, people[0])

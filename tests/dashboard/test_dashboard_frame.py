@@ -5,6 +5,7 @@ import re
 import pytest
 
 from pgmail.clock import ManualClock
+from pgmail.config import Settings
 from pgmail.dashboard.mount import OPEN, PAGES
 from pgmail.dashboard.session import COOKIE, SECONDS, Sessions
 from pgmail.dashboard.signin import _inside
@@ -45,6 +46,16 @@ async def test_the_cookie_is_for_this_host_alone_and_holds_no_key(db, key):
             f"https://pgmail.test{ROOT}/sign-in", data={"key": key}, headers={"Origin": "https://pgmail.test"}
         )
         assert "Secure" in answer.headers["set-cookie"]
+
+
+@pytest.mark.parametrize(("proxies", "secure"), [("127.0.0.0/8", True), ("10.0.0.0/8", False), ("", False)])
+async def test_the_cookie_is_secure_behind_a_proxy_that_is_trusted_and_says_https(db, key, proxies, secure):
+    settings = Settings(trusted_proxies=proxies)
+    async with browser(db.dsn_for("api"), None, settings=settings) as page:
+        headers = {"Origin": HOST, "X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.7"}
+        answer = await page.post(f"{ROOT}/sign-in", data={"key": key}, headers=headers)
+        assert answer.status_code == 303
+        assert ("Secure" in answer.headers["set-cookie"]) is secure
 
 
 async def test_signing_out_forgets_the_session(page):

@@ -67,6 +67,18 @@ async def test_its_parts_come_by_themselves_until_the_server_ends(db, key):
         assert len(hub) == 0
 
 
+async def test_a_revoked_key_ends_its_streams(db, key, monkeypatch):
+    monkeypatch.setattr("pgmail.dashboard.live.CHECK_SECONDS", 0.05)
+    async with browser(db.dsn_for("api"), key) as page:
+        found, task = await first_event(page, f"{ROOT}/live/overview?span=1h")
+        await eventually(lambda: len(page.app.state.live) == 1)
+        with db.connect() as connection:
+            connection.execute("update pgmail.api_key set revoked_at = now()")
+        await asyncio.wait_for(task, 30)
+        assert "tiles" in await found
+        assert len(page.app.state.live) == 0
+
+
 async def test_a_listener_gets_the_newest_only_and_a_fault_ends_nothing():
     hub = Hub(asyncio.Event())
     answers = iter([{"a": "1"}, RuntimeError("x"), {"a": "1"}, {"a": "2", "b": "3"}, None])
