@@ -18,6 +18,8 @@ from markupsafe import Markup
 from pgmail.dashboard import frame, live, words
 from pgmail.dashboard.charts import Series, chart
 from pgmail.dashboard.guard import SEE, caller_of, database_of
+from pgmail.dashboard.menu import MENU, ROOT
+from pgmail.domain.states import State
 from pgmail.store import insight
 from pgmail.store.database import Database
 from pgmail.store.insight import Overview, Span
@@ -79,7 +81,17 @@ def _span(request: AnyRequest) -> Span:
 
 
 def _tiles(found: Overview) -> str:
-    return frame.rendered("overview_tiles.html", now=found.now)
+    return frame.rendered("overview_tiles.html", now=found.now, places=_places())
+
+
+def _places() -> dict[str, str]:
+    """Where the tiles lead: the page about it, or the list of such emails."""
+    there = {entry.path for entry in MENU}
+    told = {"queue": State.QUEUED, "dead": State.DEAD}
+    return {
+        name: path if (path := f"{ROOT}/{name}") in there else frame.link(f"{ROOT}/emails", state=state.value)
+        for name, state in told.items()
+    }
 
 
 def _facts(found: Overview) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from pgmail.access import guesses
 from pgmail.clock import ManualClock
 from pgmail.config import Settings
 from pgmail.dashboard.mount import OPEN, PAGES
@@ -138,7 +139,11 @@ async def test_the_token_of_another_session_is_none(db, key):
         assert answer.status_code == 403
 
 
-async def test_wrong_keys_are_slowed_as_those_of_the_api_are(db, key):
+async def test_wrong_keys_are_slowed_as_those_of_the_api_are(db, key, monkeypatch):
+    async def no_pause(_):
+        """The clock of this test stands still."""
+
+    monkeypatch.setattr(guesses.Lane, "pause", no_pause)
     async with browser(db.dsn_for("api"), None, clock=ManualClock()) as page:
         answers = [await page.sign_in("pgm_live_" + "a" * 43) for _ in range(21)]
         assert [answer.status_code for answer in answers] == [401] * 20 + [429]
