@@ -184,8 +184,8 @@ grant select on pgmail.quota, pgmail.door, pgmail.quota_meter, pgmail.quota_buck
 -- figures
 grant execute on function pgmail.rollup_v1(integer, integer, integer), pgmail.trim_rollups_v1(integer), pgmail.gauge_lanes_v1(),
   pgmail.gauge_states_v1() to {prefix}worker, {prefix}maintain;
-grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause, pgmail.insight_cursor
-  to {prefix}api, {prefix}reader, {prefix}admin;
+grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause to {prefix}api, {prefix}reader, {prefix}admin;
+grant select (rolled_at, counted_at) on pgmail.insight_cursor to {prefix}api, {prefix}reader, {prefix}admin;
 -- end of figures
 
 -- Row-level security. Policies name the roles they are for; the owner's own are functions/012_secure.sql's. Making one takes

@@ -51,9 +51,7 @@ async def show_report(request: AnyRequest) -> Response[Any]:
             connection, by, since, until, None if caller.streams is None else sorted(caller.streams)
         )
     if wanted == "csv":
-        return Response(
-            csvtext.write((by, *Line._fields[1:]), found.lines), media_type="text/csv; charset=utf-8"
-        )
+        return Response(csvtext.write((by, *Line._fields[1:]), found.lines), media_type="text/csv")
     return Response(
         {
             "object": "report",
@@ -83,10 +81,13 @@ async def show_causes(request: AnyRequest) -> dict[str, Any]:
         raise _limited(caller)
     async with acting_as(database_of(request), caller) as connection:
         rows = await insight.causes(connection, since, until, params.limit_of(given, 50), kind)
-    data = [
-        {"object": "cause"}
-        | row._asdict()
-        | {"last_at": shapes.moment(row.last_at), "examples": [str(example) for example in row.examples]}
+    data: list[dict[str, Any]] = [
+        {
+            "object": "cause",
+            **row._asdict(),
+            "last_at": shapes.moment(row.last_at),
+            "examples": [str(example) for example in row.examples],
+        }
         for row in rows
     ]
     return shapes.listed(data)

@@ -22,7 +22,7 @@ from pgmail.store.database import Database
 _Q = queries("insight")
 _log = structlog.get_logger()
 
-EVENTS = 20_000  # that one step reads at most
+EVENTS = 50_000  # that one step reads at most
 WAIT_SECONDS = 5.0  # for an index, or another process
 # Seconds between two steps at least, and the part of the time that a task may take.
 ROLL_SECONDS, ROLL_PART = 2.0, 0.02

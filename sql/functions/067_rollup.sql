@@ -19,24 +19,21 @@ as $$
                  then n end as name from (select lower(split_part(p_address, '@', 1)) as n) z) y
 $$;
 
--- How long it took, as a bucket: b is from 2^((b-1)/4) ms up to 2^(b/4) ms; 0 is up to one, 160 all above 11 days.
+-- How long it took, as a bucket (of immutable parts, so that it is inlined): b is from 2^((b-1)/4) ms up to 2^(b/4) ms; 0 is up to one, 160 all above 11 days.
 create or replace function pgmail.took_bucket(p_since timestamptz, p_at timestamptz) returns smallint
 language sql immutable parallel safe
 as $$
-  select case when p_at <= p_since + interval '1 millisecond' then 0
-    else least(ceil(4 * ln(extract(epoch from p_at - p_since)::float8 * 1000) / ln(2.0::float8)), 160) end::smallint
+  select case when p_at - p_since <= interval '1 millisecond' then 0
+    else least(ceil(4 * ln(date_part('epoch', p_at - p_since) * 1000) / ln(2.0::float8)), 160) end::smallint
 $$;
 
--- Which of an event's types a report counts as what; null: none. What came too late to settle its mail is not what became
--- of it, and bounces go by the class of their reason.
-create or replace function pgmail.figure_of(p_type text, p_class text, p_detail text) returns text
+-- What a report counts an event as; null: as nothing. What came too late to settle its mail is not what became of it.
+create or replace function pgmail.figure_of(p_type text, p_detail text) returns text
 language sql immutable parallel safe
 as $$
-  select case when p_detail like 'fenced out, %' and p_type <> 'email.in_doubt' then null
-    else case p_type when 'email.bounced' then 'bounced_' || coalesce(p_class, 'other') when 'email.failed' then 'dead'
-      when 'email.sent' then 'sent' when 'email.deferred' then 'deferred' when 'email.delayed' then 'delayed'
-      when 'email.suppressed' then 'suppressed' when 'email.expired' then 'expired' when 'email.cancelled' then 'cancelled'
-      when 'email.in_doubt' then 'in_doubt' when 'email.held' then 'held' end end
+  select case when p_type = 'email.sent' and p_detail not like 'fenced out, %' then 'sent'
+    when p_detail like 'fenced out, %' and p_type <> 'email.in_doubt' then null
+    when p_type = 'email.failed' then 'dead' else substr(p_type, 7) end
 $$;
 
 -- Reads on: p_most events at most, adds them to the roll-ups and moves the cursor, in one transaction. Answers how many it
@@ -46,15 +43,18 @@ $$;
 -- New is what the cursor's snapshot could not see and the later one can, in the order of (xid, id): what was on its way
 -- then, transaction by transaction, and all from its xmax on. So nothing waits for a transaction that idles elsewhere, and
 -- a transaction of a million rows is taken in steps. Ids lie below `since` only in a database that another cluster wrote.
+-- Without nested loops, but for look-ups by key (lateral, limit 1): the planner takes what is added up here for a row or two.
 create or replace function pgmail.rollup_v1(p_most integer default 20000, p_keys integer default 500, p_texts integer default 200)
 returns table (events integer, more boolean)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
-  set enable_seqscan = off set enable_bitmapscan = off set max_parallel_workers_per_gather = 0 set jit = off set plan_cache_mode = force_generic_plan
+  set enable_seqscan = off set enable_bitmapscan = off set enable_nestloop = off set enable_sort = off set work_mem = '32MB' set max_parallel_workers_per_gather = 0 set jit = off set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
   c pgmail.insight_cursor; read_ integer; last_xid xid8; last_id uuid; now_ timestamptz := pgmail.now();
   nobody constant uuid := '00000000-0000-0000-0000-000000000000';
+  wrong_ constant text[] := '{email.bounced,email.deferred,email.failed,email.in_doubt}';
+  counted constant text[] := wrong_ || '{email.sent,email.delayed,email.suppressed,email.expired,email.cancelled,email.held}'::text[];
 begin
   if (select i.indisvalid from pg_index i where i.indexrelid = to_regclass('pgmail.event_feed')) is not true then return; end if;
   select x.* into c from pgmail.insight_cursor x for update skip locked;
@@ -66,63 +66,59 @@ begin
     c.upto := pg_current_snapshot(); c.upto_at := now_; c.at_xid := '0'; c.at_id := nobody;
   end if;
 
-  with fresh as materialized (
-    (select e.* from (select x from pg_snapshot_xip(c.seen) x where x >= c.at_xid order by x offset 0) open_(xid)
-     cross join lateral (
-       select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
-       from pgmail.event y where y.xid = open_.xid and y.id > case when open_.xid = c.at_xid then c.at_id else nobody end
-       order by y.id limit p_most) e
-     where pg_visible_in_snapshot(e.xid, c.upto))
-    union all
-    (select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
-     from pgmail.event y
-     where y.xid >= pg_snapshot_xmax(c.seen) and y.xid < pg_snapshot_xmax(c.upto) and (y.xid, y.id) > (c.at_xid, c.at_id)
-       and pg_visible_in_snapshot(y.xid, c.upto)
-     order by y.xid, y.id limit p_most)
-    limit p_most
-  ), told as materialized (
-    select e.tenant_id, e.message_id, e.at, coalesce(m.stream, '(unknown)') as stream, coalesce(e.site, p.site, '(unknown)') as site,
+  with told as materialized (   -- all that is new, that which no report counts too, without a kind: it moves the cursor
+    select e.xid, e.id, e.tenant_id, e.message_id, e.at, coalesce(m.stream, '(unknown)') as stream, coalesce(e.site, case when e.type = any (counted) then (
+        select x.site from pgmail.recipient x where x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) end, '(unknown)') as site,
       e.relay, m.template || coalesce('@' || m.template_version, '') as template, m.tags,
-      pgmail.figure_of(e.type, w.class, e.detail) as kind, w.class, w.reason, e.code, e.enhanced,
+      case when e.type = any (counted) and e.id >= c.since then pgmail.figure_of(e.type, e.detail) end as kind,
+      case when e.type = 'email.in_doubt' then 'in_doubt' when e.type = any (wrong_) then coalesce(nullif(split_part(e.detail, ': ', 1), ''), 'unknown') end as reason,
       case when e.type = 'email.sent' then pgmail.took_bucket(coalesce(m.scheduled_at, m.created_at), e.at) end as bucket,
-      case when w.reason is not null then coalesce(nullif(e.reply, ''), e.detail, '') end as said, p.address
-    from fresh e
+      e.code, e.enhanced, case when e.type = any (wrong_) then coalesce(nullif(e.reply, ''), e.detail, '') end as said,
+      case when e.type = any (wrong_) then (
+        select x.address from pgmail.recipient x where x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) end as address
+    from (
+      (select n.* from (select x from pg_snapshot_xip(c.seen) x where x >= c.at_xid order by x offset 0) open_(xid)
+       cross join lateral (
+         select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
+         from pgmail.event y where y.xid = open_.xid and y.id > case when open_.xid = c.at_xid then c.at_id else nobody end
+         order by y.id limit p_most) n
+       where pg_visible_in_snapshot(n.xid, c.upto))
+      union all
+      (select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
+       from pgmail.event y
+       where y.xid >= pg_snapshot_xmax(c.seen) and y.xid < pg_snapshot_xmax(c.upto) and (y.xid, y.id) > (c.at_xid, c.at_id)
+         and pg_visible_in_snapshot(y.xid, c.upto)
+       order by y.xid, y.id limit p_most)
+      limit p_most) e
     left join lateral (
       select x.stream, x.template, x.template_version, x.tags, x.scheduled_at, x.created_at from pgmail.message x
-      where x.tenant_id = e.tenant_id and x.id = e.message_id limit 1) m on true
-    left join lateral (   -- a person is looked up only where something went wrong, or nobody said at which site
-      select x.site, x.address from pgmail.recipient x
-      where (e.site is null or e.type in ('email.bounced', 'email.deferred', 'email.failed', 'email.in_doubt'))
-        and x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) p on true
-    left join lateral (
-      select coalesce((select y.class from pgmail.reply_reason y where y.name = r.word), 'other') as class,
-        coalesce(nullif(r.word, ''), 'unknown') as reason
-      from (select case when e.type = 'email.in_doubt' then 'in_doubt' else split_part(coalesce(e.detail, ''), ': ', 1) end as word) r
-      where e.type in ('email.bounced', 'email.deferred', 'email.failed', 'email.in_doubt')) w on true
-    where e.type in ('email.sent', 'email.bounced', 'email.deferred', 'email.delayed', 'email.suppressed', 'email.expired',
-                     'email.cancelled', 'email.failed', 'email.in_doubt', 'email.held')
-      and e.id >= c.since
+      where e.type = any (counted) and x.tenant_id = e.tenant_id and x.id = e.message_id limit 1) m on true
   ), facts as materialized (   -- many mails are alike: added up before they are taken apart by dimension
-    select t.tenant_id, date_trunc('minute', t.at, 'UTC') as at, t.kind, t.stream, t.site, t.relay, t.template, t.tags,
-      case when t.kind like 'bounced%' or t.kind = 'deferred' then t.class || '/' || t.reason end as reason, t.bucket, count(*) as n
+    select t.tenant_id, date_bin('1 minute', t.at, '2000-01-01Z') as at, t.kind, t.stream, t.site, t.relay, t.template, t.tags, t.reason, t.bucket,
+      count(*) as n
     from told t where t.kind is not null
     group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
   ), lines as materialized (
     select f.tenant_id, d.dim, left(d.key, 200) as key, f.at, k.kind, k.bucket, sum(f.n) as n
     from facts f
+    left join pgmail.reply_reason y on y.name = f.reason
     cross join lateral (
-      select v.* from (values ('stream', f.stream), ('site', f.site), ('relay', f.relay), ('template', f.template), ('reason', f.reason)) v(dim, key)
+      select v.* from (values ('stream', f.stream), ('site', f.site), ('relay', f.relay), ('template', f.template),
+        ('reason', case when f.kind in ('bounced', 'deferred') then coalesce(y.class, 'other') || '/' || f.reason end)) v(dim, key)
       where v.key is not null
       union all
       select 'tag', t.key || '=' || t.value from jsonb_each_text(f.tags) t) d
-    cross join lateral (select f.kind, 0::smallint as bucket union all select 'took', f.bucket where f.kind = 'sent' and f.bucket is not null) k
+    cross join lateral (
+      select case f.kind when 'bounced' then 'bounced_' || coalesce(y.class, 'other') else f.kind end as kind, 0::smallint as bucket
+      union all select 'took', f.bucket where f.kind = 'sent' and f.bucket is not null) k
     group by 1, 2, 3, 4, 5, 6
   ), fresh_keys as materialized (
     select k.*, row_number() over (partition by k.tenant_id, k.dim, k.day order by k.key) as place
     from (select distinct l.tenant_id, l.dim, date_trunc('day', l.at, 'UTC') as day, l.key from lines l) k
-    where not exists (
-      select from pgmail.rollup r
-      where r.tenant_id = k.tenant_id and r.dim = k.dim and r.grain = 'day' and r.at = k.day and r.key = k.key)
+    left join lateral (
+      select true as there from pgmail.rollup r
+      where r.tenant_id = k.tenant_id and r.dim = k.dim and r.grain = 'day' and r.at = k.day and r.key = k.key limit 1) known on true
+    where known.there is null
   ), known_keys as materialized (
     select f.tenant_id, f.dim, f.day, (
       select count(distinct r.key) from pgmail.rollup r
@@ -138,27 +134,28 @@ begin
     select x.tenant_id, x.dim, g.grain, date_trunc(g.grain, x.at, 'UTC') as begins, x.key, x.kind, x.bucket, sum(x.n)
     from named x cross join (values ('minute'), ('hour'), ('day')) g(grain)
     where g.grain <> 'minute' or x.dim = 'stream' or (x.dim in ('site', 'relay') and x.kind <> 'took')
-    group by 1, 2, 3, 4, 5, 6, 7 order by 1, 2, 3, 4, 5, 6, 7
+    group by 1, 2, 3, 4, 5, 6, 7
     on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
   ), wrong as materialized (
-    select t.*, case when t.kind like 'bounced%' then 'bounced' else t.kind end as what,
+    select t.*, coalesce(y.class, 'other') as class,
       -- of whom it speaks by name: the others' texts are alike
-      case when strpos(lower(t.said), lower(split_part(t.address, '@', 1))) > 0 then t.address end as named
-    from told t where t.said is not null and t.kind is not null
+      case when strpos(lower(t.said), lower(split_part(t.address, '@', 1))) > 0 then t.address else '' end as named
+    from told t left join pgmail.reply_reason y on y.name = t.reason where t.said is not null and t.kind is not null
   ), texts as materialized (   -- an expensive look at each text, so a bound to their number
     select x.said, x.named, case when x.place <= p_texts then pgmail.cause_text(x.said, x.named) else '(other)' end as text
     from (select w.said, w.named, row_number() over (order by count(*) desc, w.said, w.named) as place from wrong w group by 1, 2) x
   ), caused as materialized (
-    select w.tenant_id, date_trunc('hour', w.at, 'UTC') as at, w.what as kind, w.class, w.reason, coalesce(w.code, 0) as code,
+    select w.tenant_id, date_trunc('hour', w.at, 'UTC') as at, w.kind, w.class, w.reason, coalesce(w.code, 0) as code,
       coalesce(w.enhanced, '') as enhanced, x.text, count(*) as n, max(w.at) as last_at,
       (array_agg(w.message_id order by w.at desc, w.message_id desc))[1:3] as examples
-    from wrong w join texts x on x.said = w.said and x.named is not distinct from w.named
+    from wrong w join texts x on x.said = w.said and x.named = w.named
     group by 1, 2, 3, 4, 5, 6, 7, 8
   ), fresh_causes as materialized (
     select k.*, row_number() over (partition by k.tenant_id, k.at order by k.n desc, k.text) as place from caused k
-    where not exists (
-      select from pgmail.cause y where y.tenant_id = k.tenant_id and y.at = k.at and y.kind = k.kind and y.class = k.class
-        and y.reason = k.reason and y.code = k.code and y.enhanced = k.enhanced and y.text = k.text)
+    left join lateral (
+      select true as there from pgmail.cause y where y.tenant_id = k.tenant_id and y.at = k.at and y.kind = k.kind and y.class = k.class
+        and y.reason = k.reason and y.code = k.code and y.enhanced = k.enhanced and y.text = k.text limit 1) known on true
+    where k.text <> '(other)' and known.there is null
   ), known_causes as materialized (
     select f.tenant_id, f.at, (select count(*) from pgmail.cause y where y.tenant_id = f.tenant_id and y.at = f.at and y.text <> '(other)') as n
     from (select distinct x.tenant_id, x.at from fresh_causes x) f
@@ -183,8 +180,8 @@ begin
     on conflict (tenant_id, at, kind, class, reason, code, enhanced, text) do update
       set n = y.n + excluded.n, last_at = greatest(y.last_at, excluded.last_at), examples = (excluded.examples || y.examples)[1:3]
   )
-  select count(*), (array_agg(x.xid order by x.xid desc, x.id desc))[1], (array_agg(x.id order by x.xid desc, x.id desc))[1]
-    into read_, last_xid, last_id from fresh x;
+  select n.n, l.xid, l.id into read_, last_xid, last_id
+  from (select count(*) as n from told) n left join (select x.xid, x.id from told x order by x.xid desc, x.id desc limit 1) l on true;
 
   more := read_ = p_most;
   update pgmail.insight_cursor x set since = c.since, seen = case when more then c.seen else c.upto end,

@@ -11,7 +11,7 @@ drop function if exists pgmail.rollup_v1(integer, integer, integer);
 drop function if exists pgmail.trim_rollups_v1(integer);
 drop function if exists pgmail.cause_text(text, text);
 drop function if exists pgmail.took_bucket(timestamptz, timestamptz);
-drop function if exists pgmail.figure_of(text, text, text);
+drop function if exists pgmail.figure_of(text, text);
 drop function if exists pgmail.gauge_lanes_v1();
 drop function if exists pgmail.gauge_states_v1();
 drop function if exists pgmail.lane_facts(integer, bigint);

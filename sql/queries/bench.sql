@@ -40,7 +40,8 @@ select set_config('pgmail.tenant', %(tenant)s::text, true);
 -- name: empty :exec
 -- Between two measurements in one database. Tenants, templates and keys stay.
 truncate pgmail.message, pgmail.attachment, pgmail.tag, pgmail.recipient, pgmail.queue, pgmail.lane, pgmail.lane_touch,
-  pgmail.event, pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total;
+  pgmail.event, pgmail.outcome, pgmail.dead_letter, pgmail.tally, pgmail.tally_total,
+  pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause;
 
 -- name: fill :exec
 -- Queue mails of a template, one a message, over some sites, set-based, a thousand a call.

@@ -414,7 +414,13 @@ TESTS_MAY = {
     "POST /emails/{id}/release", "POST /dead-letters/retry", "POST /dead-letters/discard", "POST /in-doubt/resolve",
     "POST /keys", "POST /keys/{id}/rotate", "DELETE /keys/{id}",
 }  # fmt: skip
-HIDDEN = {"GET /audit", "GET /suppressions", "GET /suppressions/export"}
+HIDDEN = {
+    "GET /audit",
+    "GET /suppressions",
+    "GET /suppressions/export",
+    "GET /reports",
+    "GET /reports/causes",
+}
 
 
 async def test_a_key_for_tests_changes_nothing_that_is_the_whole_tenants(door):

@@ -42,6 +42,7 @@ LEAD = {
     "doors_v1",
     "partition_state",
     *("domain_checked_v1", "domains_due_v1"),
+    *("rollup_v1", "trim_rollups_v1", "gauge_lanes_v1", "gauge_states_v1"),
     *("make_partition_v2", "drop_partition_v1", "drop_strays_v1", "empty_content_v1", "retention_state"),
 }
 WITNESS = {"mark_v1", "recall_v1"}
@@ -87,6 +88,7 @@ TENANTS = {
 RULES = {"reply_reason", "reply_rule", "reply_pattern", "slowed_site", "refusal"}
 SHARED = {"limits", "pause"}  # the fleet's rows, and one's own
 QUOTAS = {"quota", "door", "quota_meter", "quota_bucket"}
+FIGURES = {"backlog", "gauge", "pulse", "rollup", "cause", "insight_cursor"}
 VIEWS = {
     *("my_message", "my_recipient", "my_queue", "my_event", "my_outcome", "my_dead_letter", "my_suppression"),
     *("my_stream", "my_total"),
@@ -108,9 +110,9 @@ READS_CONTENT = {
 SELECT = {
     "producer": set(),
     "analyst": VIEWS | {"schema_version", "reply_reason"},
-    "reader": FLEET | SHARED | TENANTS | RULES | QUOTAS,
-    "api": (FLEET | SHARED | TENANTS | RULES | QUOTAS) - {"attachment"},
-    "admin": FLEET | SHARED | TENANTS | RULES | QUOTAS | {"bucket", "permit", "data_key"},
+    "reader": FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES,
+    "api": (FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES) - {"attachment"},
+    "admin": FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES | {"bucket", "permit", "data_key"},
     "worker": FLEET
     | SHARED
     | {
