@@ -78,11 +78,12 @@ class Session:
             for first in range(low, high + 1, MOST_PERSONAL):
                 self.fill("fill_personal", first, min(first + MOST_PERSONAL - 1, high), lanes=20)
 
-    def send_high(self, address: str) -> float:
-        """Send one mail that is not to wait; the moment right before its commit, Unix time in seconds."""
+    def send_high(self, address: str) -> tuple[float, float]:
+        """Send one mail that is not to wait; when its commit began (Unix time in seconds), and how long it took."""
         with self._connection.transaction():
             self._run("send_high", address=address)
-            return time.time()
+            began = time.time()
+        return began, time.time() - began
 
     def one(self, query: str, /, **params: object) -> Any:
         """The first row of a query."""

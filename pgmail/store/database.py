@@ -1,9 +1,9 @@
 """Connections to PostgreSQL: a pool that opens late, heals by itself and speaks in named queries.
 
 A process has one `Database` a role. Connections are autocommit, so that no transaction is open unless a caller
-opens one, and prepare no statements under a name when a transaction-mode pooler sits in between
-(`prepare=False`). Opening never waits for the server: with the database away, `connection` raises
-`DatabaseAway` after `wait_seconds`, and works again by itself once the server is back.
+opens one, and prepare no statements under a name when a pooler sits in between (`pooled`), for the next statement
+may run on another connection of its own. Opening never waits for the server: with the database away, `connection`
+raises `DatabaseAway` after `wait_seconds`, and works again by itself once the server is back.
 
 A server may also fall silent: its host loses power, or a firewall forgets the connection. No octet and no error
 comes then, for ever. TCP is told to find out in about ten seconds; where something in between (a proxy) answers in
@@ -28,12 +28,14 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row, namedtuple_row
 from psycopg_pool import AsyncConnectionPool
 
+from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway
 from pgmail.sqlfiles import Query
 from pgmail.store.faults import translate
 
 Params = Sequence[object] | Mapping[str, object] | None
 
+_Q = sqlfiles.queries("presence")
 _log = structlog.get_logger()
 
 # Milliseconds and seconds. What was written and is not acknowledged, and who waits for an answer, find out in time.
@@ -82,6 +84,17 @@ def unless_silent(connection: AsyncConnection[Any], seconds: float | None) -> It
         timer.cancel()
 
 
+async def pooled(connection: AsyncConnection[Any]) -> bool:
+    """Tell whether a pooler sits in between: the process that answers is not the one that the greeting named.
+
+    Poolers make up the key by which a client cancels (BackendKeyData), and the process id in it. One that passes
+    prepared statements on (pgbouncer from 1.21) is treated like one that does not.
+    """
+    cursor = await connection.execute(_Q["server_process"].text.encode(), prepare=False)
+    row = await cursor.fetchone()
+    return row is not None and row[0] != connection.info.backend_pid
+
+
 class Database:
     """A pool of autocommit connections under one role."""
 
@@ -94,7 +107,6 @@ class Database:
         high: int = 4,
         wait_seconds: float = 5.0,
         check: bool = False,
-        prepare: bool = True,
         idle_seconds: float = 600.0,
         answer_seconds: float | None = None,
         greet: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
@@ -111,6 +123,13 @@ class Database:
         """
         self.dsn = dsn
         self._answer_seconds = answer_seconds
+
+        async def configure(connection: AsyncConnection[Any]) -> None:
+            if await pooled(connection):
+                connection.prepare_threshold = None
+            if greet is not None:
+                await greet(connection)
+
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
             dsn,
             min_size=low,
@@ -125,11 +144,11 @@ class Database:
             | {
                 "autocommit": True,
                 "application_name": name,
-                "prepare_threshold": 3 if prepare else None,
+                "prepare_threshold": 3,
                 "connect_timeout": max(2, int(wait_seconds)),
             },
             check=AsyncConnectionPool.check_connection if check else None,
-            configure=greet,
+            configure=configure,
         )
 
     async def open(self) -> None:

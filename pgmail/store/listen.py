@@ -49,7 +49,7 @@ class Listener(Loop):
             try:
                 async with await AsyncConnection.connect(
                     self._dsn, autocommit=True, application_name="pgmail listener", connect_timeout=5,
-                    **self._facts,
+                    prepare_threshold=None, **self._facts,
                 ) as connection:  # fmt: skip
                     with unless_silent(connection, ANSWER_SECONDS):
                         await connection.execute(_Q["listen"].text.encode())

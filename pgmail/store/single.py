@@ -31,7 +31,7 @@ class StatementFailed(PgmailError):  # noqa: N818 - it is a state of affairs
 async def lend(dsn: str, *, name: str = "pgmail cli") -> AsyncIterator[Connection]:
     """Open an autocommit connection and close it afterwards."""
     try:
-        facts: dict[str, Any] = {"autocommit": True, "application_name": name}
+        facts: dict[str, Any] = {"autocommit": True, "application_name": name, "prepare_threshold": None}
         if "connect_timeout" not in conninfo_to_dict(dsn):
             facts["connect_timeout"] = WAIT_SECONDS
         async with await AsyncConnection.connect(dsn, **facts) as connection:

@@ -36,5 +36,16 @@ drop function if exists pgmail.session_secret_v1();
 drop table pgmail.session_secret;
 -- end of dashboard
 
+------------------------------------------------------------------------------------------------ compression
+do $do$
+declare t regclass;
+begin
+  for t in select p.relid from pg_partition_tree('pgmail.message') p order by p.level, p.relid::regclass::text loop
+    execute format('alter table only %s alter column content set compression default', t);
+  end loop;
+end
+$do$;
+-- end of compression
+
 ------------------------------------------------------------------------------------------------ version
 update pgmail.schema_version set version = 4;

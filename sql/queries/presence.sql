@@ -31,3 +31,7 @@ listen pgmail;
 -- name: echo :exec
 -- The listener's test of itself: a notification to the channel it listens on.
 select pg_notify('pgmail', %(payload)s);
+
+-- name: server_process :one
+-- Which process of the server answers.
+select pg_backend_pid() as pid;

@@ -125,3 +125,13 @@ def test_a_new_partition_has_row_level_security_the_keys_of_its_parent_and_no_ri
         "   where i.indrelid = c.oid and i.indisprimary))",
     )
     assert bare == []
+
+
+def test_texts_are_compressed_by_lz4_in_every_partition_where_the_server_has_it(owner):
+    offered = kit.one(owner, "select enumvals from pg_settings where name = 'default_toast_compression'")
+    used = kit.rows(
+        owner,
+        "select distinct a.attcompression::text from pg_partition_tree('pgmail.message') p"
+        " join pg_attribute a on a.attrelid = p.relid where a.attname = 'content'",
+    )
+    assert used == [("l" if "lz4" in offered else "",)]

@@ -191,3 +191,14 @@ async def test_a_pools_connections_are_made_with_keepalives(pool):
 )
 def test_what_is_no_text_for_postgres_is_made_so(text, stored):
     assert storable(text) == stored
+
+
+@pytest.mark.parametrize("in_between", [False, True], ids=["direct", "pooler"])
+async def test_behind_a_pooler_no_statement_is_prepared_under_a_name(pool, monkeypatch, in_between):
+    if in_between:  # which makes up the process that it names at its greeting
+        monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", property(lambda _: 0))
+    async with pool.connection() as connection:
+        for _ in range(6):
+            await fetch_one(connection, _Q["clock"])
+        cursor = await connection.execute("select count(*) from pg_prepared_statements", prepare=False)
+        assert (await cursor.fetchone() == (0,)) is in_between

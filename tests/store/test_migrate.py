@@ -67,12 +67,13 @@ def test_up_down_and_up_again_leaves_nothing_between(empty_db):
     with empty_db.connect() as connection:
         before = objects(connection)
         done = migrate.upgrade(empty_db.dsn, prefix=PREFIX)
-        assert done[:5] == [
+        assert done[:6] == [
             "created the schema pgmail",
             "applied migration 0001",
             "applied migration 0002",
             "applied migration 0003",
             "applied migration 0004",
+            "applied migration 0005",
         ]
         full = objects(connection)
         assert "r pgmail.alembic_version" in full
@@ -89,6 +90,7 @@ def test_a_step_back_and_forth_keeps_what_both_sides_know(empty_db):
         full = objects(connection)
         connection.execute("select pgmail.set_limit('site', 'gmail.com', 7)")
         assert migrate.downgrade(empty_db.dsn, "0001", confirmed=True) == [
+            "took back migration 0005",
             "took back migration 0004",
             "took back migration 0003",
             "took back migration 0002",
@@ -219,7 +221,7 @@ def test_an_applications_own_alembic_table_is_neither_read_nor_changed(empty_db)
         connection.execute("insert into public.alembic_version values ('theirs')")
         migrate.upgrade(empty_db.dsn, prefix=PREFIX)
         assert connection.execute("table public.alembic_version").fetchall() == [("theirs",)]
-        assert connection.execute("table pgmail.alembic_version").fetchall() == [("0004",)]
+        assert connection.execute("table pgmail.alembic_version").fetchall() == [("0005",)]
 
 
 def test_a_schema_that_refuses_this_program_says_what_to_do(db):
