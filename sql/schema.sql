@@ -4080,12 +4080,15 @@ begin
   end if;
 
   with told as materialized (   -- all that is new, that which no report counts too, without a kind: it moves the cursor
-    select e.xid, e.id, e.tenant_id, e.message_id, e.at, coalesce(m.stream, '(unknown)') as stream, coalesce(e.site, p.site, '(unknown)') as site,
+    select e.xid, e.id, e.tenant_id, e.message_id, e.at, coalesce(m.stream, '(unknown)') as stream, coalesce(e.site, case when e.type = any (counted) then (
+        select x.site from pgmail.recipient x where x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) end, '(unknown)') as site,
       e.relay, m.template || coalesce('@' || m.template_version, '') as template, m.tags,
       case when e.type = any (counted) and e.id >= c.since then pgmail.figure_of(e.type, e.detail) end as kind,
       case when e.type = 'email.in_doubt' then 'in_doubt' when e.type = any (wrong_) then coalesce(nullif(split_part(e.detail, ': ', 1), ''), 'unknown') end as reason,
       case when e.type = 'email.sent' then pgmail.took_bucket(coalesce(m.scheduled_at, m.created_at), e.at) end as bucket,
-      e.code, e.enhanced, case when e.type = any (wrong_) then coalesce(nullif(e.reply, ''), e.detail, '') end as said, p.address
+      e.code, e.enhanced, case when e.type = any (wrong_) then coalesce(nullif(e.reply, ''), e.detail, '') end as said,
+      case when e.type = any (wrong_) then (
+        select x.address from pgmail.recipient x where x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) end as address
     from (
       (select n.* from (select x from pg_snapshot_xip(c.seen) x where x >= c.at_xid order by x offset 0) open_(xid)
        cross join lateral (
@@ -4103,10 +4106,6 @@ begin
     left join lateral (
       select x.stream, x.template, x.template_version, x.tags, x.scheduled_at, x.created_at from pgmail.message x
       where e.type = any (counted) and x.tenant_id = e.tenant_id and x.id = e.message_id limit 1) m on true
-    left join lateral (   -- a person is looked up only where something went wrong, or nobody said at which site
-      select x.site, x.address from pgmail.recipient x
-      where ((e.site is null and e.type = any (counted)) or e.type = any (wrong_))
-        and x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) p on true
   ), facts as materialized (   -- many mails are alike: added up before they are taken apart by dimension
     select t.tenant_id, date_bin('1 minute', t.at, '2000-01-01Z') as at, t.kind, t.stream, t.site, t.relay, t.template, t.tags, t.reason, t.bucket,
       count(*) as n
@@ -5840,7 +5839,7 @@ CREATE FUNCTION pgmail.test_site() RETURNS text
 CREATE FUNCTION pgmail.took_bucket(p_since timestamp with time zone, p_at timestamp with time zone) RETURNS smallint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-  select case when p_at <= p_since + interval '1 millisecond' then 0
+  select case when p_at - p_since <= interval '1 millisecond' then 0
     else least(ceil(4 * ln(date_part('epoch', p_at - p_since) * 1000) / ln(2.0::float8)), 160) end::smallint
 $$;
 
