@@ -39,7 +39,7 @@ class Eyes:
     def __init__(self, browser: Any, url: str, folder: Path, **options: Any) -> None:
         self.context = browser.new_context(**({"viewport": WIDE} | options))
         self.tab = self.context.new_page()
-        self.tab.set_default_timeout(15_000)
+        self.tab.set_default_timeout(45_000)
         self.url = url
         self.complaints: list[str] = []
         self.tab.on(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.acceptance.browser import PHONE, Eyes, chromium, needs_chromium
 
-pytestmark = [pytest.mark.one_server, needs_chromium]
+pytestmark = [pytest.mark.one_server, pytest.mark.timeout(600), needs_chromium]
 
 HTML = """<table width="100%" style="font-family:sans-serif"><tr><td style="padding:24px">
 <h1 style="color:#2f5bd8">Thank you, Ada</h1><p>Your order <b>4711</b> is on its way.</p>
