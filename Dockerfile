@@ -9,11 +9,11 @@ COPY pyproject.toml README.md ./
 COPY pgmail pgmail
 COPY sql sql
 COPY alembic alembic
-RUN pip wheel --no-cache-dir --wheel-dir /wheels ".[seal]"
+RUN pip wheel --no-cache-dir --wheel-dir /wheels ".[seal,tracing]"
 
 FROM python:3.12-slim
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-index --find-links=/wheels --root-user-action=ignore "pgmail[seal]" \
+    pip install --no-cache-dir --no-index --find-links=/wheels --root-user-action=ignore "pgmail[seal,tracing]" \
     && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pgmail
 USER 10001
 WORKDIR /tmp

@@ -65,6 +65,7 @@ def run_worker(settings: Settings) -> int:
         dsn=settings.database("worker"),
         concurrency=settings.worker_concurrency,
         ward_argv=[sys.executable, "-c", "from pgmail.app import run_apart; run_apart()"],
+        beside=lambda database, pressed: _beside(settings, database, pressed),
     )
 
 
@@ -142,20 +143,34 @@ def _make_leader(settings: Settings) -> MakeLeader:
             silence_seconds=settings.silence_seconds,
             name_servers=settings.name_servers,
             chores=_chores(settings, database),
+            show_tenants=settings.metrics_tenants,
         )
         return leader, lambda: leader.leading
 
     return make
 
 
-def _chores(_settings: Settings, database: Database) -> list[Chore]:
+def _chores(settings: Settings, database: Database) -> list[Chore]:
     """Return what one process of the fleet does beside leading it."""
+    from pgmail.hooks.chores import FanOut, Tidy  # noqa: PLC0415
     from pgmail.maintain.figures import figures  # noqa: PLC0415
 
-    return [*figures(database)]
+    return [FanOut(database), Tidy(database, settings.hook_log_days), *figures(database)]
+
+
+def _beside(
+    settings: Settings, database: Database, pressed: Callable[[], bool] = lambda: False
+) -> list[Service]:
+    """Return what each process that works or leads runs beside that."""
+    from pgmail.hooks.compose import deliverers  # noqa: PLC0415
+
+    return deliverers(settings, database, pressed)
 
 
 async def _maintain(settings: Settings) -> None:
+    from pgmail.metrics.counts import Source  # noqa: PLC0415
+    from pgmail.metrics.listener import Listener  # noqa: PLC0415
+    from pgmail.metrics.page import Page  # noqa: PLC0415
     from pgmail.service import run_all  # noqa: PLC0415
     from pgmail.store.database import Database  # noqa: PLC0415
     from pgmail.store.history import Witness  # noqa: PLC0415
@@ -177,8 +192,11 @@ async def _maintain(settings: Settings) -> None:
         silence_seconds=settings.silence_seconds,
     )
     leader, _ = _make_leader(settings)(database, presence)
+    page = Page("maintain", [part for part in (presence, leader, database) if isinstance(part, Source)])
+    metrics = Listener(settings, page, presence.health)
     await database.open()
     try:
-        await run_all([witness, presence, leader], until=until, drain_seconds=settings.drain_seconds)
+        parts: list[Service] = [metrics, witness, presence, leader, *_beside(settings, database)]
+        await run_all(parts, until=until, drain_seconds=settings.drain_seconds)
     finally:
         await database.close()

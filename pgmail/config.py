@@ -72,6 +72,14 @@ def _prefix_fault(text: str) -> str | None:
     return None if good else "must be 1 to 32 of a-z, 0-9 and _, not beginning with a digit"
 
 
+def _http_fault(text: str) -> str | None:
+    return (
+        None
+        if not text or re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text)
+        else "must be an http:// or https:// URL"
+    )
+
+
 def _filled_fault(text: str) -> str | None:
     return None if text else "must not be empty"
 
@@ -132,6 +140,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_pool_size: Annotated[
         int, Row("Most database connections of each API process.", "connections", low=1, high=200)
     ] = 8
+    api_listeners: Annotated[
+        int, Row("Most listeners to live events of each API process.", "listeners", low=1, high=100_000)
+    ] = 2_000
     trusted_proxies: Annotated[
         str,
         Row(
@@ -223,6 +234,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool, Row("Whether the API may speak plain HTTP on an address other than this machine's own.")
     ] = False
 
+    metrics_host: Annotated[
+        str, Row("Address of each process's listener for /metrics and /health.", fault=_filled_fault)
+    ] = "127.0.0.1"
+    metrics_port: Annotated[
+        int,
+        Row(
+            "Its port, or the next free one above: each process has its own. 0 for none.", low=0, high=65_000
+        ),
+    ] = 9725
+    metrics_networks: Annotated[
+        str,
+        Row(
+            "Networks that may read /metrics besides this machine, separated by blanks.",
+            fault=networks_fault,
+            empty="none",
+        ),
+    ] = ""
+    metrics_sites: Annotated[
+        str,
+        Row("Receiving sites that figures name, separated by blanks; all others are `other`.", empty="none"),
+    ] = "gmail.com outlook.com yahoo.com icloud.com gmx.net proton.me t-online.de orange.fr comcast.net qq.com"
+    otlp_url: Annotated[
+        str,
+        Row(
+            "OpenTelemetry collector that spans go to (OTLP over HTTP), such as http://127.0.0.1:4318.",
+            fault=_http_fault,
+            empty="OTEL_EXPORTER_OTLP_ENDPOINT, or no tracing",
+        ),
+    ] = ""
+    metrics_tenants: Annotated[
+        bool, Row("Whether figures of the queue name tenants, the 100 with the most mail waiting.")
+    ] = False
+
     seal_keys: Annotated[
         str,
         Row(
@@ -237,6 +281,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seal_key_command: Annotated[
         str, Row("Command that prints more of them, run without a shell at start.", empty="none")
     ] = ""
+
+    hook_networks: Annotated[
+        str,
+        Row(
+            "Private networks that webhooks and alerts may call, by http too, separated by blanks.",
+            fault=networks_fault,
+            empty="none",
+        ),
+    ] = ""
+    hook_concurrency: Annotated[
+        int,
+        Row(
+            "Webhooks that one worker or maintain process calls at the same time, a quarter of them of one "
+            "endpoint; 0 leaves it to others.",
+            "calls",
+            low=0,
+            high=500,
+        ),
+    ] = 20
+    hook_rate: Annotated[
+        int, Row("Most calls of webhooks of each such process.", "calls/s", low=1, high=10_000)
+    ] = 100
+    hook_log_days: Annotated[
+        int,
+        Row(
+            "How long calls of webhooks are logged, and kept for an endpoint that fails.",
+            "days",
+            low=4,
+            high=90,
+        ),
+    ] = 14
 
     sources: dict[str, str] = {}
 

@@ -6,16 +6,17 @@ it knows which streams of a tenant are sealed, and is a second behind at most.
 What can go wrong: a key-encryption key is not in this process (`KeyMissing`). That is never the mail's fault: a
 worker delays it, the API refuses with 503, and all is well once the key is there. A stream that is sealed since
 less than a second takes the mail unsealed from here where it may be, and refuses it where it must not; whoever is
-refused then asks once more (`forget`).
+refused then asks once more (`forget`). When an answer grows old, all requests of that moment share one look-up.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
-from pgmail.errors import KeyMissing
+from pgmail.errors import KeyMissing, Refused
 from pgmail.sealing.box import new_key
 from pgmail.sealing.keks import Keks
 from pgmail.sealing.tenant import TenantSeal
@@ -64,6 +65,7 @@ class Sealer:
         self._keks = keks
         self._clock = clock
         self._kept: dict[int, tuple[float, TenantSeal]] = {}
+        self._asked: dict[int, asyncio.Task[TenantSeal]] = {}
 
     async def of(self, caller: Caller) -> TenantSeal | None:
         """Return what a caller's tenant seals with; None if this process has no keys. Raises DatabaseAway."""
@@ -72,19 +74,34 @@ class Sealer:
         until, found = self._kept.get(caller.tenant_id, (0.0, None))
         if found is not None and self._clock() < until:
             return found
+        task = self._asked.get(caller.tenant_id)
+        if task is None:
+            task = self._asked[caller.tenant_id] = asyncio.create_task(self._ask(caller))
+            task.add_done_callback(lambda done: self._answered(caller.tenant_id, done))
+        # Who hangs up must not take the answer away from the others who wait for it.
+        return await asyncio.shield(task)
+
+    def forget(self, caller: Caller) -> bool:
+        """Ask anew next time; False if it would come to the same, for want of keys."""
+        self._kept.pop(caller.tenant_id, None)
+        self._asked.pop(caller.tenant_id, None)  # that may have been asked before the change
+        return bool(self._keks)
+
+    def _answered(self, tenant: int, task: asyncio.Task[TenantSeal]) -> None:
+        if self._asked.get(tenant) is task:
+            del self._asked[tenant]
+        if not task.cancelled():
+            task.exception()  # seen, even if everyone who asked has hung up
+
+    async def _ask(self, caller: Caller) -> TenantSeal:
         asked = self._clock()
-        found = await self._ask(caller)
+        found = await self._look(caller)
         if len(self._kept) >= KEPT_TENANTS:
             self._kept.clear()
         self._kept[caller.tenant_id] = (asked + TTL_SECONDS, found)
         return found
 
-    def forget(self, caller: Caller) -> bool:
-        """Ask anew next time; False if it would come to the same, for want of keys."""
-        self._kept.pop(caller.tenant_id, None)
-        return bool(self._keks)
-
-    async def _ask(self, caller: Caller) -> TenantSeal:
+    async def _look(self, caller: Caller) -> TenantSeal:
         async with acting_as(self._database, caller) as connection:
             local = datetime.now(UTC)
             state = await store.state(connection)
@@ -95,4 +112,27 @@ class Sealer:
         return TenantSeal(state, self._keks, local)
 
 
-__all__ = ["Opener", "Sealer", "TenantSeal"]
+async def newest_key(connection: store.Connection, keks: Keks) -> tuple[int, int, bytes]:
+    """Return what the connection's tenant seals small secrets with: its id, the data key's number, and the key.
+
+    Makes the tenant's first data key where there is none. Raises Refused `sealing_unavailable` (503).
+    """
+    if not keks:
+        because = (
+            "this is always sealed, and there is no key to seal with: `pgmail seal key NAME` makes one, "
+            "for PGMAIL_SEAL_KEYS of all processes"
+        )
+        raise Refused("sealing_unavailable", "", because, 503)
+    state = await store.state(connection)
+    try:
+        if not state.keys:
+            kek, wrapped = keks.wrap(state.tenant, new_key())
+            await store.first(connection, kek, wrapped)
+            state = await store.state(connection)
+        newest = max(state.keys, key=lambda key: key.id)
+        return state.tenant, newest.id, keks.unwrap(state.tenant, newest.kek, newest.wrapped)
+    except KeyMissing as why:
+        raise Refused("sealing_unavailable", "", str(why), 503) from None
+
+
+__all__ = ["Opener", "Sealer", "TenantSeal", "newest_key"]

@@ -40,7 +40,7 @@ grant execute on function pgmail.now(), pgmail.uuid_floor(timestamptz), pgmail.u
 -- producer
 grant execute on function
   pgmail.send(jsonb),
-  pgmail.send(text, text, text, text, text, text, jsonb, text, text, timestamptz, timestamptz, text, text, text[], text[], text, jsonb, jsonb, jsonb, jsonb),
+  pgmail.send(text, text, text, text, text, text, jsonb, text, text, timestamptz, timestamptz, text, text, text[], text[], text, jsonb, jsonb, jsonb, jsonb, boolean),
   pgmail.send_many(jsonb, boolean, text),
   pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uuid), pgmail.cancel(uuid, text), pgmail.reschedule(uuid, timestamptz)
   to {prefix}producer, {prefix}api, {prefix}admin;
@@ -84,7 +84,7 @@ grant select on pgmail.sender_domain to {prefix}api, {prefix}reader, {prefix}adm
 -- keys: the API's role may make and rotate them for a living admin key only, which these functions look up
 grant execute on function pgmail.make_key(text, text, bytea, jsonb), pgmail.rotate_key(uuid, text, bytea, interval, text)
   to {prefix}api, {prefix}admin;
-grant execute on function pgmail.check_key_v2(bytea), pgmail.reach_v1(uuid[]), pgmail.note_guesses_v1(text, integer),
+grant execute on function pgmail.check_key_v2(bytea), pgmail.reach_v1(uuid[]), pgmail.note_guesses_v1(text, integer), pgmail.share_guesses_v1(text[], integer[]),
   pgmail.note_keys_v1(integer[], uuid[], inet[], double precision[]) to {prefix}api;
 -- sessions of the dashboard
 grant execute on function pgmail.session_secret_v1(), pgmail.session_key_v1(integer, uuid) to {prefix}api;
@@ -144,7 +144,14 @@ grant execute on function pgmail.add_data_key(text, bytea, text, text),
   pgmail.rewrap_data_key(integer, integer, bytea, bytea, text, text) to {prefix}admin;
 grant execute on function pgmail.postpone_v1(integer, bigint, uuid[], integer[], double precision, text) to {prefix}worker;
 grant select on pgmail.data_key to {prefix}worker, {prefix}admin;
+grant execute on function pgmail.worker_opens_v1(bigint, text[]), pgmail.sealed_elsewhere_v1(text[]) to {prefix}worker;
 -- end of sealing
+
+-- feed: what happened, of the tenants of keys that were checked
+grant execute on function pgmail.feed_now_v1(), pgmail.feed_since_v1(timestamptz), pgmail.live_keys_v1(integer[], uuid[]),
+  pgmail.feed_v1(pg_snapshot, pg_snapshot, xid8, uuid, uuid, integer[], integer)
+  to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}admin;
+-- end of feed
 
 grant select on pgmail.reply_reason, pgmail.reply_rule, pgmail.reply_pattern, pgmail.slowed_site, pgmail.refusal
   to {prefix}api, {prefix}reader, {prefix}admin;
@@ -175,6 +182,19 @@ begin
 end
 $do$;
 
+-- webhooks
+grant execute on function
+  pgmail.add_hook(uuid, text, text[], text[], jsonb, text, integer, bytea), pgmail.set_hook(uuid, jsonb, text), pgmail.remove_hook(uuid, text),
+  pgmail.rotate_hook(uuid, integer, bytea, interval, text), pgmail.test_hook(uuid), pgmail.replay_hook(uuid, jsonb, uuid, integer, text)
+  to {prefix}api, {prefix}admin;
+grant execute on function
+  pgmail.fan_out_hooks_v1(integer), pgmail.claim_hooks_v1(text[], integer, integer, double precision, uuid[], integer[], double precision),
+  pgmail.settle_hooks_v1(jsonb), pgmail.keep_hooks_v1(integer, integer)
+  to {prefix}worker, {prefix}maintain;
+grant select on pgmail.hook, pgmail.hook_queue, pgmail.hook_attempt to {prefix}api, {prefix}reader, {prefix}admin;
+grant select (tenant_id, hook_id, id, created_at, created_by, ends_at) on pgmail.hook_secret to {prefix}api, {prefix}reader, {prefix}admin;
+-- end of webhooks
+
 -- quotas: what may come in
 grant execute on function pgmail.set_quota(text, text, jsonb, text), pgmail.remove_quota(text, text, text) to {prefix}admin;
 grant execute on function pgmail.quota_gate_v1(uuid), pgmail.take_quota_v1(uuid, integer[], text[], integer[]) to {prefix}api;
@@ -187,6 +207,10 @@ grant execute on function pgmail.rollup_v1(integer, integer, integer), pgmail.tr
 grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause to {prefix}api, {prefix}reader, {prefix}admin;
 grant select (rolled_at, counted_at) on pgmail.insight_cursor to {prefix}api, {prefix}reader, {prefix}admin;
 -- end of figures
+-- metrics: figures over all tenants, for who leads
+grant execute on function pgmail.metrics_queue_v1(boolean), pgmail.metrics_fleet_v1(), pgmail.metrics_tables_v1()
+  to {prefix}worker, {prefix}maintain, {prefix}admin;
+-- end of metrics
 
 -- Row-level security. Policies name the roles they are for; the owner's own are functions/012_secure.sql's. Making one takes
 -- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should

@@ -81,7 +81,18 @@ def make_alpha(db: Database, owner: psycopg.Connection[Any], *, mails: int = 0) 
     owner.execute("select pgmail.fold_tallies_v1()")
     owner.execute("select pgmail.create_tenant('neighbour')")
     key = kit.one(owner, "select id from pgmail.api_key")
-    ids = [message, *recipients, kit.recipients(owner, dead)[0], dead, held, key]
+    hook = kit.one(
+        owner,
+        "insert into pgmail.hook (tenant_id, id, url, types, description, created_by) values "
+        "(1, pgmail.uuid7(), 'https://alpha.example/' || %(word)s, '{email.*}', %(word)s, %(word)s) returning id",
+        {"word": SECRET},
+    )
+    owner.execute(
+        "insert into pgmail.hook_attempt (tenant_id, hook_id, event_id, type, event_at, attempt, outcome, answer) "
+        "values (1, %s, %s, 'email.sent', now(), 1, 'failed', %s)",
+        [hook, message, SECRET],
+    )
+    ids = [message, *recipients, kit.recipients(owner, dead)[0], dead, held, key, hook]
     real = {
         "uuid": ids,
         "text": [

@@ -5,6 +5,9 @@ is that somebody tries. A client may fail 20 times in a row and once every three
 answer is 429 with Retry-After, its keys are looked up one at a time, and after each one that is none comes a
 pause (`Lane`). One burst of failures is one line in the log and one row in the audit.
 
+Processes tell each other, once a second and only of who failed a few times (`fresh`, `learn`): a client that goes
+from one to the next is slowed as if there were one.
+
 What can go wrong: many clients behind one address, of which one has a key that expired. So a valid key always
 works, also from an address whose tries are slowed. The memory is bounded: of too many addresses the oldest are
 forgotten.
@@ -13,7 +16,7 @@ forgotten.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
@@ -29,19 +32,22 @@ MOST = 40  # so many are remembered: the longest wait is (MOST - FREE + 1) times
 MAX_CLIENTS = 10_000
 MAX_WAITING = 32  # look-ups of slowed clients; more are turned away unlooked
 PAUSE_SECONDS = 0.05
+TOLD_FROM = 3  # failures not forgiven; with one more, other processes hear of a client
+MOST_TOLD = 500  # clients at a time
 MAX_BURSTS = 10  # that wait to be recorded; more are in the log only
 
 
 class Burst:
     """Failed tries of one client: `level` of them are not forgiven yet, `tries` there were since it was zero."""
 
-    __slots__ = ("at", "level", "origin", "told", "tries")
+    __slots__ = ("at", "fresh", "level", "origin", "told", "tries")
 
     def __init__(self, origin: str, at: float) -> None:
         self.origin = origin
         self.at = at
         self.level = 0.0
         self.tries = 0
+        self.fresh = 0  # tries that other processes have not heard of
         self.told = False
 
 
@@ -52,6 +58,7 @@ class Guesses:
         self._clock = clock
         self._clients: dict[str, Burst] = {}
         self._bursts: list[Burst] = []
+        self._untold: dict[str, Burst] = {}
 
     def __len__(self) -> int:
         """Return how many clients are remembered."""
@@ -72,12 +79,33 @@ class Guesses:
         over = found.level >= FREE
         found.level = min(found.level + 1, MOST)
         found.tries += 1
+        found.fresh += 1
+        if found.level > TOLD_FROM:
+            self._untold[client] = found
         if len(self._clients) >= MAX_CLIENTS:
             del self._clients[next(iter(self._clients))]
         self._clients[client] = found  # at the end: who failed last is forgotten last
         if over:
             self._tell(found)
             raise too_many(self.wait(client))
+
+    def fresh(self) -> dict[str, int]:
+        """Return the tries, by client, that other processes should hear of, and count them as told."""
+        found = {}
+        for client in list(self._untold)[:MOST_TOLD]:
+            burst = self._untold.pop(client)
+            found[client], burst.fresh = burst.fresh, 0
+        if len(self._untold) > MAX_CLIENTS:
+            self._untold.clear()
+        return found
+
+    def learn(self, levels: Mapping[str, float]) -> None:
+        """Take over what all processes together have seen, where that is more."""
+        for client, level in levels.items():
+            found = self._clients.get(client)
+            if found is not None:
+                self._forgive(found)
+                found.level = max(found.level, min(level, MOST))
 
     def bursts(self) -> list[Burst]:
         """Return the bursts that were not recorded yet, and forget them."""

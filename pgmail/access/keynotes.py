@@ -1,8 +1,9 @@
 """What is recorded of keys beside the requests: when each was used last and from where, and bursts of guesses.
 
-Notes gather in memory and are written together every ten seconds, of one key at most once a minute. What can go
-wrong: the database is away. Then the notes are kept for the next time; those of a process that is killed are
-lost, which costs a minute of `last_used_at` and nothing else.
+Notes gather in memory and are written together every ten seconds, of one key at most once a minute. Failed tries
+are shared with the other processes each second in which there were some. What can go wrong: the database is away.
+Then the notes are kept for the next time; those of a process that is killed are lost, which costs a minute of
+`last_used_at` and nothing else. Tries that could not be shared are forgotten: each process counts for itself then.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pgmail.store.keys import Caller, Use
 log = structlog.get_logger()
 
 EVERY_SECONDS = 10.0
+SHARE_SECONDS = 1.0
 KEY_SECONDS = 60.0
 LAST_SECONDS = 2.0  # for the last notes of a process that ends
 
@@ -79,11 +81,25 @@ class KeyNotes:
         except PgmailError as error:
             log.info("notes about keys wait", error=str(error))
 
+    async def share(self) -> None:
+        """Tell the other processes of failed tries, and learn of theirs."""
+        counts = self._guesses.fresh()
+        if not counts:
+            return
+        try:
+            self._guesses.learn(await keys.share_guesses(self._database, counts))
+        except PgmailError as error:
+            log.info("failed tries are not shared", error=str(error))
+
     async def _run(self) -> None:
+        flush_at = self._clock.monotonic() + EVERY_SECONDS
         while True:
-            await self._clock.sleep(EVERY_SECONDS)
+            await self._clock.sleep(SHARE_SECONDS)
             try:
-                await self.flush()
+                await self.share()
+                if self._clock.monotonic() >= flush_at:
+                    flush_at = self._clock.monotonic() + EVERY_SECONDS
+                    await self.flush()
             except Exception:
                 log.exception("notes about keys failed")
 

@@ -19,13 +19,12 @@ from uuid import UUID
 import msgspec
 
 from pgmail.domain.keylimits import need_stream
+from pgmail.domain.sites import TEST_SITE
 from pgmail.errors import Refused
 from pgmail.store import keys
 from pgmail.store.doubts import DoubtFilter
 from pgmail.store.emails import DeadFilter
 from pgmail.store.keys import Caller, Connection
-
-TEST_SITE = "test:"  # the site of all test email, as SQL's `test_site()` has it: a colon stands in no domain
 
 Sited = TypeVar("Sited", DeadFilter, DoubtFilter)
 

@@ -26,10 +26,13 @@ from pgmail.api import (
     domains,
     doubts,
     emails,
+    events,
+    events_ws,
     health,
     keys,
     lanes,
     limits,
+    metrics,
     openapi,
     people,
     problems,
@@ -39,23 +42,32 @@ from pgmail.api import (
     streams,
     suppressions,
     templates,
+    webhooks,
 )
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
 from pgmail.api.enqueue import Bare, Enqueue
 from pgmail.api.guard import guard
+from pgmail.api.meter import Meter
+from pgmail.api.traced import traced, traces
 from pgmail.clock import Clock
 from pgmail.config import Settings
+from pgmail.domain.targets import networks_of
+from pgmail.feed.hub import Hub
+from pgmail.hooks.endpoints import Endpoints
+from pgmail.metrics.page import Page
 from pgmail.sealing.keks import Keks
 from pgmail.seals import Sealer
 from pgmail.store.database import Database
 from pgmail.store.history import Witness
+from pgmail.tracing import Tracing
 
 log = structlog.get_logger()
 
 GUARDED = (
     *(emails.send_email, emails.send_batch, emails.list_emails, emails.get_email),
     *(emails.update_email, emails.cancel_email, emails.hold_email, emails.release_email, emails.list_events),
+    *(events.list_happened, events.stream_events),
     *(templates.save_template, templates.publish_template, templates.list_templates, templates.get_template),
     *(assets.save_asset, assets.list_assets, assets.get_asset),
     *(streams.list_streams, streams.get_stream, streams.save_stream),
@@ -75,9 +87,13 @@ GUARDED = (
     audit.list_audit,
     quotas.list_quotas,
     *(reports.show_report, reports.show_causes),
+    *(webhooks.add_webhook, webhooks.list_webhooks, webhooks.get_webhook, webhooks.change_webhook),
+    *(webhooks.remove_webhook, webhooks.rotate_webhook, webhooks.test_webhook, webhooks.replay_webhook),
+    webhooks.list_deliveries,
     *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
-OPEN = (health.live, health.ready)
+OPEN = (health.live, health.ready, metrics.show_metrics)  # the last asks for a key itself
+OWN_GUARD = (events_ws.socket_events,)  # a browser can send its key only once it is connected
 
 
 class Application(Litestar):
@@ -85,12 +101,22 @@ class Application(Litestar):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request."""
-        if scope["type"] == "http" and scope["path"] == "/emails" and scope["method"] == "POST":
-            await self.state.bare(scope, receive, send)
+        tracing: Tracing | None = self.state.tracing
+        if tracing is not None and scope["type"] == "http" and traces(scope):
+            await traced(tracing, self._answer, scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            await self._answer(scope, receive, send)
         if self.state.witness is not None and scope["type"] == "http" and scope["method"] != "GET":
             self.state.witness.acted()
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        meter: Meter = self.state.meter
+        if scope["type"] == "http" and scope["path"] == "/emails" and scope["method"] == "POST":
+            await meter.watch(self.state.bare, scope, receive, send, "/emails")
+        elif scope["type"] == "http":
+            await meter.watch(super().__call__, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -103,6 +129,7 @@ def create_app(
     keks: Keks | None = None,
     mounts: Sequence[MakeMount] = (),
     stopping: asyncio.Event | None = None,
+    tracing: Tracing | None = None,
 ) -> Application:
     """Return the application. `database` is a pool of the API's role, opened and closed by the caller.
 
@@ -110,12 +137,17 @@ def create_app(
     use (`check`), and there it would cost. `clock` paces how long a key's check is believed. `witness` hears of
     each answer that may have changed something. `keks` seal mail; without them none is sealed here.
     `mounts` make what else this server serves; `stopping` is set when it is to end.
+    `tracing` makes spans of requests that hand mail over, which carries them on.
     """
     keyring = Keyring(database, clock)
     origins = Origins(networks(settings.trusted_proxies))
     coalescer = Coalescer(sends or database, database)
     doorman = Doorman(database, clock)
+    meter = Meter()
+    pools = (database,) if sends is None or sends is database else (database, sends)
+    page = Page("api", [meter, coalescer, *pools])
     sealer = Sealer(database, keks or Keks({}))
+    hub = Hub(database, most=settings.api_listeners, clock=clock)
     enqueue = Enqueue(database, coalescer, doorman, sealer)
     rooms = Rooms(settings, database, keyring, origins, sealer, stopping or asyncio.Event())
     guests = [make(rooms) for make in mounts]
@@ -127,12 +159,13 @@ def create_app(
     )
 
     async def drain() -> None:
+        await hub.close()
         if not await coalescer.drain(settings.drain_seconds):
             log.warning("emails handed over were not answered in time", seconds=settings.drain_seconds)
         await keyring.notes.stop()
 
     return Application(
-        [guarded, *OPEN, *(handler for guest in guests for handler in guest.handlers)],
+        [guarded, *OPEN, *OWN_GUARD, *(handler for guest in guests for handler in guest.handlers)],
         state=State(
             {
                 "database": database,
@@ -140,10 +173,15 @@ def create_app(
                 "origins": origins,
                 "enqueue": enqueue,
                 "doorman": doorman,
+                "hub": hub,
                 "witness": witness,
                 "name_servers": settings.name_servers,
                 "sealer": sealer,
-                "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes),
+                "meter": meter,
+                "metrics": metrics.Shown(settings, page),
+                "bare": Bare(keyring, origins, enqueue, settings.max_body_bytes, traced=tracing is not None),
+                "tracing": tracing,
+                "endpoints": Endpoints(keks or Keks({}), networks_of(settings.hook_networks)),
                 "pages": [guest.path for guest in guests],
                 **{name: item for guest in guests for name, item in guest.state.items()},
             }

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
 from pgmail.api.problems import status_of
 from pgmail.errors import DatabaseAway, Refused
+from pgmail.metrics.counts import GROUPS, Histogram, Sample
 from pgmail.store import emails as store
 from pgmail.store.database import Database
 from pgmail.store.keys import Caller
@@ -133,6 +134,11 @@ class Coalescer:
         self._database = database
         self._lines: dict[Caller, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.groups = Histogram(GROUPS)
+
+    def samples(self) -> Iterator[Sample]:
+        """How many emails went together."""
+        yield Sample("coalesced_emails", (), self.groups)
 
     async def send(self, caller: Caller, email: str, key: str | None) -> str:
         """Enqueue one email (JSON, as `store.send` takes it) and return its id, once it is committed.
@@ -208,6 +214,7 @@ class Coalescer:
 
     async def _group(self, line: _Line, group: Sequence[_Waiting]) -> set[str]:
         """Send a group and tell everyone in it. Returns the keys that went by themselves and still go."""
+        self.groups.observe(len(group))
         keyed = [item for item in group if item.key is not None]
         try:
             rows = await store.send_group(

@@ -1,8 +1,8 @@
 """`/dead-letters`: what pgmail gave up on, and what a person decides about it.
 
 Retry and discard take ids (of recipients or of emails) or a filter, up to a thousand dead letters a call;
-`has_more` says that there are others. What can go wrong: a filter that means everything by accident, so one
-of `ids` and `filter` must be given, and an unknown key is refused.
+`has_more` says that there are others. What can go wrong: a filter that means everything by accident (`choice`); an
+unknown key is refused.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from msgspec import Meta
 from pgmail.access.reach import need_reach, streams_of, within_reach
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
+from pgmail.api.choice import choose
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
-from pgmail.errors import Refused
 from pgmail.store import emails as store
 from pgmail.store.tenant import acting_as
 
@@ -85,19 +85,11 @@ async def discard_dead_letters(request: AnyRequest) -> dict[str, Any]:
 
 async def _act(request: AnyRequest, word: str, act: Act) -> dict[str, Any]:
     which = read_struct((await read_json(request)).value, Which)
-    if (which.ids is None) == (which.filter is None):
-        raise Refused("missing_field", "/ids", "give either ids or a filter ({} is all)")
-    for name in ("died_after", "died_before"):
-        moment = None if which.filter is None else getattr(which.filter, name)
-        if moment is not None and moment.tzinfo is None:
-            raise Refused("invalid_time", f"/filter/{name}", "must have an offset from UTC")
     caller = caller_of(request)
-    chosen = None if which.filter is None else within_reach(caller, which.filter)
-    wanted = which.ids if which.ids is not None else chosen
-    streams = streams_of(caller, None if chosen is None else chosen.stream)
+    chosen = choose(caller, which.ids, which.filter)
     async with acting_as(database_of(request), caller) as connection:
         if caller.test:
             await need_reach(connection, caller, which.ids or [])
-        found, more = await store.dead_ids(connection, wanted or [], streams=streams)
+        found, more = await store.dead_ids(connection, chosen.wanted, streams=chosen.streams)
         done = await act(connection, found, which.reason)
     return {"object": "dead_letters", word: done, "has_more": more}

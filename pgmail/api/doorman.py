@@ -5,8 +5,9 @@ a row that all API processes share, those of requests that come at once together
 processes there are. A place is used at once or lost, never kept, so no process has more than is its own.
 
 What can go wrong: a client that does not heed Retry-After and asks a thousand times a second. After a refusal
-this process refuses by itself until the rule's next moment, a second at most, and asks nobody. And a database
-that is away: nobody under a rule is let in, whose email could not be stored either.
+this process refuses by itself until the rule's next moment, a second at most, and asks nobody; it does so before
+the email is judged or sealed (`glance`), and where it was not about one stream before the body is even read as
+JSON. And a database that is away: nobody under a rule is let in, whose email could not be stored either.
 
 Answers carry `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers, revision 10: lists of RFC
 9651 strings with parameters): `q` emails in `w` seconds; `r` are left, and more in `t` seconds.
@@ -31,6 +32,7 @@ TTL_SECONDS = 1.0
 STALE_SECONDS = 10.0  # so long the last look counts when another cannot be had
 MAX_KEPT = 10_000
 MAX_GROUPS = 500  # in one statement
+ANY_STREAM = ""  # of what is refused whatever its stream
 LOW = 3  # the priority that backpressure stops
 DAY = 86_400
 
@@ -73,6 +75,21 @@ class Doorman:
         self._asking: dict[UUID, _Asking] = {}
         self._dry: dict[tuple[UUID, str], tuple[float, store.Answer, list[store.Used]]] = {}
 
+    def glance(self, caller: Caller, bodies: Any = None) -> None:
+        """Refuse at once, from memory, what was refused a moment ago and would be again; nothing is asked or taken.
+
+        Without bodies only what concerns every email of the caller. Raises Limited.
+        """
+        if not self._dry:
+            return
+        emails = _emails(bodies)
+        streams = dict.fromkeys((ANY_STREAM, *map(_stream, emails)))
+        found = self._known_dry(caller, streams)
+        if found is not None:
+            answer, rules = found
+            rules = [rule for rule in rules if rule.stream is None or rule.stream in streams]
+            raise _refusal(answer, max(1, sum(map(_recipients, emails))), _headers(rules))
+
     async def let_in(self, caller: Caller, bodies: Any) -> dict[str, str]:
         """Let an email in, or a list of them together; the headers that go with the answer.
 
@@ -87,9 +104,7 @@ class Doorman:
         )
         if not (gate.rules or gate.doors):
             return {}
-        emails = [
-            body for body in (bodies if isinstance(bodies, list) else [bodies]) if isinstance(body, dict)
-        ]
+        emails = _emails(bodies)
         for body in emails:
             _press(gate, body)
         wanted = Counter[str]()
@@ -133,10 +148,9 @@ class Doorman:
         return gate
 
     async def _take(self, caller: Caller, group: dict[str, int]) -> tuple[store.Answer, list[store.Used]]:
-        for stream in group:
-            until, answer, rules = self._dry.get((caller.key_id, stream), (0.0, None, []))
-            if answer is not None and self._clock.monotonic() < until:
-                return answer, rules
+        dry = self._known_dry(caller, (ANY_STREAM, *group))
+        if dry is not None:
+            return dry
         asking = self._asking.setdefault(caller.key_id, _Asking())
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         asking.waiting.append((group, future))
@@ -147,6 +161,16 @@ class Doorman:
             raise found
         answer, rules = found
         return answer, rules
+
+    def _known_dry(
+        self, caller: Caller, streams: Iterable[str]
+    ) -> tuple[store.Answer, list[store.Used]] | None:
+        """What a caller was told last for one of these streams, while that holds."""
+        for stream in streams:
+            until, answer, rules = self._dry.get((caller.key_id, stream), (0.0, None, []))
+            if answer is not None and self._clock.monotonic() < until:
+                return answer, rules
+        return None
 
     async def _serve(self, caller: Caller, asking: _Asking) -> None:
         """Ask for all who wait, and again for those who came meanwhile."""
@@ -170,6 +194,8 @@ class Doorman:
         if answer.granted or answer.seconds is None or sum(group.values()) != 1:
             return
         (stream,) = group
+        if answer.scope != "stream":
+            stream = ANY_STREAM  # the key's or the tenant's: another stream would not help
         if len(self._dry) >= MAX_KEPT:
             self._dry.clear()
         self._dry[caller.key_id, stream] = (
@@ -180,6 +206,11 @@ class Doorman:
 def _tell(future: asyncio.Future[Any], answer: Any) -> None:
     if not future.done():  # else the client has hung up
         future.set_result(answer)
+
+
+def _emails(bodies: Any) -> list[dict[str, Any]]:
+    """The emails in a body, or a list of them, that is not checked yet."""
+    return [body for body in (bodies if isinstance(bodies, list) else [bodies]) if isinstance(body, dict)]
 
 
 def _stream(body: Mapping[str, Any]) -> str:

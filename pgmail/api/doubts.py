@@ -1,8 +1,8 @@
 """`/in-doubt`: mail that may have been sent, held until a person says what is to become of it.
 
 Resolving takes ids (of recipients or of emails) or a filter, up to a thousand recipients a call; `has_more` says
-that there may be others. What can go wrong: a filter that means everything by accident, so one of `ids` and
-`filter` must be given, and an unknown key is refused.
+that there may be others. What can go wrong: a filter that means everything by accident (`choice`); an unknown key
+is refused.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from msgspec import Meta
 from pgmail.access.reach import need_reach, streams_of, within_reach
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
+from pgmail.api.choice import choose
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
-from pgmail.errors import Refused
 from pgmail.store import doubts as store
 from pgmail.store.emails import MAX_ACTS
 from pgmail.store.tenant import acting_as
@@ -63,17 +63,9 @@ async def list_in_doubt(request: AnyRequest) -> dict[str, Any]:
 async def resolve_in_doubt(request: AnyRequest) -> dict[str, Any]:
     """End a doubt: take the mail for sent, or send it again under the same Message-ID."""
     body = read_struct((await read_json(request)).value, Resolve)
-    if (body.ids is None) == (body.filter is None):
-        raise Refused("missing_field", "/ids", "give either ids or a filter ({} is all)")
-    for name in ("doubted_after", "doubted_before"):
-        moment = None if body.filter is None else getattr(body.filter, name)
-        if moment is not None and moment.tzinfo is None:
-            raise Refused("invalid_time", f"/filter/{name}", "must have an offset from UTC")
     caller = caller_of(request)
-    chosen = None if body.filter is None else within_reach(caller, body.filter)
-    wanted = body.ids if body.ids is not None else chosen
-    streams = streams_of(caller, None if chosen is None else chosen.stream)
+    chosen = choose(caller, body.ids, body.filter)
     async with acting_as(database_of(request), caller) as connection:
         await need_reach(connection, caller, body.ids or [])
-        done, more = await store.resolve(connection, body.how, wanted or [], body.reason, streams)
+        done, more = await store.resolve(connection, body.how, chosen.wanted, body.reason, chosen.streams)
     return {"object": "in_doubt", "resolved": done, "has_more": more}

@@ -20,6 +20,7 @@ from pgmail.api.bodies import Body, aside, read_json, read_struct
 from pgmail.api.intake import ReadyBatch, explain, ready_batch
 from pgmail.api.openapi import operation
 from pgmail.api.params import CHANGE, caller_of, database_of, path_id, sealer_of
+from pgmail.api.traced import HEADER, carry
 from pgmail.domain import address as addresses
 from pgmail.domain import ids, when
 from pgmail.domain.states import State
@@ -54,6 +55,8 @@ class Why(msgspec.Struct, forbid_unknown_fields=True):
 async def send_email(request: AnyRequest) -> Response[dict[str, str]]:
     """Enqueue one email."""
     body = await read_json(request)
+    if request.app.state.tracing is not None:
+        carry(body.value, request.headers.get(HEADER))
     key = request.headers.get("idempotency-key")
     made = await request.app.state.enqueue(caller_of(request), body, key)
     return Response({"id": made.id}, headers=made.headers)
@@ -73,8 +76,11 @@ async def send_batch(request: AnyRequest) -> Response[dict[str, Any]]:
         raise Refused("invalid_parameter", "/x-batch-validation", "must be strict or permissive")
     strict, now = mode == "strict", datetime.now(UTC)
     body = await read_json(request)
+    if request.app.state.tracing is not None:
+        carry(body.value, request.headers.get(HEADER))
     key = request.headers.get("idempotency-key")
     sealer, caller, again = sealer_of(request), caller_of(request), False
+    request.app.state.doorman.glance(caller, body.value)
     limits: dict[str, str] | None = None
     try:
         while True:

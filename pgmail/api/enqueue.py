@@ -26,6 +26,7 @@ from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
 from pgmail.api.intake import explain, ready_email
 from pgmail.api.problems import media_type, problem_for
+from pgmail.api.traced import carry
 from pgmail.errors import Refused
 from pgmail.seals import Sealer, TenantSeal
 from pgmail.store import emails as store
@@ -42,7 +43,7 @@ _JSON: Header = (b"content-type", b"application/json")
 _READ = frozenset(
     {
         *(b"authorization", b"content-type", b"content-length", b"content-encoding"),
-        *(b"idempotency-key", b"accept"),
+        *(b"idempotency-key", b"accept", b"traceparent"),
     }
 )
 
@@ -69,11 +70,16 @@ class Enqueue:
         self._coalescer = coalescer
         self._doorman = doorman
 
+    def glance(self, caller: Caller) -> None:
+        """Refuse at once, before its body is read, who has nothing left for a moment. Raises Limited."""
+        self._doorman.glance(caller)
+
     async def __call__(self, caller: Caller, body: Body, key: str | None) -> Enqueued:
         """Enqueue the email in a body; `key` is the header's idempotency key.
 
         Raises Refused and DatabaseAway.
         """
+        self._doorman.glance(caller, body.value)
         now = datetime.now(UTC)
         seal = None if self._sealer is None else await self._sealer.of(caller)
         ready = await aside(body.size, _ready, caller, body, key, now, seal)
@@ -97,13 +103,16 @@ def _ready(caller: Caller, body: Body, key: str | None, now: datetime, seal: Ten
 
 
 class Bare:
-    """The route as an ASGI application. `limit` is the largest body, in octets."""
+    """The route as an ASGI application. `limit` is the largest body, in octets; `traced`: emails carry a trace on."""
 
-    def __init__(self, keyring: Keyring, origins: Origins, enqueue: Enqueue, limit: int) -> None:
+    def __init__(
+        self, keyring: Keyring, origins: Origins, enqueue: Enqueue, limit: int, *, traced: bool = False
+    ) -> None:
         self._keyring = keyring
         self._origins = origins
         self._enqueue = enqueue
         self._limit = limit
+        self._traced = traced
 
     async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -127,7 +136,10 @@ class Bare:
         need_scope(caller, SCOPE)
         check_type(headers.get(b"content-type", ""), headers.get(b"content-encoding", "identity"))
         raw = await in_time(self._body(headers.get(b"content-length", ""), receive))
+        self._enqueue.glance(caller)
         body = await aside(len(raw), read, raw)
+        if self._traced:
+            carry(body.value, headers.get(b"traceparent"))
         found = await self._enqueue(caller, body, headers.get(b"idempotency-key"))
         return b'{"id":"%s"}' % found.id.encode(), found.headers
 

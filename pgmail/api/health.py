@@ -16,6 +16,7 @@ from pgmail.api.params import database_of
 from pgmail.api.problems import RETRY_SECONDS
 from pgmail.errors import DatabaseAway, SchemaMismatch
 from pgmail.store import history, schema
+from pgmail.store.database import Database
 
 
 @get("/health/live", operation_class=operation())
@@ -27,16 +28,21 @@ async def live() -> dict[str, str]:
 @get("/health/ready", operation_class=operation())
 async def ready(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
     """Tell whether requests can be served, and if not, why."""
+    problem, sending = await look(database_of(request))
+    return _answer(problem, sending)
+
+
+async def look(database: Database) -> tuple[str | None, str | None]:
+    """Return what keeps requests from being served, and why no mail is sent; None where nothing does."""
     try:
-        database = database_of(request)
         await schema.require(database)
         async with database.connection() as connection:
             fence = await history.fence(connection)
     except DatabaseAway:
-        return _answer("the database cannot be reached")
+        return "the database cannot be reached", None
     except SchemaMismatch as error:
-        return _answer(str(error))
-    return _answer(None, None if fence is None else f"stopped since {fence.noticed_at}: {fence.reason}")
+        return str(error), None
+    return None, None if fence is None else f"stopped since {fence.noticed_at}: {fence.reason}"
 
 
 def _answer(problem: str | None, sending: str | None = None) -> Response[dict[str, Any]]:

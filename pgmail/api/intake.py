@@ -35,7 +35,9 @@ MAX_DEPTH = 20  # of what is left to SQL
 
 _encode = msgspec.json.encode
 _PEOPLE = frozenset({"from", "to", "cc", "bcc", "reply_to"})
-_WORDS = frozenset({"subject", "text", "html", "stream", "priority", "on_limit", "idempotency_key"})
+_WORDS = frozenset(
+    {"subject", "text", "html", "stream", "priority", "on_limit", "idempotency_key", "traceparent"}
+)
 _OBJECTS = frozenset({"template", "tags", "metadata", "headers"})
 
 

@@ -88,6 +88,7 @@ EMAIL: Mapping[str, Schema] = {
     "expires_at": _MOMENT,
     "on_limit": _words("delay", "hold", "error"),
     "idempotency_key": Schema(type=_STRING, max_length=256, description="or the header Idempotency-Key"),
+    "traceparent": Schema(type=_STRING, description="W3C Trace Context; what is none is as if absent"),
     "test": Schema(
         type=OpenAPIType.BOOLEAN, description="recorded as any email, delivered to the sandbox only"
     ),
@@ -157,6 +158,37 @@ _SCHEMAS = {
         networks=_list(_TEXT),
         expires_at=_MOMENT,
     ),
+    "Webhook": _object(
+        ["endpoint"],
+        endpoint=Schema(type=_STRING, description="https://..."),
+        events=_list(Schema(type=_STRING, description="a type of event; it may end in *, as in email.*")),
+        streams=_list(_TEXT),
+        tags=Schema(type=_OBJECT, additional_properties=_TEXT, description="all of these, by name"),
+        description=_TEXT,
+        signing_secret=Schema(type=_STRING, description="to take one over from elsewhere: whsec_..."),
+    ),
+    "WebhookChange": _object(
+        endpoint=_TEXT,
+        events=_list(_TEXT),
+        streams=Schema(one_of=[_list(_TEXT), Schema(type=OpenAPIType.NULL)]),
+        tags=Schema(
+            one_of=[Schema(type=_OBJECT, additional_properties=_TEXT), Schema(type=OpenAPIType.NULL)]
+        ),
+        description=_TEXT,
+        status=_words("enabled", "disabled"),
+        reason=_TEXT,
+    ),
+    "SecretRotation": _object(
+        overlap=Schema(type=OpenAPIType.NUMBER, description="seconds"), signing_secret=_TEXT, reason=_TEXT
+    ),
+    "Replay": _object(
+        since=_MOMENT,
+        until=_MOMENT,
+        type=_TEXT,
+        outcome=_words("failed", "delivered", "all"),
+        event=_UUID,
+        reason=_TEXT,
+    ),
     "Rotation": _object(overlap=Schema(type=OpenAPIType.NUMBER, description="seconds"), reason=_TEXT),
     "Suppressions": Schema(one_of=[_SUPPRESSION, _list(_SUPPRESSION)], description="one, or up to 1,000"),
     "Erasure": _object(["address", "reason"], address=_TEXT, reason=_TEXT, after=_TEXT, dry_run=_BOOLEAN),
@@ -210,7 +242,7 @@ _PROBLEM = OpenAPIResponse(
 )
 
 
-_PROBLEMS = {str(status): _PROBLEM for status in (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)}
+_PROBLEMS = {str(status): _PROBLEM for status in (400, 401, 403, 404, 408, 409, 410, 413, 415, 422, 429, 503)}
 
 
 class _Document(JsonRenderPlugin):

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from litestar import Request
+from litestar.connection import ASGIConnection
 
 from pgmail.domain import ids, when
 from pgmail.domain.keys import Scope
@@ -68,7 +69,7 @@ def path_name(request: AnyRequest) -> str:
     return text
 
 
-def query(request: AnyRequest, *known: str) -> dict[str, str]:
+def query(request: ASGIConnection[Any, Any, Any, Any], *known: str) -> dict[str, str]:
     """Return the parameters of a query. Raises Refused `invalid_parameter` for one unknown or given twice."""
     found: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
@@ -83,11 +84,11 @@ def query(request: AnyRequest, *known: str) -> dict[str, str]:
     return found
 
 
-def limit_of(given: dict[str, str], default: int = 20) -> int:
-    """Return how many items a page has, 1 to 100. Raises Refused `invalid_parameter`."""
+def limit_of(given: dict[str, str], default: int = 20, most: int = MAX_PAGE) -> int:
+    """Return how many items a page has, 1 to `most`. Raises Refused `invalid_parameter`."""
     text = given.get("limit", str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= MAX_PAGE):
-        raise Refused("invalid_parameter", "/limit", f"must be a number from 1 to {MAX_PAGE}")
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= most):
+        raise Refused("invalid_parameter", "/limit", f"must be a number from 1 to {most}")
     return int(text)
 
 

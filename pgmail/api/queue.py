@@ -10,10 +10,10 @@ from typing import Any
 
 from litestar import Request, get
 
-from pgmail.access.reach import TEST_SITE
 from pgmail.api import shapes
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
+from pgmail.domain.sites import TEST_SITE
 from pgmail.store import insight as store
 from pgmail.store.tenant import acting_as
 

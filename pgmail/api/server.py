@@ -21,19 +21,24 @@ import uvloop
 
 from pgmail.access.mount import MakeMount
 from pgmail.api.app import create_app
+from pgmail.api.health import look
 from pgmail.api.tls import server_options
 from pgmail.collector import calm_collector
 from pgmail.config import Settings
 from pgmail.errors import SettingsError
+from pgmail.feed.hub import Hub
+from pgmail.metrics.listener import Listener
 from pgmail.sealing import keks
 from pgmail.store.database import Database
 from pgmail.store.history import Witness
+from pgmail.tracing import start as start_tracing
 
 log = structlog.get_logger()
 
 Ready = Callable[[str, int], None]
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LAST_MARK_SECONDS = 2.0
+UNREAD_MS = 60_000
 
 
 def serve(settings: Settings, *, ready: Ready | None = None, mounts: Sequence[MakeMount] = ()) -> None:
@@ -66,15 +71,34 @@ async def run(
     witness = Witness("api", settings.state_dir)
     database, sends = pools(settings, witness)
     witness.watch(database)
+    tracing = start_tracing(settings, "api")
     app = create_app(
-        settings, database, sends=sends, witness=witness, keks=sealing, mounts=mounts, stopping=stop
+        settings,
+        database,
+        sends=sends,
+        witness=witness,
+        keks=sealing,
+        tracing=tracing,
+        mounts=mounts,
+        stopping=stop,
     )
     where = f"http{'s' * bool(tls)}://{f'[{host}]' if ':' in host else host}:{port}"
     pages = [where + path for path in app.state.pages]
+
+    async def health() -> str | None:
+        return (await look(database))[0]
+
+    try:
+        metrics = Listener(settings, app.state.metrics.page, health)
+    except SettingsError:
+        listener.close()
+        raise
     config = uvicorn.Config(
         app,
         http="httptools",
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=65_536,  # what a listener says is a key
+        ws_per_message_deflate=False,  # its memory is a listener's price many times over
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -88,10 +112,14 @@ async def run(
     if sends is not database:
         await sends.open()
     await witness.start()
+    await metrics.start()
     try:
         with _told(stop):
-            await _serve(server, listener, stop)
+            await _serve(server, listener, stop, app.state.hub)
     finally:
+        await metrics.stop()
+        if tracing is not None:
+            await tracing.close()
         await witness.drain(LAST_MARK_SECONDS)
         await witness.stop()
         await sends.close()
@@ -126,6 +154,9 @@ def listen(settings: Settings) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if settings.api_processes > 1 and hasattr(socket, "SO_REUSEPORT"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Of the connections too: one whose client takes nothing in for so long is broken, and its memory free.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
         sock.bind(address)
         sock.listen(2048)
         sock.setblocking(False)
@@ -161,14 +192,15 @@ def _started(host: str, port: int, ready: Ready | None, pages: Sequence[str]) ->
         ready(host, port)
 
 
-async def _serve(server: _Server, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Run the server until it ends or is told to."""
+async def _serve(server: _Server, listener: socket.socket, stop: asyncio.Event, hub: Hub) -> None:
+    """Run the server until it ends or is told to. Streams never end by themselves, and are ended first."""
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     told = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         told.cancel()
+        await hub.close()
         server.should_exit = True
         await serving
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     TextType = click.ParamType[str]
     PairType = click.ParamType[tuple[str, str]]
     JsonType = click.ParamType[Any]
+    from pgmail.client_seal import Sealer
     from pgmail.config import Role, Settings
     from pgmail.store.single import Connection
 
@@ -27,6 +29,9 @@ else:  # older versions of click cannot be subscripted
     TextType = PairType = JsonType = click.ParamType
 
 T = TypeVar("T")
+
+_SPAN = re.compile(r"(\d{1,6}) ?(s|min|m|h|d|w)")
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, whose shape stays as it is; times are ISO 8601, UTC."
@@ -47,6 +52,16 @@ def address(found: Settings, role: Role | None = None) -> str:
     if role is None and not found.database_url and found.owner_database_url:
         return found.owner_database_url
     return found.database(role)
+
+
+def sealer(found: Settings) -> Sealer | None:
+    """What seals mail with the keys that the settings name; None where they name none. Raises SettingsError."""
+    if not (found.seal_keys or found.seal_key_file or found.seal_key_command):
+        return None
+    from pgmail.client_seal import Sealer  # noqa: PLC0415 - most installations seal nothing
+    from pgmail.sealing.keks import read  # noqa: PLC0415
+
+    return Sealer(read(found))
 
 
 @asynccontextmanager
@@ -140,6 +155,21 @@ def identifier(_: click.Context, __: click.Parameter, value: Any) -> Any:
         return tuple(UUID(one) for one in value) if isinstance(value, tuple) else value and UUID(value)
     except ValueError:
         raise click.BadParameter("an id is a UUID, as `pgmail send` prints it") from None
+
+
+def read_span(text: str) -> timedelta | None:
+    """Read `90d`, `24h` and the like; None for what is no span."""
+    found = _SPAN.fullmatch(text.strip())
+    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]]) if found else None
+
+
+def span(_: click.Context, __: click.Parameter, value: str | None) -> timedelta | None:
+    """Read `90d`, `24h` and the like, as a callback of an option."""
+    if value is None:
+        return None
+    if (found := read_span(value)) is None:
+        raise click.BadParameter("write a number and s, m, h, d or w, as in 24h")
+    return found
 
 
 def moment(value: str | None, field: str) -> datetime | None:

@@ -27,7 +27,11 @@ def upgrade(revision: str, roles: bool, as_json: bool) -> None:
 
     found = common.settings()
     done = migrate.upgrade(
-        common.address(found, "owner"), prefix=found.role_prefix, revision=revision, roles=roles
+        common.address(found, "owner"),
+        prefix=found.role_prefix,
+        revision=revision,
+        roles=roles,
+        tell=lambda line: click.echo(line, err=True),
     )
     _tell(done, as_json=as_json)
 

@@ -12,8 +12,7 @@ from uuid import UUID
 
 import click
 
-from pgmail.cli import common, output
-from pgmail.errors import PgmailError
+from pgmail.cli import common, many
 
 if TYPE_CHECKING:
     from pgmail.store.emails import DeadFilter
@@ -54,11 +53,7 @@ def _filtered(command: F) -> F:
 
 @dead.command("list")
 @_filtered
-@click.option(
-    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many at most."
-)
-@click.option("--after", callback=common.identifier, metavar="ID", help="Go on below this one.")
-@common.as_json
+@many.paged
 def list_(limit: int, after: UUID | None, as_json: bool, **chosen: Any) -> None:
     """List dead letters, newest first."""
 
@@ -70,10 +65,7 @@ def list_(limit: int, after: UUID | None, as_json: bool, **chosen: Any) -> None:
                 connection, _filter(chosen), emails.Page(limit=limit, after=after)
             )
 
-    rows, more = common.run(ask())
-    output.show(rows, _LIST, as_json=as_json, none="no dead letters")
-    if more and not as_json:
-        click.echo(f"there are more: --after {rows[-1].recipient_id}")
+    many.show_page(common.run(ask()), _LIST, as_json=as_json, none="no dead letters")
 
 
 @dead.command()
@@ -89,16 +81,7 @@ def show(id: UUID, as_json: bool) -> None:
         async with common.database() as connection:
             return await fetch_dicts(connection, queries("cli_operate")["dead_letter"], {"id": id})
 
-    rows = common.run(ask())
-    if not rows:
-        raise PgmailError(f"no dead letter has the id {id}")
-    if as_json:
-        output.print_json([output.plain(row) for row in rows])
-        return
-    for number, row in enumerate(rows):
-        if number:
-            click.echo()
-        output.show_one(row, as_json=False)
+    many.show_all(common.run(ask()), as_json=as_json, none=f"no dead letter has the id {id}")
 
 
 def _acting(command: F) -> F:
@@ -137,35 +120,25 @@ async def _act(verb: str, why: str | None, chosen: dict[str, Any]) -> int:
     _check_choice(chosen)
     act = emails.retry if verb == "retry" else emails.discard
     wanted = chosen["ids"] or _filter(chosen)
-    done, more = 0, True
     async with common.database() as connection:
-        while more:
+
+        async def some() -> tuple[int, bool]:
             ids, more = await emails.dead_ids(connection, wanted)
-            reached = await act(connection, ids, why) if ids else 0
-            done += reached
-            more = more and reached > 0
-    return done
+            return await act(connection, ids, why) if ids else 0, more
+
+        return await many.act_on_all(some)
 
 
 def _check_choice(chosen: dict[str, Any]) -> None:
-    filters = [chosen[key] for key in _FILTERS if chosen[key] is not None]
-    if bool(chosen["ids"]) + bool(filters) + chosen["everything"] != 1:
-        raise click.UsageError("Give ids, or a filter (--stream, --site, --text, ...), or --all.")
+    many.check_choice(chosen, _FILTERS, "--stream, --site, --text")
 
 
 def _filter(chosen: dict[str, Any]) -> DeadFilter:
     from pgmail.store.emails import DeadFilter  # noqa: PLC0415
 
-    given = {key: chosen[key] for key in _FILTERS}
-    for name in ("died_after", "died_before"):
-        given[name] = common.moment(given[name], name)
+    given = many.filter_of(chosen, _FILTERS)
     return DeadFilter(reason=given.pop("died_of"), **given)
 
 
 def _tell(done: str, count: int, *, as_json: bool) -> None:
-    if as_json:
-        output.print_json({done: count})
-    elif count:
-        click.echo(f"{done} {count}")
-    if not count:
-        raise PgmailError("no dead letter matches")
+    many.tell(done, count, as_json=as_json, none="no dead letter matches")

@@ -12,8 +12,7 @@ from uuid import UUID
 
 import click
 
-from pgmail.cli import common, output
-from pgmail.errors import PgmailError
+from pgmail.cli import common, many
 
 if TYPE_CHECKING:
     from pgmail.store.doubts import DoubtFilter
@@ -55,11 +54,7 @@ def _filtered(command: F) -> F:
 
 @doubt.command("list")
 @_filtered
-@click.option(
-    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many at most."
-)
-@click.option("--after", callback=common.identifier, metavar="ID", help="Go on below this one.")
-@common.as_json
+@many.paged
 def list_(limit: int, after: UUID | None, as_json: bool, **chosen: Any) -> None:
     """List mail that is held in doubt, newest first."""
 
@@ -69,10 +64,7 @@ def list_(limit: int, after: UUID | None, as_json: bool, **chosen: Any) -> None:
         async with common.database() as connection:
             return await doubts.listing(connection, _filter(chosen), emails.Page(limit=limit, after=after))
 
-    rows, more = common.run(ask())
-    output.show(rows, _LIST, as_json=as_json, none="nothing is in doubt")
-    if more and not as_json:
-        click.echo(f"there are more: --after {rows[-1].recipient_id}")
+    many.show_page(common.run(ask()), _LIST, as_json=as_json, none="nothing is in doubt")
 
 
 @doubt.command()
@@ -87,16 +79,7 @@ def show(id: UUID, as_json: bool) -> None:
         async with common.database() as connection:
             return await doubts.show(connection, id)
 
-    rows = common.run(ask())
-    if not rows:
-        raise PgmailError(f"no mail with the id {id} is held in doubt")
-    if as_json:
-        output.print_json([output.plain(row) for row in rows])
-        return
-    for number, row in enumerate(rows):
-        if number:
-            click.echo()
-        output.show_one(row, as_json=False)
+    many.show_all(common.run(ask()), as_json=as_json, none=f"no mail with the id {id} is held in doubt")
 
 
 @doubt.command()
@@ -114,9 +97,7 @@ def resolve(how: str | None, reason: str | None, yes: bool, as_json: bool, **cho
     """Say what became of mail in doubt: by id, by filter, or --all. Look at the other side's log first."""
     if how is None:
         raise click.UsageError("Say --assume-sent or --resend.")
-    narrowed = any(chosen[key] is not None for key in _FILTERS)
-    if bool(chosen["ids"]) + narrowed + chosen["everything"] != 1:
-        raise click.UsageError("Give ids, or a filter (--stream, --site, ...), or --all.")
+    many.check_choice(chosen, _FILTERS, "--stream, --site")
     if not chosen["ids"] and not yes:
         words = "Take for sent" if how == "assume_sent" else "Send again"
         click.confirm(f"{words} all mail in doubt that matches?", abort=True, err=True)
@@ -125,26 +106,13 @@ def resolve(how: str | None, reason: str | None, yes: bool, as_json: bool, **cho
         from pgmail.store import doubts  # noqa: PLC0415
 
         wanted = chosen["ids"] or _filter(chosen)
-        done, more = 0, True
         async with common.database() as connection:
-            while more:
-                reached, more = await doubts.resolve(connection, how, wanted, reason)  # type: ignore[arg-type]
-                done += reached
-        return done
+            return await many.act_on_all(lambda: doubts.resolve(connection, how, wanted, reason))  # type: ignore[arg-type]
 
-    count = common.run(act())
-    if as_json:
-        output.print_json({"resolved": count})
-    elif count:
-        click.echo(f"resolved {count}")
-    if not count:
-        raise PgmailError("nothing in doubt matches")
+    many.tell("resolved", common.run(act()), as_json=as_json, none="nothing in doubt matches")
 
 
 def _filter(chosen: dict[str, Any]) -> DoubtFilter:
     from pgmail.store.doubts import DoubtFilter  # noqa: PLC0415
 
-    given = {key: chosen[key] for key in _FILTERS}
-    for name in ("doubted_after", "doubted_before"):
-        given[name] = common.moment(given[name], name)
-    return DoubtFilter(**given)
+    return DoubtFilter(**many.filter_of(chosen, _FILTERS))

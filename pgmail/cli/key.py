@@ -7,7 +7,6 @@ without a gap, rotate it: both work until the overlap has passed.
 
 from __future__ import annotations
 
-import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -33,24 +32,12 @@ _LIST = {
     "last_used_from": "from",
     "ends": "ends",
 }
-_SPAN = re.compile(r"(\d{1,6}) ?(s|min|m|h|d|w)")
-_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _ONCE = "This is the only time that the key is shown."
 
 
 @click.group(short_help="Keys of the HTTP API.")
 def key() -> None:
     """Make, list, rotate and revoke keys of the HTTP API."""
-
-
-def _span(_: click.Context, __: click.Parameter, value: str | None) -> timedelta | None:
-    """Read `90d`, `24h` and the like."""
-    if value is None:
-        return None
-    found = _SPAN.fullmatch(value.strip())
-    if found is None:
-        raise click.BadParameter("write a number and s, m, h, d or w, as in 24h")
-    return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
 
 
 @key.command()
@@ -139,7 +126,7 @@ def list_(as_json: bool) -> None:
     metavar="TIME",
     default="24h",
     show_default=True,
-    callback=_span,
+    callback=common.span,
     help="For how long both work: 24h, 7d; 0s ends the old one at once.",
 )
 @click.option("--reason", metavar="TEXT", help="Why; kept in the record.")
@@ -206,8 +193,8 @@ def _domains(given: tuple[str, ...]) -> list[str] | None:
 
 
 def _end(text: str | None) -> datetime | None:
-    if text is not None and (found := _SPAN.fullmatch(text.strip())):
-        return common.now() + timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+    if text is not None and (span := common.read_span(text)) is not None:
+        return common.now() + span
     return common.moment(text, "expires")
 
 

@@ -59,12 +59,18 @@ def status(id: UUID, as_json: bool) -> None:
 
 @click.command(short_help="The journey of an email, oldest first.")
 @common.email_id
+@click.option("--follow", "-f", is_flag=True, help="Go on as it happens, until every recipient is settled.")
 @common.as_json
-def trace(id: UUID, as_json: bool) -> None:
+def trace(id: UUID, follow: bool, as_json: bool) -> None:
     """Show everything that happened to an email, oldest first."""
 
     async def ask() -> None:
+        from pgmail.cli import follow as follower  # noqa: PLC0415
         from pgmail.store import emails  # noqa: PLC0415
+
+        if follow:
+            await follower.follow(id, _TRACE, as_json=as_json)
+            return
 
         async with common.database() as connection:
             rows = await emails.events(connection, id)

@@ -36,6 +36,7 @@ COMMANDS = {
     "asset": "pgmail.cli.asset:asset",
     "stream": "pgmail.cli.stream:stream",
     "suppression": "pgmail.cli.suppression:suppression",
+    "webhook": "pgmail.cli.webhook:webhook",
     "domain": "pgmail.cli.domain:domain",
     "tenant": "pgmail.cli.tenant:tenant",
     "seal": "pgmail.cli.seal:seal",

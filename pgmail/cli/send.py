@@ -144,12 +144,6 @@ async def _send(body: Any) -> Any:
     if not isinstance(body, dict):
         raise Refused("invalid_body", "", "an email is a JSON object")
     checked(body, common.now())  # a bad email is refused although no database is there
-    found = common.settings()
-    seal = None
-    if found.seal_keys or found.seal_key_file or found.seal_key_command:
-        from pgmail.client_seal import Sealer  # noqa: PLC0415
-        from pgmail.sealing.keks import read  # noqa: PLC0415
-
-        seal = Sealer(read(found))
+    seal = common.sealer(common.settings())
     async with common.database() as connection:
         return await enqueue(connection, body, seal=seal)

@@ -93,9 +93,10 @@ def run(path: Path, given: dict[str, Any], body: dict[str, Any], *, as_json: boo
     from pgmail.mailing.work import Mailing  # noqa: PLC0415
 
     order = _order(path, given, body)
-    address = common.address(common.settings())  # wrong settings are told before the list is looked at
+    found = common.settings()  # wrong ones are told before the list is looked at
+    address, sealer = common.address(found), common.sealer(found)
     with Reporter(path, rejected) as reporter:
-        with Mailing(order, connect=lambda: _lend(address), watch=reporter) as mailing:
+        with Mailing(order, connect=lambda: _lend(address), watch=reporter, sealer=sealer) as mailing:
             _work(order, mailing, reporter, dry=given["dry_run"])
         reporter.end()
         _tell(order, mailing, dry=given["dry_run"], as_json=as_json)

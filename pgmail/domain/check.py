@@ -35,7 +35,7 @@ KEYS = (
         "headers",
     ),
     *("attachments", "tags", "metadata", "stream", "priority", "scheduled_at", "expires_at", "on_limit"),
-    *("idempotency_key", "test"),
+    *("idempotency_key", "test", "traceparent"),
 )
 PRIORITIES = ("high", "normal", "low")
 ON_LIMIT = ("delay", "hold", "error")

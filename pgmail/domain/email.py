@@ -91,6 +91,7 @@ class Email(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"sender": 
     on_limit: str | None = None
     idempotency_key: str | None = None
     test: bool | None = None
+    traceparent: str | None = None
 
     def to_body(self) -> dict[str, Any]:
         """Return the body as JSON has it: only str, int, float, bool, None, dict and list.

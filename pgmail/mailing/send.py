@@ -24,6 +24,7 @@ from uuid import UUID
 
 import msgspec
 
+from pgmail.client_seal import Sealer
 from pgmail.errors import DatabaseAway, Refused
 from pgmail.mailing.people import People
 from pgmail.mailing.scan import Refusal, Scan, digest
@@ -135,9 +136,14 @@ class Sending:
         connect: Connect,
         watch: Watch,
         doubtful: Literal["skip", "send"] | None = None,
+        sealer: Sealer | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
-        """`body` is the email without `to`; `doubtful` decides about chunks that outlived their key."""
+        """`body` is the email without `to`; `doubtful` decides about chunks that outlived their key.
+
+        `sealer` seals where the stream seals.
+        """
+        self._sealer = sealer
         self._people, self._found, self._state, self._body = people, found, state, body
         self._connect, self._watch, self._doubtful, self._clock = connect, watch, doubtful, clock
         self._walk = chunks(table, people, found, state.settled.__contains__)
@@ -197,7 +203,7 @@ class Sending:
         while chunk.people:
             self._state.begin_chunk(chunk.number, chunk.digest, self._clock())
             try:
-                email = await hand_over(connection, self._email(chunk))
+                email = await hand_over(connection, self._email(chunk), self._sealer)
             except Refused as refused:
                 if refused.code == "idempotency_conflict":
                     handed.conflicts += len(chunk.people)
@@ -216,14 +222,14 @@ class Sending:
                 return
         self._settle(chunk)
 
-    def _email(self, chunk: Chunk) -> str:
+    def _email(self, chunk: Chunk) -> dict[str, Any]:
         body = {**self._body, "to": chunk.people}
         body["idempotency_key"] = key_of(self._state.begin.identity, chunk.digest, chunk.number)
         at = self._state.begin.scheduled_at
         # A long list outlasts "in 1 minute"; a moment that has come means now.
         if at is not None and datetime.fromisoformat(at) > self._clock():
             body["scheduled_at"] = at
-        return msgspec.json.encode(body).decode()
+        return body
 
     def _given_up(self, chunk: Chunk) -> bool:
         """Decide about a chunk that may have outlived its key; whether it is left alone."""

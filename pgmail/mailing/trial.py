@@ -17,6 +17,7 @@ import msgspec
 
 from pgmail import sqlfiles
 from pgmail.client_drivers import ask
+from pgmail.client_seal import Sealer, sealing
 from pgmail.domain.address import parse
 from pgmail.errors import Refused
 from pgmail.store.single import Connection
@@ -35,14 +36,24 @@ def missing(refused: Refused) -> str | None:
     return quoted.replace("\\\\", "\\") if " E'" in refused.message else quoted
 
 
-async def hand_over(connection: Connection, email: str) -> UUID:
-    """Send an email, given as JSON, in whatever transaction the connection is in; its id. Raises Refused."""
-    answer: Any = ask(connection, sqlfiles.queries("client")["send"], [email], UUID)
+async def hand_over(connection: Connection, body: dict[str, Any], sealer: Sealer | None = None) -> UUID:
+    """Send an email in whatever transaction the connection is in, sealed where its stream seals; its id.
+
+    Raises Refused.
+    """
+    query = sqlfiles.queries("client")["send"]
+    answer: Any = sealing(
+        connection,
+        sealer,
+        lambda sealed: ask(connection, query, [msgspec.json.encode(sealed(body)).decode()], UUID),
+    )
     id: UUID = await answer  # noqa: A001 - the word of the database
     return id
 
 
-async def required(connection: Connection, body: dict[str, Any]) -> frozenset[str]:
+async def required(
+    connection: Connection, body: dict[str, Any], sealer: Sealer | None = None
+) -> frozenset[str]:
     """Return the variables that the template wants from each recipient, besides those that `body` shares.
 
     `body` is an email without `to`, in personal mode. Raises Refused for what the database has against it.
@@ -51,10 +62,9 @@ async def required(connection: Connection, body: dict[str, Any]) -> frozenset[st
     while len(found) < MOST:
         # The sender's own address is one that the law has passed, and hears nothing of this.
         person = {"address": parse(body["from"]).rcpt, "variables": found}
-        email = msgspec.json.encode({**body, "to": [person]}).decode()
         try:
             async with connection.transaction(force_rollback=True):
-                await hand_over(connection, email)
+                await hand_over(connection, {**body, "to": [person]}, sealer)
         except Refused as refused:
             name = missing(refused)
             if name is None or name in found:

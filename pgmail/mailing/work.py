@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from pgmail.client_bodies import checked
+from pgmail.client_seal import Sealer
 from pgmail.domain.address import parse
 from pgmail.domain.check_people import MAX_RECIPIENTS
 from pgmail.errors import Refused, TemplateFault
@@ -61,8 +62,12 @@ class Order(msgspec.Struct, kw_only=True):
 class Mailing:
     """One run of a mailing; its parts in the order in which they are called."""
 
-    def __init__(self, order: Order, *, connect: Connect, watch: Watch) -> None:
-        """Open the list. Raises OSError, and Refused for the list's header or for the email."""
+    def __init__(self, order: Order, *, connect: Connect, watch: Watch, sealer: Sealer | None = None) -> None:
+        """Open the list. Raises OSError, and Refused for the list's header or for the email.
+
+        `sealer` has the keys for streams that seal.
+        """
+        self._sealer = sealer
         self._order, self._connect, self._watch = order, connect, watch
         self._stack = ExitStack()
         self.table = self._stack.enter_context(
@@ -97,7 +102,7 @@ class Mailing:
         """Try the email in a transaction that is rolled back. Raises Refused, DatabaseAway, StatementFailed."""
         async with self._connect() as connection:
             body = {key: value for key, value in self._body.items() if key != "to"}
-            self._people.require(await trial.required(connection, body))
+            self._people.require(await trial.required(connection, body, self._sealer))
             self._identity = _identity(self._order, self._body, connection)
 
     def open_state(self) -> State:
@@ -142,6 +147,7 @@ class Mailing:
             connect=self._connect,
             watch=self._watch,
             doubtful=self._order.doubtful,
+            sealer=self._sealer,
         )
         return await self._sending.run()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,10 +21,12 @@ from pgmail.maintain.chores import Chore, Chores
 from pgmail.maintain.domains import Domains
 from pgmail.maintain.rescuer import Watch
 from pgmail.maintain.retention import Retention
+from pgmail.metrics.counts import Sample
 from pgmail.service import Loop
 from pgmail.store import presence as store
 from pgmail.store.database import Database
 from pgmail.store.faults import Busy
+from pgmail.store.metrics import FleetFigures
 from pgmail.store.presence import Presence
 
 _Q = sqlfiles.queries("maintain")
@@ -46,10 +48,14 @@ class Leader(Loop):
         silence_seconds: float,
         name_servers: Sequence[tuple[str, int]] = (),
         chores: Sequence[Chore] = (),
+        show_tenants: bool = False,
     ) -> None:
+        """`show_tenants`: its figures of the queue name tenants."""
         super().__init__("leader")
         self._chores = Chores(chores)
         self.leading = False
+        self.rescued = 0  # leases taken from dead workers
+        self.figures = FleetFigures(database, lambda: self.leading, tenants=show_tenants)
         self._database, self._presence = database, presence
         self._watch = Watch(silence_seconds, time.monotonic)
         # Reads must come much more often than the silence they measure.
@@ -94,6 +100,16 @@ class Leader(Loop):
             self.leading = False
             await self._chores.rest()
             await self._domains.stop()
+
+    def samples(self) -> Iterator[Sample]:
+        """Whether it leads, and while it does what it knows of the fleet."""
+        yield Sample("leading", (), float(self.leading))
+        yield Sample("rescued_leases", (), self.rescued)
+        yield from self.figures.samples()
+
+    async def refresh(self) -> None:
+        """Have the fleet's figures fetched, if this process leads and they have grown old."""
+        await self.figures.refresh()
 
     async def _tick(self) -> None:
         leading = await store.lead(self._database, self._presence.epoch, LEASE_SECONDS)
@@ -146,6 +162,7 @@ class Leader(Loop):
         except Busy as error:  # a claim of its own is on its way; others must not wait for that
             _log.info("leader.rescue_waits", worker=epoch, reason=str(error))
             return
+        self.rescued += row.rescued if row else 0
         _log.warning("leader.rescued", worker=epoch, leases=row.rescued if row else 0)
 
     async def _wake_due(self) -> None:

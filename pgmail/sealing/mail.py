@@ -29,7 +29,7 @@ from pgmail.sealing.box import keyed_hash, place, seal, unseal
 
 TEXTS = ("subject", "text", "html", "headers")
 _SECRET = (*TEXTS, "variables", "filenames")
-_NOT_HASHED = frozenset({"idempotency_key", "scheduled_at", "expires_at", "sealed"})
+_NOT_HASHED = frozenset({"idempotency_key", "scheduled_at", "expires_at", "traceparent", "sealed"})
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.decode
 

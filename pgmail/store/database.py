@@ -30,6 +30,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway
+from pgmail.metrics.counts import Sample
 from pgmail.sqlfiles import Query
 from pgmail.store.faults import translate
 
@@ -203,6 +204,17 @@ class Database:
         """Run a query whose rows nobody wants."""
         async with self.connection() as connection:
             await connection.execute(query.text.encode(), params)
+
+    def samples(self) -> Iterator[Sample]:
+        """How full the pool is, and how long it was waited for."""
+        stats, name = self._pool.get_stats(), (self._pool.name.removeprefix("pgmail").strip(" -") or "all",)
+        yield Sample("pool_connections", name, stats.get("pool_size", 0))
+        yield Sample("pool_idle", name, stats.get("pool_available", 0))
+        yield Sample("pool_waiting", name, stats.get("requests_waiting", 0))
+        yield Sample("pool_requests", name, stats.get("requests_num", 0))
+        yield Sample("pool_wait_seconds", name, stats.get("requests_wait_ms", 0) / 1000)
+        yield Sample("pool_errors", name, stats.get("requests_errors", 0))
+        yield Sample("pool_lost", name, stats.get("connections_lost", 0))
 
     async def reachable(self) -> bool:
         """Tell whether the server answers now."""

@@ -11,7 +11,7 @@ are unknown (`check_key_v1`).
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, NamedTuple
@@ -190,6 +190,13 @@ async def note_uses(database: Database, uses: Iterable[Use]) -> None:
         "ages": [use.age for use in given],
     }
     await database.run(queries("keys")["note_uses"], values)
+
+
+async def share_guesses(database: Database, counts: Mapping[str, int]) -> dict[str, float]:
+    """Add failed tries by client to what all processes counted; how many of each are not forgiven yet."""
+    values = {"clients": list(counts), "counts": list(counts.values())}
+    rows = await database.many(queries("keys")["share_guesses"], values)
+    return {row.client: row.level for row in rows}
 
 
 async def note_guesses(database: Database, origin: str, tries: int) -> None:

@@ -2,7 +2,8 @@
 
 An upgrade is one transaction: migrations by Alembic (each runs a pair of SQL files), then every function
 afresh, then the roles if the owner may create them. It happens as a whole or not at all, and again is
-harmless. After it, row-level security is forced where it is not yet, table by table. It needs CREATE on the
+harmless. After it, row-level security is forced where it is not yet, table by table, and indexes over partitions
+that hold rows are made without a lock, one by one; interrupted, the next upgrade goes on. It needs CREATE on the
 database, or a schema `pgmail` of the caller's own; never a superuser.
 Nothing here runs at start-up but `check`, which only reads.
 
@@ -41,6 +42,12 @@ LOCK_TIMEOUT_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 1.0  # between two tries; mail that waited goes meanwhile
 
+# An index is made beside mail, and waits at its end for transactions that are older than it: nobody waits for that.
+INDEX_PATIENCE_SECONDS: Final = 60.0
+FEED_LATER: Final = (
+    "live events answer 503 until `pgmail db upgrade` has made the index of the feed over all partitions: "
+)
+
 # The functions of this program stand beside tables of before, and no file of an older program's is at hand here.
 OLDER_PROGRAM: Final = (
     "functions are still those of this program and name what was taken back: until the older program's "
@@ -62,8 +69,17 @@ def check(dsn: str) -> SchemaState:
         return _state(connection)
 
 
-def upgrade(dsn: str, *, prefix: str, revision: str = "head", roles: bool = True) -> list[str]:
+def upgrade(
+    dsn: str,
+    *,
+    prefix: str,
+    revision: str = "head",
+    roles: bool = True,
+    tell: Callable[[str], None] | None = None,
+) -> list[str]:
     """Bring the schema to `revision`, with this program's functions and roles; what was done, a line each.
+
+    `tell` hears what takes long while it lasts.
 
     `prefix` begins the names of the roles, which belong to the whole cluster. Where the owner lacks
     CREATEROLE and a role is missing, the upgrade goes on without, and the last line says what an administrator
@@ -78,7 +94,39 @@ def upgrade(dsn: str, *, prefix: str, revision: str = "head", roles: bool = True
         if error.code != "locked":
             raise
         done.append("row-level security is not forced on all tables yet, some were in use; upgrade again")
-    return done
+    made, left = _index_feed(dsn, tell or (lambda _: None))
+    if made:
+        done.insert(-1, f"made the index of the feed over {made} partitions")
+    return done + left
+
+
+def _index_feed(dsn: str, tell: Callable[[str], None]) -> tuple[int, list[str]]:
+    """Make the indexes of the feed over partitions that hold rows, each outside of a transaction; over how many.
+
+    Mail flows meanwhile. What cannot be had in time is left for the next upgrade, and said.
+    """
+    made = 0
+    left: list[str] = []
+    with _one_line(), psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as raw:
+        if not _ask(raw, "indexes_feed"):
+            return 0, []
+        _run(raw, "wait_for_locks", lock_timeout=f"{INDEX_PATIENCE_SECONDS * 1000:.0f}ms")
+        name = ""
+        while found := _row(raw, "feed_index_next", after=name):
+            name = str(found["name"])
+            tell(
+                f"making the index of the feed over {name}, {found['step']} of {found['steps']}; mail goes on"
+            )
+            try:
+                for statement in found["statements"]:
+                    raw.execute(statement.encode())
+            except (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled) as error:
+                left.append(f"{FEED_LATER}{name} was in use ({error.diag.message_primary})")
+            except errors.UndefinedTable:
+                continue  # retention dropped it meanwhile
+            else:
+                made += 1
+    return made, left
 
 
 def _secure(dsn: str) -> int:

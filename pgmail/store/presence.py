@@ -11,11 +11,13 @@ import math
 import os
 import socket
 import time
+from collections.abc import Iterator, Sequence
 
 import structlog
 
 from pgmail import sqlfiles
 from pgmail.errors import DatabaseAway
+from pgmail.metrics.counts import Sample
 from pgmail.service import Loop
 from pgmail.store import schema
 from pgmail.store.database import Database
@@ -39,10 +41,12 @@ class Presence(Loop):
         beat_ms: int,
         silence_seconds: float,
         staging: str | None = None,
+        opens: Sequence[str] | None = None,
     ) -> None:
         """`silence_seconds` is how long the rescuer waits before it declares a silent worker dead.
 
-        `staging` is what this worker's settings make of mail, in words; it stands in its row.
+        `staging` is what this worker's settings make of mail, in words; it stands in its row. `opens` names the
+        key-encryption keys that it opens sealed mail with; None for a process that sends no mail.
         """
         super().__init__("presence")
         self.epoch = 0
@@ -51,6 +55,7 @@ class Presence(Loop):
         self._program = program
         self._concurrency = concurrency
         self._staging = staging
+        self._opens = opens
         self._beat_seconds = beat_ms / 1000
         self._silence_seconds = silence_seconds
         self._beaten_at = 0.0
@@ -63,6 +68,16 @@ class Presence(Loop):
     def fresh(self) -> bool:
         """Tell whether this worker may start mail: it beat recently enough to be surely alive to others."""
         return time.monotonic() - self._beaten_at < self._silence_seconds / 2
+
+    def samples(self) -> Iterator[Sample]:
+        """Whether it may start mail."""
+        yield Sample("fresh", (), float(self.fresh))
+
+    async def health(self) -> str | None:
+        """What keeps this process from working, in words; None where nothing does."""
+        if self.fresh:
+            return None
+        return "it could not tell the database lately that it is alive" if self.epoch else "it is starting"
 
     async def set_asleep(self, asleep: bool) -> None:
         """Ask to be notified, or no more. Returns once the database knows (at once if it knew)."""
@@ -102,12 +117,15 @@ class Presence(Loop):
                         "staging": self._staging,
                     },
                 )
+                epoch = row.epoch if row else 0
+                if self._opens is not None:
+                    await self._database.run(_Q["opens"], {"epoch": epoch, "keks": list(self._opens)})
             except DatabaseAway as error:
                 _log.warning("database.away", error=str(error), retry_seconds=pause)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
             else:
-                self.epoch = row.epoch if row else 0
+                self.epoch = epoch
                 self._beaten_at = time.monotonic()
                 return
 

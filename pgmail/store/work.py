@@ -6,7 +6,7 @@ Thin: each function is one named query of `sql/queries/work.sql` and the types a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
@@ -68,6 +68,7 @@ class StreamRow(msgspec.Struct, frozen=True):
     max_age_seconds: int = 259_200
     relays: list[str] | None = None  # several: in order, or by `relay_weights`
     relay_weights: list[float] | None = None
+    seal: str = "off"
 
 
 class RelayRow(msgspec.Struct, frozen=True):
@@ -151,6 +152,7 @@ class MessageRow(msgspec.Struct, frozen=True):
     scheduled_at: datetime | None = None
     key_id: int | None = None  # of what sealed it
     test: bool = False  # it goes to the sandbox, and nowhere else
+    traceparent: str | None = None  # its caller's trace (W3C Trace Context)
 
 
 async def claim_each(
@@ -378,6 +380,12 @@ async def suppressed(database: Database, tenant: int, stream: str, address: str)
 async def streams(database: Database) -> list[StreamRow]:
     """Every stream's policy."""
     return [StreamRow(*row) for row in await database.many(_Q["streams"])]
+
+
+async def sealed_elsewhere(database: Database, mine: Collection[str]) -> frozenset[int]:
+    """The tenants whose sealed mail other running workers open, and who has these keys only does not."""
+    rows = await database.many(_Q["sealed_elsewhere"], {"mine": list(mine)})
+    return frozenset(row.tenant for row in rows)
 
 
 async def relays(database: Database) -> list[RelayRow]:

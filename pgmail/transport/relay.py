@@ -20,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 
 from pgmail.domain.reply import Envelope, Phase, Result
-from pgmail.transport.base import OnDot, TooLate, closed_error
+from pgmail.transport.base import OnDot, TooLate, Withheld, closed_error
 from pgmail.transport.careful import carry
 from pgmail.transport.commands import Capabilities
 from pgmail.transport.opening import open_session, tls_context
@@ -55,6 +55,7 @@ class SmtpRelay:
         self._capabilities: Capabilities | None = None
         self._reaper: asyncio.TimerHandle | None = None
         self._guard: Callable[[], bool] | None = None
+        self._mails: set[Transaction] = set()  # in `deliver`
         self._closed = False
 
     @classmethod
@@ -110,6 +111,7 @@ class SmtpRelay:
         if self._closed:
             raise closed_error(self.name)
         mail = Transaction(envelope, on_dot, asyncio.get_running_loop())
+        self._mails.add(mail)
         session = None if self._waiting or self._again else self._place()
         if session is not None:
             self._hand(mail, session)
@@ -130,8 +132,15 @@ class SmtpRelay:
             self._abandon(mail)
             raise
         finally:
+            self._mails.discard(mail)
             if late is not None:
                 late.cancel()
+
+    def recall(self) -> None:
+        """End all mails whose end of data was not written: their `deliver` raises Withheld. The others go on."""
+        for mail in list(self._mails):
+            if mail.session is None or not mail.dotted:
+                mail.fail(Withheld("this worker stops"))
 
     @staticmethod
     def _too_late_at(mail: Transaction) -> asyncio.TimerHandle | None:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import resource
 import signal
 import sys
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from pgmail.config import CONFIG_ENV
+from pgmail.config_rows import PREFIX
 from pgmail.domain.mail import Part
 from pgmail.domain.reply import Envelope, Result
 from pgmail.errors import TemplateFault
@@ -35,6 +38,7 @@ from pgmail.transport.relay import SmtpRelay
 from pgmail.worker.content import Library, Message
 
 if TYPE_CHECKING:
+    from pgmail.config import Settings
     from pgmail.store.database import Database
 
 
@@ -98,6 +102,23 @@ class Delivered(msgspec.Struct, tag=True):
     """What came of a delivery."""
 
     result: Result
+
+
+_ENVIRON = re.compile(
+    r"PATH|HOME|LANG(UAGE)?|LC_[A-Z]+|TZ|TMPDIR|VIRTUAL_ENV|PYTHON[A-Z]+|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)"
+)
+NEEDED = ("relay_url", "relay_urls", "helo_name", "smtp_timeout_scale", "worker_concurrency")
+"""Settings that relays are made of: all that a process apart has of them."""
+
+
+def environ_of(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process apart, in which strangers' templates run: no database, no keys, no other secret.
+
+    `environ` is the worker's. The file of settings is not read there, since it may hold all of them.
+    """
+    given = {name: value for name, value in environ.items() if _ENVIRON.fullmatch(name)}
+    values = {f"{PREFIX}{name.upper()}": str(getattr(settings, name)) for name in NEEDED}
+    return given | values | {CONFIG_ENV: os.devnull}
 
 
 Order = Render | Deliver | Go

@@ -16,13 +16,14 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from uuid import UUID
 
 import msgspec
 import structlog
 
 from pgmail.errors import DatabaseAway
+from pgmail.metrics.counts import Histogram, Sample
 from pgmail.service import Loop
 from pgmail.store import work
 from pgmail.store.database import Database
@@ -82,6 +83,18 @@ class Claimer(Loop):
         self._busy_at = 0.0
         self._asleep = False
         self._probes: set[asyncio.Task[None]] = set()
+        self.round_trips = self.empty = self.claimed = self.given_back = 0
+        self.claim_seconds, self.queue_seconds = Histogram(), Histogram()
+
+    def samples(self) -> Iterator[Sample]:
+        """How often it asked, what came, and how long that had waited since it was due."""
+        yield Sample("claim_round_trips", (), self.round_trips)
+        yield Sample("claims_empty", (), self.empty)
+        yield Sample("claimed", (), self.claimed)
+        yield Sample("given_back", (), self.given_back)
+        yield Sample("leases", (), self.out)
+        yield Sample("phase_seconds", ("claim",), self.claim_seconds)
+        yield Sample("phase_seconds", ("queue",), self.queue_seconds)
 
     @property
     def out(self) -> int:
@@ -251,7 +264,9 @@ class Claimer(Loop):
                 asked.append((tenant, lanes, await self._within_limits(lanes, claims, under)))
             wanted = [(tenant, claims) for tenant, _, claims in asked if claims]
             if wanted:
+                asked_at = time.monotonic()
                 found = await work.claim_each(self._database, self._presence.epoch, wanted, seen)
+                self._count(time.monotonic() - asked_at, seen)
         except BaseException:
             # The answer may be lost and not the claim: what it may have taken is given back, or it would stay leased
             # for as long as this worker lives.
@@ -280,6 +295,18 @@ class Claimer(Loop):
         for limits in under.values():
             self._limiter.back(limits.keys, limits.tokens)
         return bool(batches)
+
+    def _count(self, seconds: float, leases: list[Lease]) -> None:
+        """Take note of one round trip."""
+        self.round_trips += 1
+        self.claim_seconds.observe(seconds)
+        if not leases:
+            self.empty += 1
+            return
+        self.claimed += len(leases)
+        now, observe = self.book.present(), self.queue_seconds.observe
+        for lease in leases:
+            observe(max(0.0, (now - lease.due_at).total_seconds()))
 
     def _let_go(self, job: Job, limits: _Under) -> None:
         """Give a job its relay, its token and its gates, and put it before the slots."""
@@ -482,6 +509,7 @@ class Claimer(Loop):
             groups.setdefault((lease.tenant, reason), []).append(lease)
         kept: list[tuple[Lease, str | Delay | None]] = []
         for (tenant, reason), leases in groups.items():
+            self.given_back += len(leases)
             if isinstance(reason, Delay):
                 back = await work.postpone(
                     self._database, tenant, self._presence.epoch, leases,

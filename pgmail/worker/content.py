@@ -8,10 +8,10 @@ and, where all get the same bytes (`envelope` mode), assembled once.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import mimetypes
+import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 from uuid import UUID
 from weakref import WeakSet
@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from pgmail.domain.mail import Mail, Mailbox, Part
-from pgmail.errors import KeyMissing, PgmailError, SealBroken, TemplateFault
+from pgmail.errors import PgmailError, TemplateFault
 from pgmail.render.bounds import MAX_NODES
 from pgmail.render.cache import TemplateCache
 from pgmail.render.mime import Wire, assemble
@@ -37,17 +37,21 @@ from pgmail.render.templates import (
     compile_bundle,
     complete,
 )
-from pgmail.sealing.mail import open_attachment, open_content, open_variables
+from pgmail.sealing.mail import open_attachment
 from pgmail.seals import Opener
 from pgmail.store import work
 from pgmail.store.database import Database
-from pgmail.store.work import Barred, Lease, MessageRow, RecipientRow
+from pgmail.store.work import Barred, Lease, RecipientRow
+from pgmail.worker.charges import APART, HERE, SLOW, Charges
+from pgmail.worker.message import Content, Message, template_key
+from pgmail.worker.unsealing import key_of, keys_of, open_rows
 
 _log = structlog.get_logger()
 
 CACHE_BYTES = 24 * 1024 * 1024
 CACHE_MESSAGES = 2000
 BIG_BYTES = 64 * 1024  # from here on a message counts; a stock of smaller ones is bounded by their number
+LITERAL = 30_000  # characters of HTML without variables that nobody keeps account of
 HELD_BYTES = 64 * 1024 * 1024  # of messages in memory, by `Message.size`: then no more are fetched
 CACHE_BUNDLES = 200
 
@@ -75,64 +79,15 @@ QUICK = Bounds(
 )
 """Between other mail, which waits meanwhile. What needs more is made in a process apart, within `Bounds()`."""
 
+TIGHT = Bounds(tokens=300, source=30_000, seconds=SLOW, max_chars=30_000, max_nodes=1_000, html=60_000)
+"""For the first mail of a template, where its tenant has used up what it may of everybody's time (`Charges`)."""
+
 
 class Impossible(PgmailError):  # noqa: N818 - a state of affairs
     """This mail cannot be made by anyone: its asset or template is gone, or a template fails."""
 
 
-class Content(msgspec.Struct, rename={"sender": "from"}):
-    """`message.content`: what the sender gave, normalised. Without `variables` everything is literal."""
-
-    sender: Mailbox
-    to: tuple[Mailbox, ...] = ()
-    cc: tuple[Mailbox, ...] = ()
-    reply_to: tuple[Mailbox, ...] = ()
-    subject: str | None = None
-    text: str | None = None
-    html: str | None = None
-    headers: dict[str, str] = {}
-    variables: dict[str, Any] | None = None
-    attachments: int = 0
-    filenames: tuple[str | None, ...] = ()  # of sealed files, in their order
-
-
-_decode = msgspec.json.Decoder(Content).decode
 _decode_variables = msgspec.json.Decoder(dict[str, Any]).decode
-
-
-class Message:
-    """A message in the cache: decoded once, its parts once, its bytes once where all recipients share them."""
-
-    __slots__ = (
-        "__weakref__", "cleared", "compiled", "content", "date", "domain", "fetching", "headers", "parts", "personal",
-        "row", "shared", "suspect", "weight",
-    )  # fmt: skip
-
-    def __init__(self, row: MessageRow, message_id_domain: str = "") -> None:
-        self.row = row
-        self.content: Content = _decode(row.content)
-        self.domain = message_id_domain or self.content.sender.address.rpartition("@")[2]
-        self.date = max(row.created_at, row.scheduled_at or row.created_at).replace(microsecond=0)
-        self.headers = tuple(self.content.headers.items())
-        self.personal = row.mode == "personal"
-        self.parts: tuple[Part, ...] | None = None if self.content.attachments else ()
-        self.compiled: Compiled | None = None  # of its inline template, if it is for many
-        self.shared: Wire | None = None
-        self.fetching: asyncio.Lock | None = None  # its attachments are fetched by one slot, for all of them
-        self.suspect = False  # a worker died while it held one of its recipients
-        self.cleared = False  # one of its recipients was made apart, and well
-        self.weight = 0  # as accounted for in the cache
-
-    def clear(self) -> None:
-        """It was made apart, and well: a suspect no longer, whoever else of its recipients was rescued."""
-        self.suspect, self.cleared = False, True
-
-    @property
-    def size(self) -> int:
-        """Bytes that it keeps in memory, roughly."""
-        parts = sum(len(part.body) for part in self.parts) if self.parts else 0
-        compiled = self.compiled.cost_bytes if self.compiled else 0
-        return len(self.row.content) * 2 + parts + compiled + (len(self.shared.body) if self.shared else 0)
 
 
 class Library:
@@ -147,11 +102,14 @@ class Library:
         opener: Opener | None = None,
         subject_prefix: str = "",
         bounds: Bounds = Bounds(),  # noqa: B008 - frozen
+        charges: Charges | None = None,
     ) -> None:
         """`opener` has the keys of sealed mail; without one it waits for a worker that has them.
 
-        `subject_prefix` leads each subject, as a setting for staging wants it.
+        `subject_prefix` leads each subject, as a setting for staging wants it. `charges` keeps account of what
+        renders take here; without it nothing is ever `dear`.
         """
+        self._charges = charges
         self._bounds = bounds
         self._database = database
         self._opener = opener
@@ -161,7 +119,7 @@ class Library:
         self._bytes = 0
         self._big: WeakSet[Message] = WeakSet()  # in memory, whoever has them
         self._templates = TemplateCache() if templates is None else templates
-        self._bundles: OrderedDict[tuple[object, ...], Bundle] = OrderedDict()
+        self._bundles: OrderedDict[Hashable, Bundle] = OrderedDict()
 
     async def load(
         self, loads: Sequence[tuple[int, str, Sequence[Lease]]]
@@ -193,7 +151,7 @@ class Library:
         for (tenant, _, leases), (people, rows) in zip(loads, answers, strict=True):
             barred: dict[UUID, Barred] = {}  # by message, and by recipient
             if any(row.key_id is not None for row in rows) or any(row.key_id is not None for row in people):
-                rows, people = await self._opened(tenant, leases, rows, people, barred)  # noqa: PLW2901
+                rows, people, barred = await open_rows(self._opener, tenant, leases, rows, people)  # noqa: PLW2901
             for row in rows:
                 try:
                     made = Message(row, self._domain)
@@ -230,54 +188,6 @@ class Library:
     def _held(self) -> int:
         return sum(message.size for message in self._big) if self._big else 0
 
-    async def _opened(
-        self,
-        tenant: int,
-        leases: Sequence[Lease],
-        rows: list[MessageRow],
-        people: list[RecipientRow],
-        barred: dict[UUID, Barred],
-    ) -> tuple[list[MessageRow], list[RecipientRow]]:
-        """Open what is sealed. What cannot be opened stays as it is, and `barred` says why."""
-        message_of = {lease.id: lease.message_id for lease in leases}
-        wanted = {row.key_id for row in rows} | {person.key_id for person in people}
-        keys = await self._keys(tenant, {number for number in wanted if number is not None})
-
-        def opened_message(row: MessageRow) -> MessageRow:
-            if row.key_id is None:
-                return row
-            content = open_content(row.content, _key_of(keys, row.key_id), tenant, row.id)
-            return msgspec.structs.replace(row, content=msgspec.json.encode(content))
-
-        def opened_person(row: RecipientRow) -> RecipientRow:
-            if row.key_id is None or row.variables is None:
-                return row
-            key = _key_of(keys, row.key_id)
-            variables = open_variables(row.variables, key, tenant, message_of[row.id], row.address)
-            return msgspec.structs.replace(row, variables=variables, key_id=None)
-
-        opened_rows, opened_people = [], []
-        for row in rows:
-            try:
-                opened_rows.append(opened_message(row))
-            except (KeyMissing, SealBroken) as why:
-                barred[row.id] = Barred(str(why), broken=isinstance(why, SealBroken))
-                opened_rows.append(msgspec.structs.replace(row, content=_CLOSED))
-        for person in people:
-            try:
-                opened_people.append(opened_person(person))
-            except (KeyMissing, SealBroken) as why:
-                barred[person.id] = Barred(str(why), broken=isinstance(why, SealBroken))
-                opened_people.append(msgspec.structs.replace(person, variables=None))
-        return opened_rows, opened_people
-
-    async def _keys(self, tenant: int, ids: set[int]) -> dict[int, bytes | KeyMissing]:
-        """The data keys of a tenant by number; for one that cannot be had, why."""
-        if self._opener is None:
-            why = KeyMissing("it is sealed, and this worker has no PGMAIL_SEAL_KEYS")
-            return dict.fromkeys(ids, why)
-        return await self._opener.keys(tenant, ids)
-
     def wire_now(self, tenant: int, message: Message, person: RecipientRow, *, eightbit: bool) -> Wire | None:
         """Render and assemble from what is here already; None if something must be fetched: see `wire`.
 
@@ -289,26 +199,9 @@ class Library:
         content = message.content
         if message.parts is None:
             return None
-        if message.row.template is None and content.variables is None and not person.variables:
-            most = self._bounds.html
-            if most is not None and content.text is None and len(content.html or "") > most:
-                raise TemplateFault("too_big", "html", "too long to make a text of between other mail")
-            rendered = complete(Rendered(content.subject or "", content.text, content.html))
-        else:
-            compiled = message.compiled or self._known(tenant, message)
-            if compiled is None:
-                return None
-            variables = content.variables
-            if person.variables:
-                own = _decode_variables(person.variables)
-                variables = {**variables, **own} if variables else own
-            rendered = compiled.render(
-                variables or {},
-                seconds=self._bounds.seconds,
-                max_chars=self._bounds.max_chars,
-                max_nodes=self._bounds.max_nodes,
-                with_text=True,
-            )
+        rendered = self._rendered(tenant, message, person)
+        if rendered is None:
+            return None
         personal = message.personal
         wire = assemble(
             Mail(
@@ -331,6 +224,51 @@ class Library:
             self._weigh(tenant, message)
         return wire
 
+    def _rendered(self, tenant: int, message: Message, person: RecipientRow) -> Rendered | None:
+        """Render what is here already, and keep account of it; None if its template must be fetched."""
+        charges, content, bounds = self._charges, message.content, self._bounds
+        literal = message.row.template is None and content.variables is None and not person.variables
+        if literal and len(content.html or "") <= LITERAL:
+            charges = None
+        elif charges is not None and charges.way(tenant, template_key(tenant, message)) != HERE:
+            bounds = TIGHT
+        compiled: Compiled | None = None
+        if not literal:
+            compiled = message.compiled or self._known(tenant, message, bounds)
+            if compiled is None:
+                return None
+        began = time.thread_time()
+        try:
+            if compiled is None:
+                if bounds.html is not None and content.text is None and len(content.html or "") > bounds.html:
+                    raise TemplateFault("too_big", "html", "too long to make a text of between other mail")
+                return complete(Rendered(content.subject or "", content.text, content.html))
+            variables = content.variables
+            if person.variables:
+                own = _decode_variables(person.variables)
+                variables = {**variables, **own} if variables else own
+            return compiled.render(
+                variables or {},
+                seconds=bounds.seconds,
+                max_chars=bounds.max_chars,
+                max_nodes=bounds.max_nodes,
+                with_text=True,
+            )
+        finally:
+            if charges is not None:
+                charges.charge(tenant, template_key(tenant, message), time.thread_time() - began)
+
+    def dear(self, tenant: int, message: Message) -> bool:
+        """Whether the time that a message takes here is not its tenant's to use any more: it is made apart."""
+        if self._charges is None or message.shared is not None:
+            return False
+        row, content = message.row, message.content
+        if row.template is None and content.variables is None and len(content.html or "") <= LITERAL:
+            return False  # literal, unless a recipient has variables, who is charged then
+        texts = (content.subject, content.text, content.html)
+        plain = row.template is None and not any(text is not None and "{%" in text for text in texts)
+        return self._charges.way(tenant, template_key(tenant, message), plain=plain) == APART
+
     async def wire(self, tenant: int, message: Message, person: RecipientRow, *, eightbit: bool) -> Wire:
         """Fetch attachments and template, then render and assemble.
 
@@ -343,7 +281,7 @@ class Library:
                 message.parts = await self._parts(tenant, message)
                 self._weigh(tenant, message)
             row = message.row
-            if row.template is not None and self._known(tenant, message) is None:
+            if row.template is not None and template_key(tenant, message) not in self._bundles:
                 await self._fetch(tenant, row.template, row.template_version or 0, message.content.subject)
         wire = self.wire_now(tenant, message, person, eightbit=eightbit)
         self._shrink()  # attachments came after the message was weighed
@@ -365,29 +303,34 @@ class Library:
         row = message.row
         if row.template is None:
             return None
+        if (known := self._bundles.get(template_key(tenant, message))) is not None:
+            return known
         return await self._bundle(tenant, row.template, row.template_version or 0, message.content.subject)
 
-    def _known(self, tenant: int, message: Message) -> Compiled | None:
+    def _known(self, tenant: int, message: Message, bounds: Bounds) -> Compiled | None:
         """The compiled template of a message, if its sources are at hand."""
-        row, content = message.row, message.content
+        row, content, key = message.row, message.content, template_key(tenant, message)
         if row.template is None:
             source = Source(content.subject, content.text, content.html)
-            # Applications send one inline template with many variables: its text is its key.
-            digest = hashlib.blake2b(msgspec.json.encode(source), digest_size=16).digest()
-            compiled = self._templates.get(
-                ("inline", digest),
-                lambda: self._bounds.compile(Bundle(source, {})),
-            )
+            compiled = self._templates.get(key, lambda: self._compile(tenant, Bundle(source, {}), bounds))
             if row.recipients > 1:  # else it would outlive the cache for nothing
                 message.compiled = compiled
                 self._weigh(tenant, message)
             return compiled
-        key = ("stored", tenant, row.template, row.template_version or 0, content.subject)
         bundle = self._bundles.get(key)
         if bundle is None:
             return None
         self._bundles.move_to_end(key)
-        return self._templates.get(key, lambda: self._bounds.compile(bundle))
+        return self._templates.get(key, lambda: self._compile(tenant, bundle, bounds))
+
+    def _compile(self, tenant: int, bundle: Bundle, bounds: Bounds) -> Compiled:
+        """Compile, at the tenant's cost. A template that is compiled once is no slower for it."""
+        began = time.thread_time()
+        try:
+            return bounds.compile(bundle)
+        finally:
+            if self._charges is not None:
+                self._charges.charge_tenant(tenant, time.thread_time() - began)
 
     async def _fetch(self, tenant: int, name: str, version: int, subject: str | None) -> None:
         """Fetch the sources of a stored template."""
@@ -423,8 +366,8 @@ class Library:
                 raise Impossible(f"asset {row.asset} is gone")
             filename, body = row.filename, bytes(row.body)
             if row.key_id is not None:
-                keys = await self._keys(tenant, {row.key_id})
-                key, names = _key_of(keys, row.key_id), message.content.filenames
+                keys = await keys_of(self._opener, tenant, {row.key_id})
+                key, names = key_of(keys, row.key_id), message.content.filenames
                 body = open_attachment(body, key, tenant, message.row.id, row.position)
                 filename = (names[row.position - 1] if row.position <= len(names) else None) or filename
             guess = mimetypes.guess_type(filename)[0]
@@ -464,15 +407,5 @@ class Library:
             _, gone = self._messages.popitem(last=False)
             self._bytes -= gone.weight
 
-
-def _key_of(keys: Mapping[int, bytes | KeyMissing], id: int) -> bytes:
-    key = keys[id]
-    if isinstance(key, KeyMissing):
-        raise KeyMissing(str(key))
-    return key
-
-
-# What could not be opened goes on as this, so that what goes on with it can be read.
-_CLOSED = b'{"from": {"address": "sealed@invalid"}}'
 
 __all__ = ["Content", "Impossible", "Library", "Message", "TemplateFault"]

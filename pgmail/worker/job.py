@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pgmail.store.work import Lease, RecipientRow, Settlement, StreamRow
 
 if TYPE_CHECKING:
+    from pgmail.tracing import Attempt
     from pgmail.worker.content import Message
     from pgmail.worker.lanes import Lane
     from pgmail.worker.outbox import Gate
@@ -25,12 +26,13 @@ class Job:
 
     `relay` is who carries it. `at` is the moment (monotonic) that its tokens are for, 0 without a limit; it
     lapses at `until`. `gates` bound how many of its kind are on the wire at once; `called_by` is the one that it
-    waited at and that let it on. `loaded_at` (monotonic) is when its recipient was last looked up.
+    waited at and that let it on. `loaded_at` (monotonic) is when its recipient was last looked up. `trace` takes
+    note of the attempt that a slot is at, where its caller wants that.
     """
 
     __slots__ = (
         "__weakref__", "at", "called_by", "gates", "lane", "lease", "loaded_at", "message", "person", "relay", "stream",
-        "until",
+        "trace", "until",
     )  # fmt: skip
 
     def __init__(
@@ -47,10 +49,13 @@ class Job:
         self.at = self.until = 0.0
         self.gates: tuple[Gate, ...] = ()
         self.called_by: Gate | None = None
+        self.trace: Attempt | None = None
 
     def settlement(self, kind: str, **facts: Any) -> Settlement:
         """What became of it."""
         lease, lane = self.lease, self.lane
+        if self.trace is not None:
+            self.trace.result = kind
         return Settlement(
             id=lease.id, message_id=lease.message_id, claims=lease.claims, kind=kind, lane=lease.lane,
             stream=lane.stream, priority=lane.priority, site=lane.site, attempts=lease.attempts, **facts,

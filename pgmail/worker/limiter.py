@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from pgmail.domain.sites import TEST_SITE
 from pgmail.store import limits as store
-from pgmail.worker.staging import TEST_SITE
 
 if TYPE_CHECKING:
     from pgmail.store.database import Database

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import count
 
+from pgmail.metrics.counts import Sample
 from pgmail.worker.job import Job
 from pgmail.worker.turns import PRIORITIES, Turns
 
@@ -93,6 +94,13 @@ class Outbox:
 
     def __len__(self) -> int:
         return sum(self.held.values())
+
+    def samples(self) -> Iterator[Sample]:
+        """How many slots there are and have mail, and how much waits for one."""
+        yield Sample("slots", (), self.slots)
+        yield Sample("slots_busy", (), self.busy)
+        for priority, n in self.held.items():
+            yield Sample("stock", (str(priority),), n)
 
     def gate(self, key: Hashable, *, by_class: bool = False) -> Gate:
         """The gate of a relay or site, by its key; open until it is given a limit."""

@@ -6,7 +6,8 @@
     leader     given from outside: any worker can lead
 
 Stopping drains: claim nothing, let what is on the wire finish within `drain_seconds`, give the rest back, write
-what is known. Connections: 1 to 3 from the pool, the listener's own,
+what is known. A worker that was declared dead does not drain: what is not sent is called back at once, and what is
+sent is waited for, for a moment, and recorded. Connections: 1 to 3 from the pool, the listener's own,
 and one for the beat alone: a worker that is busy with large attachments must not look dead. So 3 or 4 at rest, at
 most 5 under load.
 """
@@ -22,6 +23,9 @@ from uuid import UUID
 import structlog
 
 from pgmail.config import Settings
+from pgmail.metrics.counts import Names, Source
+from pgmail.metrics.listener import Listener as MetricsListener
+from pgmail.metrics.page import Page
 from pgmail.sealing import keks
 from pgmail.seals import Opener
 from pgmail.service import Service, run_all
@@ -29,11 +33,15 @@ from pgmail.store.database import Database
 from pgmail.store.history import Witness
 from pgmail.store.listen import Listener
 from pgmail.store.presence import Presence
+from pgmail.tracing import start as start_tracing
 from pgmail.transport.base import Transport
 from pgmail.transport.relay import SmtpRelay
 from pgmail.transport.sandbox import SandboxTransport
+from pgmail.worker.charges import Charges
 from pgmail.worker.claimer import Claimer
 from pgmail.worker.content import QUICK, Bounds, Library
+from pgmail.worker.deliveries import Deliveries
+from pgmail.worker.heavy import HeavyRoom
 from pgmail.worker.intents import Intents
 from pgmail.worker.limiter import Limiter
 from pgmail.worker.outbox import Outbox
@@ -53,12 +61,14 @@ IDLE_SECONDS = (
 )
 
 HEAVY_AT_ONCE = 2  # mails that are made apart since they take long: processors that strangers may use
+HEAVY_ROOM = 4  # every so many slots: one may wait for that
 # A statement that takes longer counts as one on a connection that fell silent. Those on mail take milliseconds, a
 # server that is overloaded takes seconds; the leader's may have a backlog of their own.
 ANSWER_SECONDS = 30.0
 UPKEEP_SECONDS = 600.0
 
 MakeLeader = Callable[[Database, Presence], tuple[Service, Callable[[], bool]]]
+Beside = Callable[[Database, Callable[[], bool]], list[Service]]
 
 
 async def run_worker(
@@ -70,12 +80,15 @@ async def run_worker(
     dsn: str,
     concurrency: int,
     ward: Ward | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """Run one worker process until `until` is set; raises what it crashed of (`FencedOut` when declared dead).
 
-    `ward` is where mail is made that a worker died with; it is closed at the end.
+    `ward` is where mail is made that a worker died with; it is closed at the end. `beside` makes what else the
+    process runs; it is given the pool, and what tells whether all slots have mail.
     """
     staging = Staging.of(settings)
+    keys = keks.read(settings)
     witness = Witness("worker", settings.state_dir)
     database = Database(
         dsn,
@@ -102,6 +115,7 @@ async def run_worker(
         beat_ms=settings.beat_interval_ms,
         silence_seconds=settings.silence_seconds,
         staging=staging.words(),
+        opens=keys.names,
     )
 
     def may_begin() -> bool:
@@ -114,14 +128,18 @@ async def run_worker(
             transport.set_guard(may_begin)
     sandbox = SandboxTransport(Path(settings.test_folder) if settings.test_folder else None)
     relays = Relays(database, transports, outbox, sandbox)
-    rules = Rules(database, relays, limiter, lambda: witness.clear, receiver=staging.redirect_domain)
+    rules = Rules(
+        database, relays, limiter, lambda: witness.clear, receiver=staging.redirect_domain, keys=keys.names
+    )
+    tracing = start_tracing(settings, "worker")
     library = Library(
         database,
         settings.message_id_domain,
-        opener=Opener(database, keks.read(settings)),
+        opener=Opener(database, keys),
         subject_prefix=staging.subject_prefix,
         # What takes longer is made apart, so that other mail need not wait; without a ward there is no apart.
         bounds=Bounds() if ward is None else QUICK,
+        charges=None if ward is None else Charges(),
     )
     leader, leading = make_leader(database.patient(UPKEEP_SECONDS), presence)
     # By a lambda: the claimer, which it wakes, is made with it in hand.
@@ -147,10 +165,20 @@ async def run_worker(
         library, relays, settler, claimer.give_back, lambda: presence.epoch,
         fresh=may_begin, present=claimer.book.present, lapsed=claimer.lapsed,
         begin=intents.commit, ward=ward, slowing=Slowing(database), staging=staging,
-        paused=rules.paused, heavy_at_once=HEAVY_AT_ONCE,
+        paused=rules.paused, heavy=HeavyRoom(HEAVY_AT_ONCE, concurrency // HEAVY_ROOM),
+        deliveries=Deliveries(Names(settings.metrics_sites.split()), tracing),
     )  # fmt: skip
-    slots = Slots(sender, outbox, concurrency)
-    parts: list[Service] = [witness, presence, leader, settler, intents, slots, claimer]
+    slots = Slots(sender, outbox, concurrency, relays.recall)
+    told = (presence, leader, claimer, outbox, sender.deliveries, settler, relays, database, beats)
+    others = beside(database, lambda: claimer.out >= concurrency) if beside is not None else []
+    parts: list[Service] = [
+        MetricsListener(
+            settings, Page("worker", [x for x in told if isinstance(x, Source)]), presence.health
+        ),
+        *(witness, presence, leader),
+        *others,
+        *(settler, intents, slots, claimer),
+    ]
     if listener is not None:
         parts.append(listener)
     await database.open()
@@ -164,6 +192,8 @@ async def run_worker(
         await relays.close()
         if ward is not None:
             await ward.close()
+        if tracing is not None:
+            await tracing.close()
         await database.close()
         await beats.close()
         _log.info(

@@ -16,7 +16,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import structlog
@@ -24,6 +24,7 @@ import structlog
 from pgmail.domain.reply import Result
 from pgmail.errors import DatabaseAway
 from pgmail.log import without_addresses
+from pgmail.metrics.counts import Sample
 from pgmail.shaping.circuit import Circuit
 from pgmail.shaping.verdict import Verdict, decide
 from pgmail.store import limits as limit_store
@@ -85,6 +86,14 @@ class Relays:
         if circuit is None or circuit.state != "closed":
             return True
         return name in self._blocked
+
+    def samples(self) -> Iterator[Sample]:
+        """Whether mail may go to each relay, and the connections to it."""
+        for name, transport in self._transports.items():
+            yield Sample("relay_up", (name,), float(not self.blocked(name)))
+            if isinstance(transport, SmtpRelay):
+                yield Sample("smtp_connections", (name, "open"), transport.open_connections)
+                yield Sample("smtp_connections", (name, "idle"), transport.idle_connections)
 
     def pick(self, stream: StreamRow) -> str | None:
         """The relay that carries a stream's next mail; None while none of its relays can be used."""
@@ -256,6 +265,12 @@ class Relays:
             await work.relay_state(self._database, name, state, reason, seconds)
         except DatabaseAway:
             self._told.pop(name, None)  # told again with the next change
+
+    def recall(self) -> None:
+        """End all mails that relays have whose end of data is not out yet."""
+        for transport in self._transports.values():
+            if isinstance(transport, SmtpRelay):
+                transport.recall()
 
     async def close(self) -> None:
         """Let go of all connections."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import NamedTuple
 
+from pgmail.domain.sites import TEST_SITE
 from pgmail.store import limits as limit_store
 from pgmail.store import work
 from pgmail.store.database import Database
@@ -19,7 +20,7 @@ from pgmail.store.work import StreamRow
 from pgmail.worker.lanes import Lane, LaneBook
 from pgmail.worker.limiter import Limiter
 from pgmail.worker.relays import Relays
-from pgmail.worker.staging import TEST_RELAY, TEST_SITE
+from pgmail.worker.staging import TEST_RELAY
 
 LEARN_SECONDS = 1.0
 FREED_AT_ONCE = 200  # lanes of an exhausted limit that look again when a token comes
@@ -46,6 +47,14 @@ class RelaysAway(NamedTuple):
     stream: str
 
 
+class SealedElsewhere(NamedTuple):
+    """Lanes of a stream that seals, of a tenant whose key other workers have, and this one has not."""
+
+    tenant: int
+    stream: str
+    sealed: bool = True  # else it would equal the key of relays that are away
+
+
 class Rules:
     """Streams, pauses, limits and weights. `learn` raises DatabaseAway."""
 
@@ -57,11 +66,15 @@ class Rules:
         clear: Callable[[], bool] = lambda: True,
         *,
         receiver: str = "",
+        keys: Collection[str] = (),
     ) -> None:
         """`clear` tells whether the database was found whole, so that its mail may be sent.
 
-        `receiver` is the domain that all mail goes to, if a setting redirects it: its limits count.
+        `receiver` is the domain that all mail goes to, if a setting redirects it: its limits count. `keys` names
+        the key-encryption keys that this worker opens sealed mail with.
         """
+        self._keys = keys
+        self._elsewhere: frozenset[int] = frozenset()  # tenants whose sealed mail others can open
         self._receiver = receiver
         self._database, self._relays, self._limiter, self._clear = database, relays, limiter, clear
         self._streams: dict[tuple[int, str], StreamRow] = {}
@@ -83,6 +96,7 @@ class Rules:
         if self._receiver:
             self._limiter.receiver = await limit_store.site(self._database, self._receiver)
         self.weights = await limit_store.weights(self._database)
+        self._elsewhere = await work.sealed_elsewhere(self._database, self._keys)
         await self._relays.learn()
         self._learned_at = at
         return True
@@ -146,6 +160,8 @@ class Rules:
         for pause in self._pauses:
             if pause.stops(lane.tenant, lane.stream, lane.priority, lane.site):
                 return Paused(pause.tenant, pause.scope, pause.name)
+        if self._elsewhere and self._for_others(lane.tenant, lane.stream):
+            return SealedElsewhere(lane.tenant, lane.stream)
         relay = self.relay(lane)
         if relay is None:
             return RelaysAway(lane.tenant, lane.stream)
@@ -153,6 +169,10 @@ class Rules:
         if key is not None:
             self.park_until(key, self._limiter.seconds(key))
         return key
+
+    def _for_others(self, tenant: int, stream: str) -> bool:
+        """Whether a stream's mail is for workers that can open it: here each would be claimed in vain."""
+        return tenant in self._elsewhere and self.stream(tenant, stream).seal != "off"
 
     def free(self, book: LaneBook) -> float | None:
         """Let go the lanes whose obstacle is over. Seconds until the next may be; None if none is by the clock."""
@@ -163,6 +183,9 @@ class Rules:
                     book.free(key)
             elif isinstance(key, Paused):
                 if not any((p.tenant, p.scope, p.name) == key for p in self._pauses):
+                    book.free(key)
+            elif isinstance(key, SealedElsewhere):
+                if not self._for_others(key.tenant, key.stream):
                     book.free(key)
             elif isinstance(key, RelaysAway):
                 if self._relays.pick(self.stream(*key)) is not None:

@@ -7,9 +7,6 @@ ours while making a mail (a template, a missing asset) is a dead letter; a relay
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
-import random
 import time
 import traceback
 from collections import OrderedDict
@@ -24,15 +21,16 @@ import structlog
 from pgmail.domain.reply import Envelope, Phase, Result
 from pgmail.errors import DatabaseAway, KeyMissing, PgmailError, SealBroken, TemplateFault
 from pgmail.render.mime import Wire
-from pgmail.shaping.retry import RetryPolicy, next_delay
-from pgmail.shaping.verdict import Verdict, decide
-from pgmail.store.work import Barred, Lease, Settlement
+from pgmail.store.work import Barred, Lease
 from pgmail.transport.base import TooLate, Transport, Withheld
 from pgmail.transport.sandbox import SandboxTransport
 from pgmail.worker.apart import Render
 from pgmail.worker.content import Impossible, Library
+from pgmail.worker.deliveries import Deliveries
+from pgmail.worker.heavy import HeavyRoom
 from pgmail.worker.intents import SILENT, Uncommitted
 from pgmail.worker.job import Delay, Job
+from pgmail.worker.judge import GiveBack, Judge
 from pgmail.worker.lanes import Lane
 from pgmail.worker.relays import Relays
 from pgmail.worker.settler import Settler
@@ -42,7 +40,6 @@ from pgmail.worker.ward import Crashed, Ward, WardAway
 
 _log = structlog.get_logger()
 
-GiveBack = Callable[[Lease, str | Delay | None], Awaitable[None]]
 Begin = Callable[[Lease, str], Awaitable[None]]
 
 NOT_EIGHTBIT = "5.6.3"  # RFC 3463, section 3.7: conversion required and not supported
@@ -53,11 +50,9 @@ LOOKED_UP_SECONDS = 1.0  # after which a suppression may have come that this wor
 KEPT_BYTES = 64 * 1024 * 1024  # of mail that was made and missed its moment; one is kept whatever its size
 UNCOMMITTED_SECONDS = 0.1, 5.0  # a mail waits whose intent the database did not take
 UNCOMMITTED_TOLD = 1.0  # seconds that this has lasted, when the mail tells of it
-KEY_SECONDS = 60.0  # a sealed mail waits whose key is not in this worker
+KEY_SECONDS, KEY_MOST = 60.0, 900.0  # a sealed mail waits whose key no worker has: twice as long each time
 HEAVY = frozenset({"too_slow", "too_big"})  # faults of a template that a process apart may not find
 KNOWN_HEAVY = 10_000
-MOST_HEAVY = 400  # that a wait is reckoned with: a stranger's ten thousand must not keep others for an hour
-HEAVY_WAIT = 10.0  # seconds, for a place
 WARD_SECONDS = 5.0  # a mail waits when no process apart can be started
 
 
@@ -79,16 +74,18 @@ class Sender:
         ward: Ward | None = None,
         slowing: Slowing | None = None,
         staging: Staging = NONE,
-        heavy_at_once: int = 1,
+        heavy: HeavyRoom | None = None,
         paused: Callable[[Lane], str | None] = lambda _lane: None,
+        deliveries: Deliveries | None = None,
     ) -> None:
         """`fresh` tells whether this worker is surely alive to others; it begins no mail otherwise.
 
         `present` is the database's time: what expires, and how old a mail is, must not hang on this machine's clock.
         `lapsed` takes mail back that missed the moment its tokens were for. `begin` commits the intent to send a
         lease to a relay, or raises Withheld; without it, mail that needs one is not sent. `ward` is where mail is
-        made that a worker died with, or that is too heavy to be made between others, of these `heavy_at_once`; without
-        one it is made here, as any other. `paused` tells why a lane stands still.
+        made that a worker died with, or that is too heavy to be made between others, as far as `heavy` has room;
+        without one it is made here, as any other. `paused` tells why a lane stands still. `deliveries` takes
+        note of what happens.
         """
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
@@ -97,17 +94,34 @@ class Sender:
         # Forgotten with its job, wherever that ends.
         self._kept: WeakKeyDictionary[Job, Wire] = WeakKeyDictionary()
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
-        self.withheld = 0  # mails whose end of data was not sent, at our own wish
-        self._slowing, self._staging, self._paused = slowing, staging, paused
+        self._staging, self._paused = staging, paused
         self._unkept = SandboxTransport()
-        self._heavy_at_once, self._heavy = heavy_at_once, 0
+        self._heavy = HeavyRoom(1) if heavy is None else heavy
         self._known_heavy: OrderedDict[UUID, None] = OrderedDict()  # messages: not tried here again
-        self._put_off: set[UUID] = set()  # messages that wait for a place apart
-        # Else a line that nobody reads would be made for each mail.
-        self._tells = _log.is_enabled_for(logging.INFO)
+        self.deliveries = Deliveries() if deliveries is None else deliveries
+        self._judge = Judge(
+            relays, settler, give_back, worker,
+            present=present, slowing=slowing, staging=staging, deliveries=self.deliveries,
+        )  # fmt: skip
+
+    @property
+    def withheld(self) -> int:
+        """Mails whose end of data was not sent, at our own wish."""
+        return self.deliveries.withheld
 
     async def send(self, job: Job) -> None:
         """Bring one job to its end: a settlement, or the lease given back."""
+        if not self.deliveries.traces(job):
+            await self._send(job)
+            return
+        waited = max(0.0, (self._present() - job.lease.due_at).total_seconds())
+        self.deliveries.begin(job, waited, self._worker())
+        try:
+            await self._send(job)
+        finally:
+            self.deliveries.end(job)
+
+    async def _send(self, job: Job) -> None:
         lease = job.lease
         if job.message is None or job.person is None:
             self._settle(job, "dead", reason="poison", error="its content is gone or cannot be read")
@@ -149,23 +163,27 @@ class Sender:
         while True:
             wire = self._kept.pop(job, None)
             if wire is None or wire.eightbit > eightbit:
+                began = time.monotonic()
                 wire = await self._wire(job, eightbit=eightbit)
                 if wire is None:
                     return
+                self.deliveries.made(job, began)
                 if self._late(job):  # what it needed had to be fetched, or it is big
                     self._keep(job, wire)
                     return
             if await self._stopped(job):
                 return
+            began = time.monotonic()
             result = await self._deliver(job, transport, wire)
             if result is None:
                 return
+            self.deliveries.delivered(job, result, began)
             if not (wire.eightbit and result.reply is not None and result.reply.enhanced == NOT_EIGHTBIT):
                 break
             if result.phase not in (Phase.MAIL, Phase.RCPT, Phase.DATA):
                 break
             eightbit = False  # another host of the same relay, which does not take what the last one did
-        await self._judge(job, result)
+        await self._judge.judge(job, result)
 
     async def _deliver(self, job: Job, transport: Transport, wire: Wire) -> Result | None:
         """Hand it over; None where it was given back, waits for its next moment, or was settled."""
@@ -235,11 +253,12 @@ class Sender:
             tenant=lease.tenant,
             error=barred.why,
         )
-        await self._give_back(lease, Delay(barred.why, KEY_SECONDS))
+        seconds = min(KEY_MOST, KEY_SECONDS * 2 ** min(max(lease.claims - 1, 0), 10))
+        await self._give_back(lease, Delay(barred.why, seconds))
 
     async def _withhold(self, job: Job, why: Withheld) -> None:
         """Give a mail back whose end of data was not sent, at our own wish."""
-        self.withheld += 1
+        self.deliveries.withheld += 1
         _log.warning(
             "mail.withheld", id=str(job.lease.id), message=str(job.lease.message_id), reason=str(why)
         )
@@ -308,7 +327,9 @@ class Sender:
                 # died with; all others of a mailing need not go by a few processes because of these.
                 job.message.clear()
                 return apart
-            if self._ward is not None and lease.message_id in self._known_heavy:
+            if self._ward is not None and (
+                lease.message_id in self._known_heavy or self._library.dear(lease.tenant, job.message)
+            ):
                 return await self._wire_heavy(self._ward, job, eightbit=eightbit)
             try:
                 wire = self._library.wire_now(lease.tenant, job.message, job.person, eightbit=eightbit)
@@ -357,33 +378,20 @@ class Sender:
         return wire
 
     async def _wire_heavy(self, ward: Ward, job: Job, *, eightbit: bool) -> Wire | None:
-        """Make a mail apart that takes long; None where too many are being made, and this one waits.
-
-        Each has a slot meanwhile. Were all of them there, other mail would wait for what strangers write.
-        """
-        if self._heavy < self._heavy_at_once:
-            self._heavy += 1
-            try:
-                made = await self._wire_apart(ward, job, eightbit=eightbit)
-                self._put_off.discard(job.lease.message_id)  # who comes later waits for those that are left
-                return made
-            finally:
-                self._heavy -= 1
-        # The more there are the longer each waits: a place comes free some times a second. In steps, since those that
-        # wait as long go back in one statement.
-        if len(self._put_off) >= KNOWN_HEAVY:
-            self._put_off.clear()  # of mail that other workers made, perhaps
-        self._put_off.add(job.lease.message_id)
-        longest = HEAVY_WAIT + min(len(self._put_off), MOST_HEAVY) / 4
-        seconds = 5.0 * math.ceil(random.uniform(0.5, 1) * longest / 5)  # noqa: S311 - to spread them
+        """Make a mail apart that takes long; None where there is no room for it, and it waits in the queue."""
+        lease = job.lease
+        if self._heavy.has_room(lease.tenant):
+            async with self._heavy.place(lease.tenant, lease.id):
+                return await self._wire_apart(ward, job, eightbit=eightbit)
         why = "its template takes long, and so do others: it waits its turn"
-        await self._give_back(job.lease, Delay(why, seconds))
+        await self._give_back(lease, Delay(why, self._heavy.put_off(lease.tenant, lease.id)))
         return None
 
     async def _wire_apart(self, ward: Ward, job: Job, *, eightbit: bool) -> Wire:
         """Make a suspect's bytes in a process apart. Raises as `Ward.render`."""
         message, person = job.message, job.person
         assert message is not None and person is not None  # noqa: S101, PT018 - looked at by `send`
+        self.deliveries.heavy += 1
         bundle = await self._library.sources(job.lease.tenant, message)
         return await ward.render(
             Render(
@@ -418,94 +426,6 @@ class Sender:
     def _settle(self, job: Job, kind: str, **facts: Any) -> None:
         """Settle a mail that the remote side was never asked about."""
         self._settler.add(job.lease.tenant, job.settlement(kind, began=False, **facts))
-
-    async def _judge(self, job: Job, result: Result) -> None:
-        lease, relay = job.lease, job.relay
-        verdict = decide(result)
-        facts: dict[str, Any] = {
-            "relay": relay, "code": verdict.code, "enhanced": verdict.enhanced, "reply": verdict.reply,
-            "error": verdict.error or self._note(job), "phase": result.phase.value, "remote_host": result.remote_host,
-            "tls": result.tls, "ms": result.ms,
-        }  # fmt: skip
-        outcome = self._outcome(job, verdict, facts)
-        if self._tells:
-            # One line a delivery: ids and codes, no address, no body.
-            log = _log.debug if verdict.kind == "delay" else _log.info
-            log(
-                "mail", verdict=verdict.kind, id=str(lease.id), message=str(lease.message_id), tenant=lease.tenant,
-                site=job.lane.site, stream=job.lane.stream, attempt=lease.attempts + 1, code=verdict.code,
-                enhanced=verdict.enhanced, reason=verdict.reason, phase=result.phase.value, ms=result.ms,
-                relay=relay, host=result.remote_host, worker=self._worker(),
-            )  # fmt: skip
-        if outcome is not None:
-            self._settler.add(lease.tenant, outcome)
-        try:
-            if self._slowing is not None and (verdict.slow or verdict.alert):
-                site = self._staging.redirect_domain or job.lane.site  # who answered
-                await self._slowing.learn(lease.tenant, site, relay, verdict)
-            # Before the lease goes back, or the mail is claimed for the same relay again.
-            if not self._relays.well(relay, verdict):
-                await self._relays.record(relay, verdict)
-        finally:
-            # Whatever happened there: a lease that is neither settled nor given back is held while this worker lives.
-            if outcome is None:
-                said = " ".join(str(x) for x in (verdict.code, verdict.reply) if x) or verdict.error
-                await self._give_back(
-                    lease, f"relay {relay}: {verdict.reason}" + (f": {said}" if said else "")
-                )
-
-    def _note(self, job: Job) -> str | None:
-        """What its events say of where it went, if that is not to its recipient."""
-        return "a test: not sent" if job.relay == TEST_RELAY else self._staging.note()
-
-    def _outcome(self, job: Job, verdict: Verdict, facts: dict[str, Any]) -> Settlement | None:
-        """The settlement that a verdict asks for; None to give the lease back."""
-        match verdict.kind:
-            case "sent":
-                return job.settlement("sent", **facts)
-            case "bounce":
-                # Never their own address: who writes from it would not get the copy of a mail to himself any more.
-                # Nor one that a redirect spared: it was another that bounced.
-                spared = self._staging.redirect_to != ""
-                own = job.message is not None and job.person is not None and (
-                    job.person.address == job.message.content.sender.address.lower()
-                )  # fmt: skip
-                return job.settlement(
-                    "bounced",
-                    reason=verdict.reason,
-                    suppress=verdict.suppress and not (own or spared),
-                    **facts,
-                )
-            case "in_doubt" if job.stream.on_doubt == "hold":
-                why = "in doubt: the reply to the end of data was lost"
-                return job.settlement("held", reason=why, doubt=True, **facts)
-            case "defer" | "in_doubt":
-                stream = job.stream
-                policy = RetryPolicy(
-                    base_seconds=stream.retry_base_seconds, factor=stream.retry_factor,
-                    cap_seconds=max(stream.retry_cap_seconds, stream.retry_base_seconds),
-                    jitter=stream.retry_jitter, max_attempts=stream.max_attempts,
-                    max_age_seconds=stream.max_age_seconds,
-                )  # fmt: skip
-                since = job.lease.tried_since
-                age = 0.0 if since is None else max(0.0, (self._present() - since).total_seconds())
-                attempt = job.lease.attempts + 1
-                delay = next_delay(policy, attempt, random.random, age_seconds=age)
-                doubt = verdict.kind == "in_doubt"
-                if delay is not None:
-                    # What they asked for is the earliest; if it ends past the greatest age, it is the last.
-                    delay = max(delay, verdict.again_seconds or 0.0)
-                    return job.settlement(
-                        "deferred", delay=delay, doubt=doubt, reason=verdict.reason, **facts
-                    )
-                if verdict.code is not None and verdict.code >= 500:
-                    return job.settlement(
-                        "bounced", reason=verdict.reason, **facts
-                    )  # a no, asked often enough
-                reason = "attempts_exhausted" if attempt >= stream.max_attempts else "too_old"
-                return job.settlement("dead", reason=reason, doubt=doubt, **facts)
-            case _:
-                return None
 
 
 class _Intent:

@@ -12,12 +12,14 @@ Notes stand in the database, and any worker takes any: one that dies before it i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Iterator
 from uuid import UUID
 
 import structlog
 
 from pgmail.errors import DatabaseAway
+from pgmail.metrics.counts import Histogram, Names, Sample
 from pgmail.service import Loop
 from pgmail.store import work
 from pgmail.store.database import Database
@@ -29,6 +31,7 @@ TENANTS_A_FLUSH = 16  # in one transaction
 NOTES_A_CALL = 50
 NOTES_AGAIN_SECONDS = 1.0  # after an address that somebody else has in hand, or with the database away
 NOTES_SECONDS = 30.0  # until notes of other workers are looked for, which may have died
+MOST_STREAMS = 50  # that figures name
 LAST_SECONDS = 2.0  # for results that are known when the process must stop
 
 
@@ -49,7 +52,19 @@ class Settler(Loop):
         self._noted = asyncio.Event()
         self._noted.set()  # who was here before may have left some
         self._closed = asyncio.Event()
-        self.fenced = 0
+        self.fenced = self.batches = 0
+        self.results: dict[tuple[str, str], int] = {}  # by kind and stream
+        self.seconds = Histogram()
+        self._streams = Names(most=MOST_STREAMS)
+
+    def samples(self) -> Iterator[Sample]:
+        """What became of mail, and how long it took to write that down."""
+        for (kind, stream), n in self.results.items():
+            yield Sample("results", (kind, stream), n)
+        yield Sample("settle_batches", (), self.batches)
+        yield Sample("phase_seconds", ("settle",), self.seconds)
+        yield Sample("fenced", (), self.fenced)
+        yield Sample("results_waiting", (), self._count)
 
     def add(self, tenant: int, settlement: Settlement) -> None:
         """Take a result over. It will be written."""
@@ -129,7 +144,10 @@ class Settler(Loop):
             while parts:
                 some = parts[:TENANTS_A_FLUSH]
                 try:
+                    began = time.monotonic()
                     answers = await work.settle_each(self._database, self._epoch(), some)
+                    self.seconds.observe(time.monotonic() - began)
+                    self.batches += 1
                 except DatabaseAway as error:
                     _log.warning("settle.waits", error=str(error), results=sum(len(part) for _, part in some))
                     pause = 0.5
@@ -155,10 +173,18 @@ class Settler(Loop):
         self._again(tenant, locked)
         if len(locked) < len(part):
             done = part if not locked else [result for result in part if answers.get(result.id) != "locked"]
+            self._tell(done)
             self._freed([result.id for result in done])
             if any(result.suppress for result in done):
                 self._noted.set()
         return 0.05 if locked else 0.0
+
+    def _tell(self, results: list[Settlement]) -> None:
+        """Count what was written."""
+        counts, label = self.results, self._streams.of
+        for result in results:
+            key = result.kind, label(result.stream)
+            counts[key] = counts.get(key, 0) + 1
 
     def _again(self, tenant: int, results: list[Settlement]) -> None:
         if results:

@@ -1,20 +1,31 @@
-"""The slots of a process: so many mails on the wire at once, each a task that takes the next job."""
+"""The slots of a process: so many mails on the wire at once, each a task that takes the next job.
+
+Stopped while mail is on its way (the worker was declared dead, it crashed, or its drain took too long), slots call
+back what was not sent yet, at once. Mail whose end of data is out is not theirs to stop any more: its reply is
+waited for, for a short while, so that it is recorded.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from pgmail.service import Loop
 from pgmail.worker.outbox import Outbox
 from pgmail.worker.sender import Sender
 
+REPLY_SECONDS = 2.5  # for replies to what was sent, once all else is called back
+
 
 class Slots(Loop):
     """Runs `n` slots over an outbox. Draining lets each finish the mail it has begun."""
 
-    def __init__(self, sender: Sender, outbox: Outbox, n: int) -> None:
+    def __init__(
+        self, sender: Sender, outbox: Outbox, n: int, recall: Callable[[], None] = lambda: None
+    ) -> None:
+        """`recall` ends what transports have and did not send yet."""
         super().__init__("slots")
-        self._sender, self._outbox, self._n = sender, outbox, n
+        self._sender, self._outbox, self._n, self._recall = sender, outbox, n, recall
         self._resting: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -26,6 +37,14 @@ class Slots(Loop):
             for task in tasks:
                 if task in self._resting:
                     task.cancel()
+
+    async def stop(self) -> None:
+        """Call back what is not sent, hear of what is, and stop."""
+        self.draining.set()
+        if self._task is not None and not self._task.done():
+            self._recall()
+            await asyncio.wait({self._task}, timeout=REPLY_SECONDS)
+        await super().stop()
 
     async def _slot(self) -> None:
         me = asyncio.current_task()

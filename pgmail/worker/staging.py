@@ -19,8 +19,6 @@ from pgmail.config import Settings
 from pgmail.domain import address
 from pgmail.render.headers import unstructured
 
-TEST_SITE = "test:"
-"""The site of all test email, as SQL's `test_site()` has it: a colon stands in no domain."""
 TEST_RELAY = "test:"
 """Who carries test email; no relay of the settings may be called so."""
 ORIGINAL = "X-PGMail-Original-To"

@@ -7,6 +7,7 @@ started again as a new worker. What can go wrong is in `processes`.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,7 +22,8 @@ from pgmail.processes import ProcessTree, Spec, die_with_parent
 from pgmail.shaping.rulebook import book
 from pgmail.store.faults import FencedOut
 from pgmail.transport.base import Transport
-from pgmail.worker.process import MakeLeader, run_worker
+from pgmail.worker.apart import environ_of
+from pgmail.worker.process import Beside, MakeLeader, run_worker
 from pgmail.worker.ward import Ward
 
 _log = structlog.get_logger()
@@ -50,10 +52,11 @@ def run_one(
     dsn: str,
     concurrency: int,
     ward_argv: Sequence[str] = (),
+    beside: Beside | None = None,
 ) -> int:
     """Run the worker in this process until SIGTERM or SIGINT; drains. Returns the exit code.
 
-    `ward_argv` starts a process apart, for mail that a worker died with.
+    `ward_argv` starts a process apart, for mail that a worker died with. `beside` makes what else runs here.
     """
     die_with_parent(seconds=settings.drain_seconds + 5)
     book()  # the rules of replies: not at the first refusal, when all mail would wait for it
@@ -63,7 +66,7 @@ def run_one(
             _until_told(
                 partial(
                     run_worker, settings, transports, make_leader=make_leader, dsn=dsn, concurrency=concurrency,
-                    ward=Ward(ward_argv) if ward_argv else None,
+                    ward=Ward(ward_argv, environ_of(settings, os.environ)) if ward_argv else None, beside=beside,
                 )
             )
         )  # fmt: skip

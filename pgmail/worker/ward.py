@@ -20,7 +20,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -118,8 +118,10 @@ class _Process:
 class Ward:
     """The processes apart of one worker. `argv` starts one, which calls `serve`."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+        """`environ` is their whole environment; None is this process's own."""
         self._argv = list(argv)
+        self._environ = environ
         self._idle: list[_Process] = []
         self._open: dict[str, _Process] = {}  # by relay: one that keeps a connection, for the next mail there
         self._places = asyncio.Semaphore(MOST)
@@ -215,7 +217,8 @@ class Ward:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                env=os.environ | {LIFELINE: f"{lifeline}:{os.getpid()}"},
+                env=dict(os.environ if self._environ is None else self._environ)
+                | {LIFELINE: f"{lifeline}:{os.getpid()}"},
                 pass_fds=(lifeline,),
                 limit=1 << 20,
             )

@@ -34,7 +34,8 @@ $$;
 -- dot inside. What else stands between @ and it, or behind it, hides nothing of it from a reader. Nor does what is invisible
 -- or almost, which is dropped first: marks of no width, variation selectors, spaces thinner than a blank. Dots and dashes of
 -- other kinds are taken for what they look like. Quotation marks and the like end a domain, other characters outside ASCII are
--- part of it, for there are such domains.
+-- part of it, for there are such domains. A number such as a price ("Shop @ 5.99") is none, since no domain ends in one; four
+-- numbers read as an IP address, and count.
 create or replace function pgmail.domains_shown(p_name text) returns setof text
 language sql immutable strict
 as $$
@@ -46,9 +47,9 @@ as $$
           regexp_replace(p_name, '[\u00ad\u034f\u061c\u180b-\u180f\u2000-\u200f\u202f\u205f-\u206f\ufe00-\ufe0f\ufeff]', '', 'g'),
           NFKC),
         U&'\3002\2010\2011\2012\2013\2014\2015\2043\2212', '.--------'),
-      '[\u2016-\u2023\u2027\u2030-\u205e]', ' ', 'g'),
+      '[\u00a2-\u00a5\u2016-\u2023\u2027\u2030-\u205e\u20a0-\u20cf]', ' ', 'g'),
     '@[^a-zA-Z0-9\u0080-\uffff]*((?:[a-zA-Z0-9._-]|[^\x01-\x7f])+)', 'g') m
-  where m[1] ~ '[^.]\.+[^.]'
+  where m[1] ~ '[^.]\.+[^.]' and btrim(m[1], '.-_') !~ '^[0-9]+([.,][0-9]+){0,2}$'
 $$;
 
 -- Why the tenant may not send from this domain under this name, with what to do; null if it may. A name that shows an

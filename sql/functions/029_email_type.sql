@@ -41,9 +41,25 @@ do $do$ begin
   end if;
 end $do$;
 
+-- The caller's trace (W3C Trace Context), which is carried on to the worker.
+do $do$ begin
+  if not exists (select 1 from pg_attribute where attrelid = 'pgmail.email'::regclass and attname = 'traceparent' and not attisdropped) then
+    alter type pgmail.email add attribute traceparent text;
+  end if;
+end $do$;
+
 -- Whether it is a test: recorded as any other, delivered to the sandbox only.
 do $do$ begin
   if not exists (select 1 from pg_attribute where attrelid = 'pgmail.email'::regclass and attname = 'test' and not attisdropped) then
     alter type pgmail.email add attribute test boolean;
   end if;
 end $do$;
+
+-- The traceparent of a body, or null. What is none is as if absent (W3C Trace Context, section 4.3): an order is worth more
+-- than its mail, and its mail more than its trace. Version 00, with ids that are not all zeros.
+create or replace function pgmail.traceparent(p_body jsonb) returns text
+language sql immutable parallel safe
+as $$
+  select case when jsonb_typeof(p_body->'traceparent') = 'string'
+    and p_body->>'traceparent' ~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' then p_body->>'traceparent' end
+$$;

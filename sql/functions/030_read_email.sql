@@ -46,10 +46,10 @@ begin
 end
 $$;
 
--- What makes two emails of one key the same. Times are often computed anew for a retry (now() + 1 hour).
+-- What makes two emails of one key the same. Times are often computed anew for a retry (now() + 1 hour), and its trace is another.
 create or replace function pgmail.body_hash(p_body jsonb) returns bytea
 language plpgsql immutable parallel safe
-as $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at'])::text, 'UTF8')); end $$;
+as $$ begin return sha256(convert_to((p_body - array['idempotency_key', 'scheduled_at', 'expires_at', 'traceparent'])::text, 'UTF8')); end $$;
 
 -- Whether this very email was taken in under its key: a repetition is answered with the first id, even when its times
 -- have passed since.
@@ -75,11 +75,11 @@ begin
   end if;
   if b - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers',
                'attachments','tags','metadata','stream','priority','scheduled_at','expires_at','on_limit',
-               'idempotency_key','test'] <> '{}' then
+               'idempotency_key','test','traceparent'] <> '{}' then
     select min(x collate "C") into k from jsonb_object_keys(b) x
      where x <> all (array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables',
                            'headers','attachments','tags','metadata','stream','priority','scheduled_at','expires_at',
-                           'on_limit','idempotency_key','test']);
+                           'on_limit','idempotency_key','test','traceparent']);
     return pgmail.faulty('unknown_key', '/' || pgmail.pointer(k), format('no such key: %s', left(k, 80)));
   end if;
   b := pgmail.without_nulls(b);
@@ -327,6 +327,8 @@ begin
     return pgmail.faulty('invalid_test', '/test', 'must be true or false');
   end if;
   e.test := coalesce(b->'test' = 'true', false);
+  -- 18c: traceparent, never a fault
+  if b ? 'traceparent' then e.traceparent := pgmail.traceparent(b); end if;
 
   -- 19: size. read_extras left the attachments' part in size_bytes.
   bytes := coalesce(e.size_bytes, 0)::bigint + coalesce(octet_length(sub), 0) + coalesce(octet_length(txt), 0) + coalesce(octet_length(htm), 0);

@@ -100,11 +100,11 @@ declare
 begin
   -- A key that nobody knows is a fault though it be null; the others are as if absent then.
   if p_body - array['from','to','cc','bcc','mode','reply_to','template','subject','text','html','variables','headers','attachments',
-       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key','test'] <> '{}' then
+       'tags','metadata','stream','priority','scheduled_at','expires_at','on_limit','idempotency_key','test','traceparent'] <> '{}' then
     return null;
   end if;
   b := pgmail.without_nulls(p_body); t := b->'template'; shared := b->'variables';
-  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata', 'test'];
+  o.texts := b - array['from', 'to', 'mode', 'template', 'variables', 'stream', 'priority', 'on_limit', 'idempotency_key', 'metadata', 'test', 'traceparent'];
   if o.texts - array['subject', 'text', 'html'] <> '{}' then return null; end if;
   if shared is not null and jsonb_typeof(shared) <> 'object' then return null; end if;
   if t is not null then
@@ -173,6 +173,7 @@ begin
     e.stream := o.stream; e.priority := o.priority; e.mode := o.mode; e.template := o.template; e.template_version := o.template_version;
     e.metadata := o.metadata; e.on_limit := o.on_limit; e.idempotency_key := o.idempotency_key; e.body_hash := o.body_hash;
     e.test := coalesce(p_body->'test' = 'true', false);
+    if p_body ? 'traceparent' then e.traceparent := pgmail.traceparent(p_body); end if;
     texts := o.texts;
   end if;
 

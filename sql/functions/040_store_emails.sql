@@ -122,10 +122,10 @@ begin
   if not (true = any (fresh)) then return; end if;
 
   insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients,
-    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id, api_key, test)
+    scheduled_at, expires_at, template, template_version, size_bytes, tags, metadata, idempotency_key, content, key_id, api_key, test, traceparent)
   select p_tenant, id, now_, session_user, (e).stream, (e).priority, (e).mode, (e).sender, cardinality((e).people),
     (e).due_at, (e).expires_at, (e).template, (e).template_version, (e).size_bytes, (e).tags, (e).metadata,
-    (e).idempotency_key, (e).content, (e).seal_key, (select pgmail.current_key()), (e).test
+    (e).idempotency_key, (e).content, (e).seal_key, (select pgmail.current_key()), (e).test, (e).traceparent
   from (select unnest(p_emails) as e, unnest(ids) as id, unnest(fresh) as kept) x where kept;
 
   if attached then

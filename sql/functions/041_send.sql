@@ -62,9 +62,9 @@ begin
         values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0), array[lane_], '{1}')
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
-        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test)
+        expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test, traceparent)
       values (t, message_, now_, session_user, e.stream, e.priority, e.mode, e.sender, 1, e.due_at,
-        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_, e.test);
+        e.expires_at, e.template, e.template_version, e.size_bytes, e.metadata, e.idempotency_key, e.content, key_, e.test, e.traceparent);
       if asleep_ then perform pgmail.wake(); end if;
       return message_;
     end if;
@@ -82,7 +82,8 @@ create or replace function pgmail.send(
   template text default null, variables jsonb default null, stream text default null, priority text default null,
   send_at timestamptz default null, expires_at timestamptz default null, idempotency_key text default null,
   on_limit text default null, cc text[] default null, bcc text[] default null, reply_to text default null,
-  headers jsonb default null, attachments jsonb default null, tags jsonb default null, metadata jsonb default null
+  headers jsonb default null, attachments jsonb default null, tags jsonb default null, metadata jsonb default null,
+  test boolean default null
 ) returns uuid
 language sql volatile
 as $$
@@ -92,7 +93,8 @@ as $$
     'variables', variables, 'stream', stream, 'priority', priority,
     'scheduled_at', to_json(send_at), 'expires_at', to_json(expires_at),
     'idempotency_key', idempotency_key, 'on_limit', on_limit, 'cc', to_jsonb(cc), 'bcc', to_jsonb(bcc),
-    'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata))
+    'reply_to', reply_to, 'headers', headers, 'attachments', attachments, 'tags', tags, 'metadata', metadata,
+    'test', test))
 $$;
 
 -- Refuses an email for its fault. Where a limit is the reason, the hint says when to try again.
@@ -150,7 +152,7 @@ begin
     end if;
     select sha256(convert_to(coalesce(jsonb_agg(case when jsonb_typeof(x) <> 'object' then x
              when x ? 'sealed' then jsonb_build_object('sealed', x->'sealed'->'hash')   -- no two sealings are alike
-             else x - array['scheduled_at', 'expires_at'] end order by o)::text, '') || (strict is true), 'UTF8'))
+             else x - array['scheduled_at', 'expires_at', 'traceparent'] end order by o)::text, '') || (strict is true), 'UTF8'))
       into hash_ from jsonb_array_elements(items) with ordinality u(x, o);
     insert into pgmail.idempotency as d (tenant_id, key, body_hash, ids, created_at, expires_at)
     values (t, key_, hash_, '{}', pgmail.now(), pgmail.now() + interval '24 hours')

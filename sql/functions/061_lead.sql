@@ -126,6 +126,8 @@ begin
   ), folded as (
     insert into pgmail.tally_total as t (tenant_id, stream, kind, n, bytes) select * from summed
     on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n, bytes = t.bytes + excluded.bytes returning 1
+  ), moved as (
+    insert into pgmail.tally_moved (tenant_id) select distinct tenant_id from summed   -- for doors_v1
   )
   select count(*) into n from folded;
   return n;

@@ -173,7 +173,9 @@ begin
       when 'queued' then
         select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
          where y.tenant_id = t and y.id = s.recipient_id;
-        if q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
+        if m.key_id is not null and pgmail.sealed_wait(t, m.key_id) is not null then
+          w := 'waits: ' || pgmail.sealed_wait(t, m.key_id);
+        elsif q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
           w := format('waits for a limit until %s: %s', q.due_at, coalesce(last_.detail, 'the stream is full'));
         elsif stop.kind is not null then
           w := 'waits: ' || stop.words;

@@ -281,6 +281,14 @@ as $$
     and not k.test and k.scopes @> '{send,read,manage}' and num_nonnulls(k.streams, k.from_domains, k.networks) = 0
 $$;
 
+-- Which of these keys are still valid: asked once a second for all who listen to the feed.
+create or replace function pgmail.live_keys_v1(p_tenants integer[], p_ids uuid[]) returns setof uuid
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select k.id from unnest(p_tenants, p_ids) u(tenant, id) join pgmail.api_key k on k.tenant_id = u.tenant and k.id = u.id
+  where k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
+$$;
+
 -- When keys were used last, and from where; p_ages are seconds since. What another process writes this moment is left to it.
 create or replace function pgmail.note_keys_v1(p_tenants integer[], p_keys uuid[], p_from inet[], p_ages double precision[]) returns void
 language sql volatile security definer set search_path = pgmail, pg_temp
@@ -301,6 +309,25 @@ create or replace function pgmail.note_guesses_v1(p_from text, p_tries integer) 
 language sql volatile security definer set search_path = pgmail, pg_temp
 as $$
   select pgmail.record_act(null, 'key.guess', left(p_from, 64), format('%s tries with keys that are none', p_tries))
+$$;
+
+-- Adds what one process counted of clients that try keys which are none, and answers how many tries all processes have seen of
+-- each: forgiven at one in three seconds, 40 at most (pgmail/api/guesses.py).
+create or replace function pgmail.share_guesses_v1(p_clients text[], p_counts integer[]) returns table (client text, level real)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  delete from pgmail.guess where ctid = any (array(
+    select g.ctid from pgmail.guess g where g.at < pgmail.now() - interval '10 minutes' limit 1000 for update skip locked));
+  return query
+  insert into pgmail.guess as g (client, level, at)
+  select left(u.client, 64), least(40, sum(greatest(u.n, 0))), pgmail.now() from unnest(p_clients, p_counts) u(client, n)
+  group by 1 order by 1
+  on conflict (client) do update set
+    level = least(40, greatest(0, g.level - extract(epoch from excluded.at - g.at)::real / 3) + excluded.level), at = excluded.at
+  returning g.client, g.level;
+end
 $$;
 
 -- The stream of each of these emails or recipients, whether the asking key, or one that it follows by rotation, handed it

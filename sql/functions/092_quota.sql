@@ -74,9 +74,11 @@ begin
   where q.tenant_id is not distinct from x.tenant and q.scope = p_scope and q.name = x.named;
   if p_scope = 'stream' then
     -- What came before the rule does not count.
-    insert into pgmail.quota_meter (tenant_id, scope, name, seen, seen_bytes, paid_until, day)
-    select x.tenant, 'stream', x.named, coalesce(sum(t.n), 0), coalesce(sum(t.bytes), 0), pgmail.now(), (pgmail.now() at time zone 'UTC')::date
-    from pgmail.tally_total t where t.tenant_id = x.tenant and t.stream = x.named and t.kind = 'enqueued'
+    insert into pgmail.quota_meter (tenant_id, scope, name, seen, seen_bytes, depth, paid_until, day)
+    select x.tenant, 'stream', x.named, coalesce(sum(t.n) filter (where t.kind = 'enqueued'), 0),
+      coalesce(sum(t.bytes) filter (where t.kind = 'enqueued'), 0), coalesce(sum(case t.kind when 'enqueued' then t.n else -t.n end), 0),
+      pgmail.now(), (pgmail.now() at time zone 'UTC')::date
+    from pgmail.tally_total t where t.tenant_id = x.tenant and t.stream = x.named
     on conflict do nothing;
   end if;
   -- What came in under the old rule is not held against the new one.

@@ -1,6 +1,13 @@
 -- Takes back what 0005 made; functions first, since functions/ of an older program do not drop them.
 
 ------------------------------------------------------------------------------------------------ feed
+drop function if exists pgmail.feed_v1(pg_snapshot, pg_snapshot, xid8, uuid, uuid, integer[], integer);
+drop function if exists pgmail.feed_stretches(pg_snapshot, pg_snapshot, xid8);
+drop function if exists pgmail.feed_since_v1(timestamptz);
+drop function if exists pgmail.feed_now_v1();
+drop function if exists pgmail.feed_history_v1();
+drop function if exists pgmail.feed_index_next(text);
+drop function if exists pgmail.live_keys_v1(integer[], uuid[]);
 drop index pgmail.event_feed;
 drop index pgmail.message_feed;
 alter table pgmail.message drop column xid;
@@ -20,12 +27,26 @@ alter table pgmail.tally drop column lanes, drop column per_lane;
 -- end of insight
 
 ------------------------------------------------------------------------------------------------ hooks
+drop function pgmail.need_hook(uuid), pgmail.check_hook(pgmail.hook), pgmail.check_hook_secret(integer, integer, bytea),
+  pgmail.add_hook(uuid, text, text[], text[], jsonb, text, integer, bytea), pgmail.begin_hooks(), pgmail.set_hook(uuid, jsonb, text),
+  pgmail.remove_hook(uuid, text), pgmail.rotate_hook(uuid, integer, bytea, interval, text), pgmail.test_hook(uuid),
+  pgmail.replay_hook(uuid, jsonb, uuid, integer, text), pgmail.fan_out_hooks_v1(integer),
+  pgmail.hook_data(integer, uuid, uuid, uuid, text),
+  pgmail.claim_hooks_v1(text[], integer, integer, double precision, uuid[], integer[], double precision), pgmail.settle_hooks_v1(jsonb),
+  pgmail.keep_hooks_v1(integer, integer);
+drop table pgmail.hook_cursor, pgmail.hook_attempt, pgmail.hook_queue, pgmail.hook_secret, pgmail.hook;
 -- end of hooks
 
 ------------------------------------------------------------------------------------------------ alerts
 -- end of alerts
 
 ------------------------------------------------------------------------------------------------ tracing
+drop function if exists pgmail.metrics_queue_v1(boolean);
+drop function if exists pgmail.metrics_fleet_v1();
+drop function if exists pgmail.metrics_tables_v1();
+drop function if exists pgmail.traceparent(jsonb);
+alter type pgmail.email drop attribute if exists traceparent;
+alter table pgmail.message drop column traceparent;
 -- end of tracing
 
 ------------------------------------------------------------------------------------------------ dashboard
@@ -46,6 +67,18 @@ begin
 end
 $do$;
 -- end of compression
+
+------------------------------------------------------------------------------------------------ door
+drop function if exists pgmail.send(text, text, text, text, text, text, jsonb, text, text, timestamptz, timestamptz, text, text, text[], text[], text, jsonb, jsonb, jsonb, jsonb, boolean);
+drop function if exists pgmail.worker_opens_v1(bigint, text[]);
+drop function if exists pgmail.sealed_elsewhere_v1(text[]);
+drop function if exists pgmail.sealed_wait(integer, integer);
+drop function if exists pgmail.share_guesses_v1(text[], integer[]);
+drop table pgmail.guess;
+drop table pgmail.worker_key;
+drop table pgmail.tally_moved;
+alter table pgmail.quota_meter drop column depth;
+-- end of door
 
 ------------------------------------------------------------------------------------------------ version
 update pgmail.schema_version set version = 4;

@@ -8,8 +8,25 @@ lock table pgmail.tally, pgmail.message, pgmail.event in access exclusive mode;
 -- snapshot could not see. Mail of before has none, and was told long ago.
 alter table pgmail.message add column xid xid8;
 alter table pgmail.message alter column xid set default pg_current_xact_id();
-create index message_feed on pgmail.message (xid, id);
-create index event_feed on pgmail.event (xid, id);
+-- Over a full table an index takes minutes, for which mail would stand still: so here those of empty partitions only. The
+-- others are made without a lock once this transaction has ended (functions/067_feed_index.sql); until then the parents'
+-- stay invalid, which is how the feed knows.
+create index message_feed on only pgmail.message (xid, id) where xid is not null;
+create index event_feed on only pgmail.event (xid, id);
+do $do$
+declare p record; empty boolean;
+begin
+  for p in select i.inhparent::regclass::text as base, c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+           where i.inhparent in ('pgmail.message'::regclass, 'pgmail.event'::regclass) loop
+    execute format('select not exists (select from pgmail.%I)', p.relname) into empty;
+    if empty then
+      execute format('create index %I on pgmail.%I (xid, id) %s', p.relname || '_feed', p.relname,
+        case when p.base = 'pgmail.message' then 'where xid is not null' end);
+      execute format('alter index %s_feed attach partition pgmail.%I', p.base, p.relname || '_feed');
+    end if;
+  end loop;
+end
+$do$;
 -- end of feed
 
 ------------------------------------------------------------------------------------------------ insight
@@ -110,12 +127,107 @@ alter table pgmail.insight_cursor enable row level security;
 -- end of insight
 
 ------------------------------------------------------------------------------------------------ hooks
+-- Webhooks: who wants which events where, what is still to be told, and what was answered.
+create table pgmail.hook (
+  tenant_id     integer not null,
+  id            uuid not null,
+  url           text not null,
+  description   text,
+  types         text[] not null,              -- names of events; one may end in *
+  streams       text[],                       -- null: all
+  tags          jsonb,                        -- all of these; null: whatever it has
+  enabled       boolean not null default true,
+  reason        text,                         -- why it is not
+  created_at    timestamptz not null default pgmail.now(),
+  created_by    text not null,
+  changed_at    timestamptz not null default pgmail.now(),
+  -- How it does. Nothing is written while all goes well.
+  fails         integer not null default 0,   -- calls that failed one after the other
+  failing_since timestamptz,                  -- the first of them
+  rest_until    timestamptz,                  -- not called before
+  last_error    text,
+  removed_at    timestamptz,                  -- its queue and its log go, and then it
+  primary key (tenant_id, id)
+) with (fillfactor = 50);
+
+-- What signs, sealed by the tenant's data key. Two while one takes over from the other.
+create table pgmail.hook_secret (
+  tenant_id  integer not null,
+  hook_id    uuid not null,
+  id         integer not null,
+  key_id     integer not null,
+  sealed     bytea not null,
+  created_at timestamptz not null default pgmail.now(),
+  created_by text not null,
+  ends_at    timestamptz,
+  primary key (tenant_id, hook_id, id)
+);
+
+-- A row for each event and endpoint that is still to be told; it leaves when it was, or when nobody will try any more.
+-- A claim changes what no index names, as in the queue of mail.
+create table pgmail.hook_queue (
+  tenant_id    integer not null,
+  hook_id      uuid not null,
+  event_id     uuid not null,                 -- of what tells that it was queued: the recipient's
+  email_id     uuid,                          -- null of a test
+  recipient_id uuid,
+  type         text not null,
+  at           timestamptz not null,          -- of the event
+  queued_at    timestamptz not null default pgmail.now(),
+  due_at       timestamptz not null default pgmail.now(),
+  attempts     smallint not null default 0,
+  leased_until timestamptz,
+  claims       integer not null default 0,
+  primary key (tenant_id, hook_id, event_id)
+) with (fillfactor = 60, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+create index hook_queue_due on pgmail.hook_queue (tenant_id, hook_id, due_at);
+
+-- The log: a row for each call, and for what was given up without one.
+create table pgmail.hook_attempt (
+  tenant_id    integer not null,
+  hook_id      uuid not null,
+  id           uuid not null default pgmail.uuid7(),
+  event_id     uuid not null,
+  email_id     uuid,
+  recipient_id uuid,
+  type         text not null,
+  event_at     timestamptz not null,
+  attempt      smallint not null,
+  outcome      text not null check (outcome in ('delivered', 'retrying', 'failed', 'dropped')),
+  status       smallint,                      -- of HTTP; null where no answer came
+  ms           integer,
+  error        text,
+  answer       text,                          -- the beginning of what it said, of a refusal
+  next_at      timestamptz,
+  primary key (tenant_id, hook_id, id)
+);
+create index hook_attempt_event on pgmail.hook_attempt (tenant_id, hook_id, event_id);
+
+-- Up to where the feed was read for webhooks; without a snapshot nothing is, since nobody wants any.
+create table pgmail.hook_cursor (
+  singleton boolean primary key default true check (singleton),
+  history   uuid,
+  seen      pg_snapshot,                      -- all of this was queued,
+  until     pg_snapshot,                      -- and of this what stands before the position
+  xid       xid8,
+  place     uuid,
+  event_id  uuid
+);
+insert into pgmail.hook_cursor default values;
+
+alter table pgmail.hook         enable row level security;
+alter table pgmail.hook_secret  enable row level security;
+alter table pgmail.hook_queue   enable row level security;
+alter table pgmail.hook_attempt enable row level security;
+alter table pgmail.hook_cursor  enable row level security;
 -- end of hooks
 
 ------------------------------------------------------------------------------------------------ alerts
 -- end of alerts
 
 ------------------------------------------------------------------------------------------------ tracing
+-- W3C Trace Context, version 00: the caller's trace, which a worker goes on with. Text without a default: no row is written.
+alter table pgmail.message add column traceparent text;
 -- end of tracing
 
 ------------------------------------------------------------------------------------------------ dashboard
@@ -143,6 +255,32 @@ exception when feature_not_supported then
 end
 $do$;
 -- end of compression
+
+------------------------------------------------------------------------------------------------ door
+-- Whose totals changed since the doors were looked at: one row a tenant and fold, gone with the next look.
+create table pgmail.tally_moved (
+  tenant_id integer not null
+);
+alter table pgmail.tally_moved enable row level security;
+alter table pgmail.quota_meter add column depth bigint not null default 0;   -- enqueued and not settled, as far as folded
+insert into pgmail.tally_moved select distinct tenant_id from pgmail.tally_total;
+-- Which key-encryption keys a running worker has, by name; '' of each that told. Read by functions only.
+create table pgmail.worker_key (
+  epoch bigint not null,
+  kek   text not null,
+  primary key (epoch, kek)
+);
+alter table pgmail.worker_key enable row level security;
+-- Who tries keys that are none, as all API processes together see it; a row lives for minutes. Read by functions only.
+create table pgmail.guess (
+  client text primary key,               -- an address, or the network that counts as one client
+  level  real not null,                  -- failed tries that are not forgiven yet, at the moment `at`
+  at     timestamptz not null default pgmail.now()
+) with (fillfactor = 50);
+alter table pgmail.guess enable row level security;
+-- By named arguments it takes `test` as well now; two of them would be one too many for a call that leaves it out.
+drop function if exists pgmail.send(text, text, text, text, text, text, jsonb, text, text, timestamptz, timestamptz, text, text, text[], text[], text, jsonb, jsonb, jsonb, jsonb);
+-- end of door
 
 ------------------------------------------------------------------------------------------------ version
 update pgmail.schema_version set version = 5;

@@ -59,6 +59,11 @@ select id, stream, own, test from pgmail.reach_v1(%(ids)s::uuid[]);
 -- When and from where keys were used last.
 select pgmail.note_keys_v1(%(tenants)s::integer[], %(keys)s::uuid[], %(origins)s::inet[], %(ages)s::double precision[]);
 
+-- name: share_guesses :many
+-- What this process counted of clients that try keys; what all processes have of each.
+with quick as materialized (select set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '1s', true))
+select s.client, s.level from quick, pgmail.share_guesses_v1(%(clients)s::text[], %(counts)s::integer[]) s;
+
 -- name: note_guesses :exec
 -- A burst of tries with keys that are none.
 select pgmail.note_guesses_v1(%(origin)s, %(tries)s::integer);

@@ -61,6 +61,19 @@ select to_regprocedure('pgmail.secure_next(text)') is not null as found;
 -- Force row-level security on the next table, by name, where it is not; no name when all is well.
 select pgmail.secure_next(%(after)s) as name;
 
+-- name: indexes_feed :one
+-- Whether this schema makes the feed's indexes after an upgrade, and whether nobody else is about it: held by the session.
+select to_regprocedure('pgmail.feed_index_next(text)') is not null
+       and pg_try_advisory_lock(hashtextextended('pgmail.feed_index', 0)) as found;
+
+-- name: feed_index_next :one
+-- The next partition whose index of the feed is to be made, and the statements that make it.
+select n.name, n.step, n.steps, n.statements from pgmail.feed_index_next(%(after)s) n;
+
+-- name: wait_for_locks :exec
+-- For the session: how long a lock is waited for.
+select set_config('lock_timeout', %(lock_timeout)s, false);
+
 -- name: holds_data :one
 -- Whether a downgrade would destroy mail, or what people made.
 select exists (select from pgmail.message) or exists (select from pgmail.queue)

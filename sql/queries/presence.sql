@@ -8,6 +8,10 @@ select version, compatible_from from pgmail.schema_version;
 -- A new worker epoch.
 select pgmail.worker_start_v2(%(host)s, %(pid)s, %(program)s, %(concurrency)s, %(staging)s) as epoch;
 
+-- name: opens :exec
+-- Which keys this worker has for sealed mail, by their names.
+select pgmail.worker_opens_v1(%(epoch)s, %(keks)s);
+
 -- name: beat :one
 -- One beat; false when this epoch was declared dead.
 select pgmail.worker_beat_v1(%(epoch)s, %(state)s, %(asleep)s) as alive;

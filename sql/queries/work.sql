@@ -63,10 +63,10 @@ where x.tenant_id = %(tenant)s and x.address = any (pgmail.suppressed_as(%(tenan
 -- the others. To ask for the size of a large one does not read it.
 select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version,
   case when coalesce(sum(octet_length(m.content)) over (order by u.n rows between unbounded preceding and 1 preceding), 0) < %(most)s
-       then m.content end as content, m.scheduled_at, m.key_id, m.test
+       then m.content end as content, m.scheduled_at, m.key_id, m.test, m.traceparent
 from unnest(%(ids)b::uuid[]) with ordinality u(id, n)
 cross join lateral (
-  select y.id, y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at, y.key_id, y.test
+  select y.id, y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at, y.key_id, y.test, y.traceparent
   from pgmail.message y
   where y.tenant_id = %(tenant)s and y.id = u.id and y.id >= %(low)s and y.id <= %(high)s limit 1) m;
 
@@ -87,8 +87,12 @@ from pgmail.template t where t.tenant_id = %(tenant)s and t.name = %(name)s and 
 -- name: streams :many
 -- How each stream retries, doubts and traces.
 select tenant_id, name, relay, on_doubt, trace, retry_base_seconds, retry_factor, retry_cap_seconds, retry_jitter,
-  max_attempts, max_age_seconds, relays, relay_weights
+  max_attempts, max_age_seconds, relays, relay_weights, seal
 from pgmail.stream;
+
+-- name: sealed_elsewhere :many
+-- The tenants whose sealed mail others can open, and this worker cannot.
+select pgmail.sealed_elsewhere_v1(%(mine)s) as tenant;
 
 -- name: fold_touches :one
 -- Fold what send appended into active lanes; what time it is.

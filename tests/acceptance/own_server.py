@@ -170,6 +170,9 @@ class Fleet:
             ["worker"], dsn, RELAY_URL=f"smtp://127.0.0.1:{self.sink_port}?tls=none", **settings
         )
 
+    def maintain(self, dsn: str, **settings: str) -> Process:
+        return self._pgmail(["maintain"], dsn, **settings)
+
     def api(self, dsn: str, **settings: str) -> "Api":
         key, hint, hashed = make_key()
         with psycopg.connect(dsn.replace("pgmail_api", "pgmail_owner"), autocommit=True) as owner:

@@ -74,3 +74,26 @@ def test_a_downgrade_that_would_take_keys_away_from_sealed_mail_is_refused(shell
     assert (
         "sealed mail can never be read again" in shell.run("db", "downgrade", "0003", "--yes", code=1).stderr
     )
+
+
+def test_a_mailing_is_sealed_as_its_stream_wants_and_says_so_where_the_key_is_missing(shell, db, tmp_path):
+    canary = "Parole-7f31"
+    path = tmp_path / "people.csv"
+    path.write_text("email,name\n" + "".join(f"u{n}@example.org,{canary}{n}\n" for n in range(25)))
+    mailing = (
+        *("send", "--csv", str(path), "--chunk", "10", "--from", "a@example.com", "--stream", "broadcast"),
+        *("--subject", f"{canary} {{{{ name }}}}", "--text", "Hello {{ name }}"),
+    )
+    shell.run("stream", "save", "broadcast", "--seal", "required")
+    assert "sealing_required" in shell.refused(*mailing)
+    shell.set(seal_keys=new_pair("k1"))
+    shell.run("seal", "rotate", "--reason", "the first")
+    shell.run(*mailing)
+    assert "were before" in shell.run(*mailing).stdout
+    with db.connect() as owner:
+        assert one(owner, "select count(*) from pgmail.recipient where key_id is not null") == 25
+        assert one(owner, "select count(*) from pgmail.message where key_id is not null") == 3
+        plain = "select count(*) from pgmail.message where position(%s::bytea in content) > 0"
+        assert one(owner, plain, [canary.encode()]) == 0
+        plain = "select count(*) from pgmail.recipient where position(%s::bytea in variables) > 0"
+        assert one(owner, plain, [canary.encode()]) == 0

@@ -77,6 +77,8 @@ def test_every_answer_is_one_that_the_document_knows(db, served, mode, record_pr
     key = {"Authorization": f"Bearer {new_key(db, 'fuzz')}"}
     for found in document.get_all_operations():
         operation = found.ok()
+        if operation.path == "/events/stream":
+            continue  # an endless answer
         if mode is schemathesis.GenerationMode.NEGATIVE and not takes_anything(operation):
             continue
         fuzz.ask(operation, key, WITH_KEY // 2)

@@ -18,6 +18,7 @@ _BOTH = """
     from (select pgmail.read_plain(1, b) as plain, pgmail.read_email(1, b) as law
           from (select %s::jsonb as b) b offset 0) r
 """
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 _LARGE = 1_000_000  # octets of JSON: such bodies take long, and a few of them do
 
 
@@ -129,6 +130,7 @@ _EMAILS = st.fixed_dictionaries(
         "priority": st.sampled_from(["high", "normal", "low", "urgent", None, 1]),
         "on_limit": st.sampled_from(["delay", "hold", "error", "panic", None, True]),
         "test": st.sampled_from([True, False, None, "true", 1, {}]),
+        "traceparent": st.sampled_from([TRACE, TRACE.upper(), "00-0", None, 1, {}]),
         "metadata": st.one_of(st.just({"order": 7, "nothing": None}), _JSON),
         "idempotency_key": st.sampled_from(
             ["k", "a key", " k", "k ", "", "ü", None, 7, "k" * 256, "k" * 257]
@@ -232,7 +234,7 @@ def test_what_most_mail_looks_like_is_plain(reading, email):
 
 _STORED = """
     select stream, priority, mode, sender, recipients, scheduled_at, expires_at, template, template_version, size_bytes,
-        tags, metadata, idempotency_key, created_by, convert_from(content, 'UTF8')::jsonb - 'headers'
+        tags, metadata, idempotency_key, created_by, traceparent, convert_from(content, 'UTF8')::jsonb - 'headers'
       from pgmail.message;
     select r.position, role, address, rcpt, name, site, convert_from(variables, 'UTF8')::jsonb, q.lane, q.later, q.wait,
         q.hold_reason, q.due_at = m.created_at, q.expires_at
@@ -262,8 +264,9 @@ def stored(owner: kit.Connection) -> list[Any]:
         kit.body(idempotency_key="k", metadata={"a": 1}, stream="broadcast", priority="high"),
         kit.body(template="greeting", variables={"name": "x"}, subject=None, text=None),
         kit.body(stream="limited", on_limit="hold"),
+        kit.body(traceparent=TRACE),
     ],
-    ids=["one", "suppressed", "several", "personal", "with options", "template", "limited"],
+    ids=["one", "suppressed", "several", "personal", "with options", "template", "limited", "traced"],
 )
 def test_all_three_ways_to_store_an_email_write_the_same(reading, email):
     owner = reading

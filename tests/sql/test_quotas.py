@@ -458,3 +458,62 @@ def test_nobody_waits_for_a_leader_in_the_middle_of_it(db, app, owner, look):
         send(app)
         assert one(second, "select pgmail.doors_v1()") is None
         leader.rollback()
+
+
+def crowd(owner: Any, tenants: int) -> None:
+    """So many tenants that sent before and are at rest."""
+    owner.execute(
+        "insert into pgmail.tally_total (tenant_id, stream, kind, n, bytes)"
+        " select t, s, k, case k when 'enqueued' then 1000 else 300 end, 100000 from generate_series(1000, 999 + %s) t,"
+        " unnest(array['transactional', 'broadcast']) s, unnest(array['enqueued', 'sent', 'bounced', 'dead']) k",
+        [tenants],
+    )
+    owner.execute("insert into pgmail.tally_moved select distinct tenant_id from pgmail.tally_total")
+    owner.execute("analyze pgmail.tally_total")
+
+
+def test_a_look_reads_the_totals_of_those_who_sent_and_of_nobody_else(app, owner, look):
+    crowd(owner, 3000)
+    assert look() == 0
+    owner.execute("analyze pgmail.quota_meter")
+    flood(app, 10)
+    owner.execute("select pgmail.fold_tallies_v1()")
+
+    def read() -> int:
+        """Rows of the totals that this session read so far."""
+        return one(
+            owner,
+            "select sum(pg_stat_get_xact_tuples_returned(x.oid))::int from ("
+            " select 'pgmail.tally_total'::regclass::oid union all"
+            " select indexrelid from pg_index where indrelid = 'pgmail.tally_total'::regclass) x(oid)",
+        )
+
+    with owner.transaction():
+        before = read()
+        owner.execute("select pgmail.doors_v1()")
+        assert read() - before < 100
+    assert one(owner, "select depth from pgmail.quota_meter where tenant_id = 1 and scope = 'tenant'") == 10
+    assert one(owner, "select mails from pgmail.quota_meter where tenant_id = 1 and scope = 'tenant'") == 10
+
+
+def test_a_tenant_at_rest_is_judged_by_what_the_meter_has_of_it(app, owner, look, db_clock):
+    ids = flood(app, 20)
+    assert look() == 0
+    assert look() == 0
+    rule(owner, "tenant", max_queued=20)
+    assert look() == 1  # nothing was folded since: the depth is remembered
+    rule(owner, "tenant", max_queued=None, bound_mails=20)
+    assert look() == 1
+    db_clock.freeze(MIDNIGHT)
+    assert look(0) == 0  # a new day, though nobody sent
+    rule(owner, "tenant", bound_mails=None)
+    rule(owner, "stream", "transactional", max_queued=20)
+    assert look() == 1
+    app.execute("select pgmail.cancel(%s)", [ids[0][1]])
+    assert look() == 0
+
+
+def test_nothing_is_left_of_who_moved_once_the_doors_were_looked_at(app, owner, look):
+    flood(app, 20)
+    look()
+    assert kit.count(owner, "tally_moved") == 0

@@ -46,13 +46,16 @@ LEAD = {
     *("make_partition_v2", "drop_partition_v1", "drop_strays_v1", "empty_content_v1", "retention_state"),
 }
 WITNESS = {"mark_v1", "recall_v1"}
+HOOKS = {"add_hook", "set_hook", "remove_hook", "rotate_hook", "test_hook", "replay_hook"}
+TELL = {"fan_out_hooks_v1", "claim_hooks_v1", "settle_hooks_v1", "keep_hooks_v1"}
 FUNCTIONS = {
     "producer": PRODUCER,
     "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
     "analyst": PURE | {"status", "trace", "why"},
     "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | {"check_key_v1"}
     | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"}
-    | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1"},
+    | HOOKS
+    | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1", "share_guesses_v1"},
     "admin": PURE | LOOK | PRODUCER | MANAGE
     | DOMAINS | {"trust_domain", "set_senders"}
     | {"make_key", "rotate_key"}
@@ -60,13 +63,15 @@ FUNCTIONS = {
     | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"}
     | {"suspend_tenant", "resume_tenant", "erase_tenant", "revoke_tenant"}
     | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"}
+    | HOOKS
     | {"set_quota", "remove_quota", "first_data_key_v1", "add_data_key", "rewrap_data_key"},
     "worker": PURE | LEAD | WITNESS | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
     | {"suppress_bounced_v1", "postpone_v1"}
-    | {"claim_v3"}
+    | TELL
+    | {"claim_v3", "worker_opens_v1", "sealed_elsewhere_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "has_erased", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
     | {"share_permits_v1", "register_relays_v1", "slow_site_v1", "idle_lanes_v1"},
-    "maintain": PURE | LEAD | WITNESS,
+    "maintain": PURE | LEAD | WITNESS | TELL,
 }  # fmt: skip
 FLEET = {"relay", "worker", "leader", "schema_version", "site_domain", "history", "witness", "fence"}
 TENANTS = {
@@ -84,6 +89,7 @@ TENANTS = {
     ),
     *("tally_total", "tenant", "stream", "template", "asset", "suppression", "audit", "ledger"),
     "sender_domain",
+    *("hook", "hook_secret", "hook_queue", "hook_attempt"),
 }
 RULES = {"reply_reason", "reply_rule", "reply_pattern", "slowed_site", "refusal"}
 SHARED = {"limits", "pause"}  # the fleet's rows, and one's own

@@ -101,17 +101,17 @@ def test_named_arguments_send_what_the_jsonb_form_sends(app, owner):
         " priority => 'high',"
         " send_at => %s, expires_at => %s, cc => '{c@example.org}', bcc => '{d@example.org}',"
         " reply_to => 'r@example.com', headers => '{\"X-A\": \"b\"}',"
-        ' tags => \'{"t": "v"}\', metadata => \'{"m": 1}\')',
+        ' tags => \'{"t": "v"}\', metadata => \'{"m": 1}\', test => true)',
         [at, at + timedelta(hours=1)],
     )
     same = kit.send(
         app, "Ada@example.org", **{"from": "Shop <shop@example.com>"}, text="Hello {{ name }}",
         variables={"name": "Ada"}, stream="broadcast", priority="high", scheduled_at=at.isoformat(),
         expires_at=(at + timedelta(hours=1)).isoformat(), cc=["c@example.org"], bcc=["d@example.org"],
-        reply_to="r@example.com", headers={"X-A": "b"}, tags={"t": "v"}, metadata={"m": 1},
+        reply_to="r@example.com", headers={"X-A": "b"}, tags={"t": "v"}, metadata={"m": 1}, test=True,
     )  # fmt: skip
     columns = (
-        "stream, priority, mode, sender, recipients, scheduled_at, expires_at, size_bytes, tags, metadata,"
+        "stream, priority, mode, sender, recipients, scheduled_at, expires_at, size_bytes, tags, metadata, test,"
         " convert_from(content, 'UTF8')::jsonb"
     )
     first, second = kit.rows(owner, f"select {columns} from pgmail.message order by id")

@@ -8,6 +8,7 @@ from pgmail.domain.reply import Phase
 from pgmail.sandbox.sink_rules import Answer
 from pgmail.transport.base import Withheld
 from tests.fix_smtp import an_envelope
+from tests.waiting import eventually
 
 WAYS = {
     "one step at a time": frozenset({"PIPELINING", "CHUNKING"}),
@@ -64,3 +65,37 @@ async def test_a_mail_past_its_dot_is_not_touched_by_a_guard_that_then_says_no(o
     with pytest.raises(Withheld):
         await two
     assert len(sink.accepted) == 1
+
+
+@pytest.mark.parametrize("lines", [b"Hello\r\n", BIG], ids=["small", "big"])
+@pytest.mark.parametrize("without", WAYS.values(), ids=WAYS)
+async def test_what_is_recalled_is_surely_not_sent_and_what_is_sent_comes_to_its_result(
+    open_sink, open_relay, without, lines
+):
+    begun: set[str] = set()
+
+    def slowly(asked):
+        if asked.phase is Phase.DOT and asked.recipient.startswith("sent"):
+            begun.add("sent")
+            return Answer(text="250 2.0.0 Ok", delay_seconds=0.3)
+        if asked.phase is Phase.RCPT and asked.recipient.startswith("begun"):
+            begun.add("begun")
+            return Answer(text="250 2.1.5 Ok", delay_seconds=5.0)
+        return None
+
+    sink = await open_sink(rule=slowly, without=without)
+    relay = open_relay(sink.port, "tls=none&max_connections=2")
+    sent = asyncio.create_task(relay.deliver(an_envelope("sent@example.org", lines=lines)))
+    await eventually(lambda: "sent" in begun)
+    others = [
+        asyncio.create_task(relay.deliver(an_envelope(f"{name}@example.org", lines=BIG)))
+        for name in ("begun", "waits", "waits.too")
+    ]
+    await eventually(lambda: "begun" in begun)
+    relay.recall()
+    for task in others:
+        with pytest.raises(Withheld):
+            await asyncio.wait_for(task, 2)
+    assert (await sent).accepted
+    assert [mail.recipient for mail in sink.accepted] == ["sent@example.org"]
+    assert (await relay.deliver(an_envelope("next@example.org", lines=lines))).accepted

@@ -8,6 +8,7 @@ from pgmail.errors import TemplateFault
 from pgmail.render.mime import Wire
 from pgmail.worker.apart import Render
 from pgmail.worker.content import QUICK, Library
+from pgmail.worker.heavy import HeavyRoom
 from pgmail.worker.job import Delay, Job
 from pgmail.worker.sender import Sender
 from tests.sql.kit import Hand, differences, events, one, rows, send
@@ -43,7 +44,7 @@ class Desk:
         self.sender = Sender(
             Library(None, "", bounds=QUICK), self, self, self._put_off, lambda: 7,
             present=lambda: datetime.now(UTC), lapsed=lambda _: None, ward=self.ward,
-            heavy_at_once=at_once,
+            heavy=HeavyRoom(at_once),
         )  # fmt: skip
 
     def get(self, name: str) -> Scripted:

@@ -243,6 +243,10 @@ async def test_without_its_key_a_mail_waits_visibly_and_spends_no_attempt_until_
 
     await eventually(delayed)
     assert state(owner, made) in {"queued", "sending"}
+    with db.connect("producer") as app:
+        assert "sealed with the key 'k1', which no running worker has" in one(
+            app, "select pgmail.why(%s)", [made]
+        )
     await worker.stop()
     assert not poor.delivered
     assert one(owner, "select attempts from pgmail.queue") == 0
@@ -250,6 +254,40 @@ async def test_without_its_key_a_mail_waits_visibly_and_spends_no_attempt_until_
     (envelope,) = await sent(crew)
     assert SECRET in envelope.body.decode()
     assert one(owner, "select max(attempt) from pgmail.event") == 1
+
+
+async def test_who_lacks_the_key_leaves_sealed_mail_to_who_has_it_and_claims_none(db, owner, crew):
+    owner.execute("select pgmail.save_stream('transactional', '{\"seal\": \"where_possible\"}')")
+    rich, poor = Scripted(), Scripted()
+    await hand_over(db, mail("first@example.org"))
+    await crew.hire({"default": rich}, seal_keys=KEY)
+    await eventually(lambda: len(rich.delivered) == 1)
+    for keys in ("", OTHER):
+        await crew.hire({"default": poor}, seal_keys=keys)
+    await eventually(lambda: one(owner, "select count(*) from pgmail.worker_key where kek = ''") == 3)
+    for n in range(5):
+        await hand_over(db, mail([f"u{n}{i}@example{i}.org" for i in range(4)]))
+    await eventually(lambda: len(rich.delivered) == 21)
+    assert not poor.delivered
+    assert one(owner, "select count(*) from pgmail.event where type = 'email.delayed'") == 0
+    assert one(owner, "select count(*) from pgmail.event where type = 'email.sending'") == 21
+
+
+async def test_a_mail_whose_key_nobody_has_is_tried_ever_more_rarely(db, owner, crew):
+    owner.execute("select pgmail.save_stream('transactional', '{\"seal\": \"required\"}')")
+    await hand_over(db, mail())
+    await crew.hire({"default": Scripted()})
+    waits = []
+    for tries in range(1, 8):
+        await eventually(
+            lambda tries=tries: one(owner, "select claims from pgmail.queue where leased_by is null") == tries
+        )
+        waits.append(one(owner, "select extract(epoch from due_at - pgmail.now())::int from pgmail.queue"))
+        owner.execute("update pgmail.queue set due_at = pgmail.now() - interval '1 second'")
+        owner.execute(
+            "update pgmail.lane set rewind_to = '2000-01-01', version = nextval('pgmail.lane_version')"
+        )
+    assert [round(wait / 60) for wait in waits] == [1, 2, 4, 8, 15, 15, 15]
 
 
 _JSON = "convert_from(content, 'UTF8')::jsonb"

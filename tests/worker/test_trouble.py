@@ -11,7 +11,7 @@ from pgmail.domain.reply import Phase
 from pgmail.errors import DatabaseAway
 from pgmail.sandbox import postgres
 from pgmail.sandbox.postgres import EmbeddedPostgres
-from pgmail.sandbox.sink_rules import Answer
+from pgmail.sandbox.sink_rules import Answer, Asked
 from pgmail.store import migrate
 from pgmail.store.faults import FencedOut
 from pgmail.worker import claimer, lanes, process
@@ -164,6 +164,43 @@ async def test_a_worker_that_was_declared_dead_stops_at_once(app, owner, crew):
     await crew.hire()
     await eventually(lambda: settled(owner) == {"sent": 10})
     assert doubts(owner) == 4  # what it held
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("on_doubt", ["resend", "hold"])
+async def test_a_fenced_worker_calls_back_what_is_not_sent_and_records_what_is(
+    db, app, owner, open_sink, on_doubt
+):
+    owner.execute("update pgmail.stream set on_doubt = %s", [on_doubt])
+    asked: list[tuple[Phase, str]] = []
+
+    def rule(step: Asked) -> Answer | None:
+        asked.append((step.phase, step.recipient))
+        if step.phase is Phase.RCPT and step.recipient.startswith("begun"):
+            return Answer(text="250 2.1.5 Ok, after a while", delay_seconds=1.5)
+        if step.phase is Phase.DOT and step.recipient.startswith("sent"):
+            return Answer(text="250 2.0.0 Ok, after a while", delay_seconds=1.5)
+        return None
+
+    sink = await open_sink(rule=rule)
+    crew = Crew(db, sink)
+    hired = await crew.hire({"default": crew.relay("tls=none&max_connections=2")}, concurrency=3)
+    mails = {name: send(app, f"{name}@example.org") for name in ("sent", "begun")}
+    await eventually(lambda: any(phase is Phase.DOT for phase, _ in asked))
+    await eventually(lambda: (Phase.RCPT, "begun@example.org") in asked)
+    (epoch,) = rows(owner, "select epoch from pgmail.worker")[0]
+    # Not on the worker's own loop: a claim that is under way holds the row.
+    await asyncio.to_thread(one, owner, "select pgmail.rescue_v1(%s)", [epoch])
+    with pytest.raises(FencedOut):
+        await asyncio.wait_for(hired.ended(), 10)
+    assert (Phase.DOT, "begun@example.org") not in asked
+    assert [mail.recipient for mail in sink.accepted] == ["sent@example.org"]
+    told = rows(
+        owner, "select message_id from pgmail.event where type = 'email.sent' and worker = %s", [epoch]
+    )
+    assert told == [(mails["sent"],)]
+    assert state(app, mails["begun"]) == "queued"
+    await crew.dismiss()
 
 
 async def test_a_silent_worker_is_rescued_by_another_and_its_late_results_are_recorded(db, app, owner, crew):

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from pgmail.config import Settings
 from pgmail.domain.reply import Envelope, Phase
 from pgmail.errors import TemplateFault
 from pgmail.render.templates import Bundle, Source
@@ -18,7 +19,7 @@ from pgmail.transport.base import TooLate
 from pgmail.transport.relay import SmtpRelay
 from pgmail.worker import apart
 from pgmail.worker import ward as module
-from pgmail.worker.apart import Made, Render, Renderer
+from pgmail.worker.apart import Made, Render, Renderer, environ_of
 from pgmail.worker.ward import Crashed, Ward, WardAway
 from tests.sql.kit import differences, one, rows, send, send_many, state
 from tests.waiting import eventually
@@ -382,3 +383,29 @@ def endless(worker: int) -> bool:
         ["ps", "-A", "-o", "ppid=,time="], capture_output=True, text=True, check=True
     ).stdout
     return any(line.split()[0] == str(worker) and line.split()[1][-2:] >= "04" for line in told.splitlines())
+
+
+def test_a_process_apart_has_neither_database_nor_keys_nor_what_else_lies_in_the_environment(tmp_path):
+    (tmp_path / "pgmail.toml").write_text('database_url = "postgresql://u:canary@db/x"\n')
+    secret = {
+        "PGMAIL_DATABASE_URL": "postgresql://u:canary@db/x",
+        "PGMAIL_SEAL_KEYS": "k=" + "canary",
+        "PGPASSWORD": "canary",
+        "AWS_SECRET_ACCESS_KEY": "canary",
+    }
+    settings = Settings(relay_url="smtp://user:word@127.0.0.1:2525?tls=none", worker_concurrency=7)
+    environ = environ_of(settings, {**os.environ, **secret})
+    program = """
+import os, pathlib
+from pgmail.app import transports
+from pgmail.cli import common
+found = common.settings()
+print(found, dict(os.environ))
+print(list(transports(found)), found.worker_concurrency)
+print(pathlib.Path("/proc/self/environ").read_text())
+"""
+    argv = [sys.executable, "-c", program]
+    shown = subprocess.run(argv, env=environ, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "canary" not in shown
+    assert "['default'] 7" in shown
+    assert "user:word" in shown  # what it delivers with

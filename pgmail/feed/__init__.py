@@ -1,0 +1,1 @@
+"""Live events: one reader of the database a process, and all who listen."""

@@ -1,0 +1,283 @@
+"""The one reader of a process, and all who listen to it.
+
+While anybody listens, it asks the database every 50 to 80 ms what it shows now, reads what is new since the last
+time for the tenants that listen, and puts it to each of them; so a thousand listeners cost one reader. Nobody
+listens: it asks nothing. A read that takes long makes the pauses longer, so that listening costs the database a few
+per cent at most.
+
+Who comes is let in between two reads, at a snapshot that is newer than its request; who comes back with a cursor is
+told by itself (`pages`) what it missed up to there. So nobody misses an event and nobody is told one twice.
+
+What can go wrong: the database is away. Listeners stay, and are told all once it is back. It was restored, or is
+another one: all are sent away, since nobody knows what they were told of what is lost. A key ends: its listeners
+are sent away within about a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+
+from pgmail.clock import Clock, SystemClock
+from pgmail.domain.cursor import Cursor, Encoder
+from pgmail.errors import DatabaseAway, Refused
+from pgmail.feed.events import Event, Filter
+from pgmail.feed.listener import CLOSING, GONE, KEY_ENDED, NOT_READY, Chunk, Dropped, Form, Listener, chunk_of
+from pgmail.feed.pages import Pages
+from pgmail.store import feed
+from pgmail.store.database import Database
+from pgmail.store.keys import Caller
+
+log = structlog.get_logger()
+
+LEAST_PAUSE, MOST_PAUSE = 0.05, 0.08  # seconds between two looks at the database
+SHARE = 10  # a pause is so many times as long as the read before it, within these
+AWAY_SECONDS = 0.5
+KEYS_SECONDS = 0.7
+STEP = 2_000  # events that one statement looks at
+FULL_SECONDS = 5.0  # after which who was refused for want of room may ask again
+
+
+class Hub:
+    """Live events of one process. `pages` reads by itself; `listen` lets somebody in."""
+
+    def __init__(self, database: Database, *, most: int = 2_000, clock: Clock | None = None) -> None:
+        """`most`: listeners at once."""
+        self.pages = Pages(database)
+        self._database = database
+        self._most = most
+        self._clock = clock or SystemClock()
+        self._all: set[Listener] = set()
+        self._live: dict[int, set[Listener]] = {}
+        self._joining: list[tuple[Listener, asyncio.Future[Cursor | None]]] = []
+        self._cursor: Cursor | None = None  # all that it shows is told to those who are live
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+        self._keys_at = 0.0
+
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return len(self._all)
+
+    def enter(self, caller: Caller, filter: Filter, form: Form) -> Listener:
+        """Take a place for somebody who will listen; give it back with `leave`. Refused `too_many_listeners` (503)."""
+        if self._closing or len(self._all) >= self._most:
+            because = "this server is shutting down" if self._closing else f"{self._most} listen here already"
+            refused = Refused("too_many_listeners", "", f"{because}; ask again", 503)
+            refused.retry_after = FULL_SECONDS
+            raise refused
+        listener = Listener(caller, filter, form)
+        self._all.add(listener)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="feed")
+        self._wanted.set()
+        return listener
+
+    def leave(self, listener: Listener) -> None:
+        """Give a place back. Twice is fine."""
+        self._all.discard(listener)
+        if (others := self._live.get(listener.tenant_id)) is not None:
+            others.discard(listener)
+            if not others:
+                del self._live[listener.tenant_id]
+
+    async def chunks(
+        self, listener: Listener, cursor: Cursor | None, beat: float
+    ) -> AsyncIterator[Chunk | Cursor]:
+        """Yield all that happens from a cursor on, or from now on; ends when the listener was dropped.
+
+        A cursor comes first once it listens, and again where nothing happened for `beat` seconds: up to there all was
+        told. Raises Refused as `Pages.check`, before it yields anything; and DatabaseAway.
+        """
+        if cursor is not None:
+            async for item in self._missed(listener, cursor):
+                if isinstance(item, Cursor):
+                    cursor = item
+                else:
+                    yield item
+        if listener.dropped is not None:
+            return
+        start = await self._joined(listener)
+        if start is None:
+            return
+        if cursor is not None:
+            async for step in self._between(listener, cursor, start):
+                yield step
+        yield start
+        while listener.dropped is None:
+            found = await listener.take(beat)
+            for chunk in found:
+                yield chunk
+            if not found and listener.dropped is None and (here := self._cursor) is not None:
+                yield here
+        for chunk in await listener.take(0):
+            yield chunk
+
+    async def close(self) -> None:
+        """Send everybody away, and let nobody in any more."""
+        self._closing = True
+        self._drop_all(CLOSING)
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._drop_all(CLOSING)  # who came in between
+
+    async def _missed(self, listener: Listener, cursor: Cursor) -> AsyncIterator[Chunk | Cursor]:
+        """Tell what happened since a cursor, until little is left; then the cursor up to which all was told."""
+        now = await self.pages.check(cursor)
+        while listener.dropped is None:
+            steps = 0
+            async for step in self.pages.steps(cursor, now, listener.filter, listener.tenant_id):
+                cursor, steps = step.after, steps + 1
+                if step.events:
+                    yield chunk_of(step.events, listener.form)[0]
+                if listener.dropped is not None:
+                    return
+                if step.complete:
+                    break
+            else:
+                continue
+            if steps == 1:
+                break
+            now = await self.pages.now()
+        yield cursor
+
+    async def _between(self, listener: Listener, cursor: Cursor, start: Cursor) -> AsyncIterator[Chunk]:
+        """Tell what is between the end of what was missed and the snapshot at which the listener was let in."""
+        during = cursor._replace(now=start.seen)
+        made = Encoder(during)
+        while listener.dropped is None:
+            rows, reached = await feed.page(
+                self._database, during, now=start.seen, tenants=[listener.tenant_id], most=STEP
+            )
+            events = [Event(row, made) for row in rows if listener.filter.wants(row)]
+            if events:
+                yield chunk_of(events, listener.form)[0]
+            if reached is None:
+                return
+            during = during._replace(position=reached)
+
+    async def _joined(self, listener: Listener) -> Cursor | None:
+        """Wait until the reader has let it in, and return from where on it is told; None: it was dropped before."""
+        told: asyncio.Future[Cursor | None] = asyncio.get_running_loop().create_future()
+        self._joining.append((listener, told))
+        self._wanted.set()
+        return await told
+
+    async def _run(self) -> None:
+        """Read while anybody listens."""
+        while True:
+            if not self._all:
+                self._cursor = None
+                self._wanted.clear()
+                await self._wanted.wait()
+            began = self._clock.monotonic()
+            pause = LEAST_PAUSE
+            try:
+                await self._look()
+                await self._check_keys()
+                pause = min(max(SHARE * (self._clock.monotonic() - began), LEAST_PAUSE), MOST_PAUSE)
+            except DatabaseAway:
+                pause = AWAY_SECONDS
+            except Exception:
+                # A fault of ours must not end all streams in silence for good.
+                log.exception("feed.failed")
+                pause = AWAY_SECONDS
+            await self._clock.sleep(pause)
+
+    async def _look(self) -> None:
+        """Tell what is new, then let in who came before this look began."""
+        joining, self._joining = self._joining, []
+        try:
+            await self._tell()
+        except BaseException:
+            self._joining = joining + self._joining
+            raise
+        for listener, told in joining:
+            if told.done():
+                continue
+            if listener in self._all and listener.dropped is None:
+                self._live.setdefault(listener.tenant_id, set()).add(listener)
+                told.set_result(self._cursor)
+            else:
+                told.set_result(None)
+
+    async def _tell(self) -> None:
+        now = await feed.now(self._database)
+        before = self._cursor
+        if not now.whole:
+            self._drop_all(NOT_READY)
+        elif before is None:
+            self._cursor = now.cursor()
+        elif now.history != before.history or now.snapshot.xmax < before.seen.xmax:
+            log.warning("feed.history_changed", listeners=len(self._all))
+            self._drop_all(GONE)
+            self._cursor = now.cursor()
+        elif before.now is not None or now.snapshot != before.seen:
+            await self._read(before, now)
+
+    async def _read(self, cursor: Cursor, now: feed.Now) -> None:
+        """Tell the listeners what is new, in steps. Cut off by an error it goes on where it was."""
+        while True:
+            if not self._live:
+                self._cursor = now.cursor()
+                return
+            until = cursor.now or now.snapshot
+            during = cursor._replace(now=until)
+            rows, reached = await feed.page(
+                self._database, cursor, now=until, tenants=list(self._live), most=STEP
+            )
+            # From here on nothing waits: the cursor is of what was put, whenever anybody looks.
+            self._put(rows, Encoder(during))
+            if reached is not None:
+                cursor = during._replace(position=reached)
+            elif until == now.snapshot:
+                self._cursor = now.cursor()
+                return
+            else:
+                cursor = Cursor(cursor.history, until, cursor.made)
+            self._cursor = cursor
+            await asyncio.sleep(0)
+
+    def _put(self, rows: list[Any], made: Encoder) -> None:
+        by_tenant: dict[int, list[Event]] = defaultdict(list)
+        for row in rows:
+            by_tenant[row.tenant_id].append(Event(row, made))
+        for tenant, events in by_tenant.items():
+            chunks: dict[tuple[Filter, Form], tuple[Chunk, int]] = {}
+            for listener in self._live.get(tenant, ()):
+                group = listener.group
+                found = chunks.get(group)
+                if found is None:
+                    wanted = [event for event in events if listener.filter.wants(event.row)]
+                    found = chunks[group] = chunk_of(wanted, listener.form)
+                chunk, size = found
+                if size:
+                    listener.put(chunk, size)
+
+    async def _check_keys(self) -> None:
+        """Send away whose key has ended: one question for all."""
+        if self._clock.monotonic() < self._keys_at:
+            return
+        self._keys_at = self._clock.monotonic() + KEYS_SECONDS
+        keys = {(listener.tenant_id, listener.key_id) for listener in self._all}
+        alive = await feed.live_keys(self._database, keys)
+        over = {key for _, key in keys} - alive
+        for listener in [each for each in self._all if each.key_id in over]:  # not who came in meanwhile
+            listener.drop(KEY_ENDED)
+
+    def _drop_all(self, why: Dropped) -> None:
+        for listener in list(self._all):
+            listener.drop(why)
+        for _, told in self._joining:
+            if not told.done():
+                told.set_result(None)
+        self._joining.clear()

@@ -1,0 +1,143 @@
+"""Reading the feed from a cursor on, page by page: for `GET /events`, and for who comes back after a while.
+
+A page is a few short steps, each of which looks at some hundreds of events of all tenants, so that nothing is held
+up by how much lies in between; where it found too little in its steps it says that there is more. What can go wrong
+is said as Refused: a cursor of another history, or of before what is kept (410), and indexes that are not whole yet
+(503).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from pgmail.domain.cursor import Cursor, Encoder
+from pgmail.errors import Refused
+from pgmail.feed.events import Event, Filter, position_of
+from pgmail.feed.listener import GONE, NOT_READY
+from pgmail.store import feed
+from pgmail.store.database import Database
+from pgmail.store.feed import Now
+
+STEP = 1_000  # events of all tenants that one statement looks at
+STEPS = 20  # of one page
+CATCHING_UP = 2  # statements at once, of all who come back
+_SLACK = timedelta(hours=1)
+
+
+class Step(NamedTuple):
+    """The wanted events of a step, the cursor whose snapshots they lie between, and the one after them."""
+
+    events: list[Event]
+    during: Cursor
+    after: Cursor
+    complete: bool
+
+
+class Pages:
+    """Pages of one database. Not more than a few statements run at once, however many ask."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._turns = asyncio.Semaphore(CATCHING_UP)
+
+    async def now(self) -> Now:
+        """Look at the database. Raises Refused `feed_not_ready` (503), and DatabaseAway."""
+        async with self._turns:
+            found = await feed.now(self._database)
+        if not found.whole:
+            raise not_ready()
+        return found
+
+    async def begin(self, at: datetime | None) -> Cursor:
+        """Return the cursor of now, or of a moment. Refused `since_too_old` (410) for one of before what is kept."""
+        now = await self.now()
+        if at is None:
+            return now.cursor()
+        _need_kept(now, at, "since_too_old", "/since")
+        async with self._turns:
+            seen = await feed.since(self._database, at)
+        return Cursor(now.history, seen, int(at.timestamp()), since=int(at.timestamp() * 1000))
+
+    async def check(self, cursor: Cursor) -> Now:
+        """Return what there is now, if the cursor still means something in it.
+
+        Raises Refused (410): `cursor_gone` in another database or after a restore, `cursor_too_old`.
+        """
+        now = await self.now()
+        last = cursor.now or cursor.seen
+        if cursor.history != now.history or last.xmax > now.snapshot.xmax:
+            raise gone()
+        _need_kept(now, cursor.made_at, "cursor_too_old", "/cursor")
+        return now
+
+    async def page(
+        self, cursor: Cursor, filter: Filter, tenant: int, limit: int
+    ) -> tuple[list[Event], Cursor, bool]:
+        """Return at most `limit` events after a cursor, the cursor after them, and whether there is more.
+
+        Raises as `check`.
+        """
+        now = await self.check(cursor)
+        found: list[Event] = []
+        async for step in self.steps(cursor, now, filter, tenant):
+            room = limit - len(found)
+            found += step.events[:room]
+            if len(step.events) > room:
+                return found, step.during._replace(position=position_of(found[-1].row)), True
+            cursor = step.after
+            if step.complete:
+                return found, cursor, False
+            if len(found) == limit:
+                break
+        return found, cursor, True
+
+    async def steps(
+        self, cursor: Cursor, now: Now, filter: Filter, tenant: int, steps: int = STEPS
+    ) -> AsyncIterator[Step]:
+        """Go from a cursor towards `now`, so many steps at most."""
+        for _ in range(steps):
+            until = cursor.now or now.snapshot
+            during = cursor._replace(now=until)
+            async with self._turns:
+                rows, reached = await feed.page(
+                    self._database, cursor, now=until, tenants=[tenant], most=STEP
+                )
+            made = Encoder(during)
+            events = [Event(row, made) for row in rows if _wanted(row, filter, cursor.since)]
+            # What `until` shows is told. If that is of now, all is; if it came with the cursor, there may be more.
+            complete = reached is None and until == now.snapshot
+            if reached is not None:
+                cursor = during._replace(position=reached)
+            elif complete:
+                cursor = now.cursor()
+            else:
+                cursor = Cursor(cursor.history, until, cursor.made, since=cursor.since)
+            yield Step(events, during, cursor, complete)
+            if complete:
+                return
+
+
+def _need_kept(now: Now, at: datetime, code: str, field: str) -> None:
+    days = now.kept_days
+    if days is not None and at < now.at - timedelta(days=days) - _SLACK:
+        because = f"events are kept for {days} days, and it is from {at:%Y-%m-%d}; begin anew, with since if need be"
+        raise Refused(code, field, because, 410)
+
+
+def not_ready() -> Refused:
+    """Return what is said while the indexes of the feed are not whole."""
+    refused = Refused(NOT_READY.reason, "", NOT_READY.message, 503)
+    refused.retry_after = 60
+    return refused
+
+
+def gone() -> Refused:
+    """Return what is said of a cursor that means nothing here."""
+    return Refused(GONE.reason, "/cursor", GONE.message, 410)
+
+
+def _wanted(row: Any, filter: Filter, since: int | None) -> bool:
+    return filter.wants(row) and (since is None or row.at.timestamp() * 1000 >= since)

@@ -1,0 +1,1 @@
+"""Figures for Prometheus: which there are (`families`), counted (`counts`), told (`page`), served (`listener`)."""

@@ -1,0 +1,144 @@
+"""Listeners: what waits is bounded, who is too slow is dropped with a reason, and filters leave what was asked for."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from pgmail.domain.cursor import Position
+from pgmail.feed import listener as parts
+from pgmail.feed.events import Event, Filter, shape
+from pgmail.feed.listener import CLOSING, KEY_ENDED, Listener, chunk_of
+from pgmail.store.keys import Caller
+
+CALLER = Caller(1, UUID(int=1), "tests")
+NOTHING = dict.fromkeys(
+    (
+        *("place", "address", "tags", "template", "template_version", "email_created_at", "attempt", "code"),
+        *("enhanced", "reply", "class_", "reason", "phase", "site", "relay", "remote_host", "tls", "ms"),
+        *("worker", "detail"),
+    )
+)
+
+
+def row(**more: Any) -> Any:
+    known = {
+        "xid": 7,
+        "id": UUID(int=3),
+        "type": "email.sent",
+        "tenant_id": 1,
+        "at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        "email_id": UUID(int=4),
+        "recipient_id": UUID(int=5),
+        "stream": "transactional",
+        "test": False,
+    }
+    return SimpleNamespace(**(NOTHING | known | more))
+
+
+def event(**more: Any) -> Event:
+    return Event(row(**more), lambda position: f"c{position.xid}")
+
+
+async def test_what_waits_is_taken_in_order_and_once():
+    listener = Listener(CALLER, Filter(), "sse")
+    listener.put(b"a", 1)
+    listener.put(b"b", 1)
+    assert await listener.take(1) == [b"a", b"b"]
+    assert await listener.take(0) == []
+
+
+async def test_a_slow_listener_is_dropped_and_what_waited_is_let_go():
+    listener = Listener(CALLER, Filter(), "sse")
+    octets = b"x" * 100_000
+    for _ in range(parts.MAX_WAITING_BYTES // len(octets)):
+        listener.put(octets, len(octets))
+    assert listener.dropped is None
+    listener.put(octets, len(octets))
+    assert listener.dropped is not None
+    assert listener.dropped.reason == "slow"
+    listener.put(b"late", 4)
+    assert await listener.take(1) == []
+
+
+async def test_one_chunk_of_any_size_is_no_slowness():
+    listener = Listener(CALLER, Filter(), "sse")
+    listener.put(b"x", 10 * parts.MAX_WAITING_BYTES)
+    assert listener.dropped is None
+
+
+async def test_when_the_server_ends_what_waits_is_told_but_not_to_an_ended_key():
+    for why, told in ((CLOSING, [b"a"]), (KEY_ENDED, [])):
+        listener = Listener(CALLER, Filter(), "sse")
+        listener.put(b"a", 1)
+        listener.drop(why)
+        assert await listener.take(1) == told
+
+
+@pytest.mark.parametrize(
+    ("filter", "wanted"),
+    [
+        (Filter(), True),
+        (Filter(types=frozenset({"email.sent"})), True),
+        (Filter(types=frozenset({"email.bounced"})), False),
+        (Filter(email=UUID(int=4)), True),
+        (Filter(email=UUID(int=5)), True),
+        (Filter(email=UUID(int=6)), False),
+        (Filter(tag=("kind", "welcome")), True),
+        (Filter(tag=("kind", "other")), False),
+        (Filter(tag=("colour", "red")), False),
+        (Filter(stream="transactional"), True),
+        (Filter(stream="broadcast"), False),
+        (Filter(streams=frozenset({"broadcast"})), False),
+        (Filter(only_tests=True), False),
+    ],
+)
+def test_filters(filter, wanted):
+    assert filter.wants(row(tags={"kind": "welcome"})) is wanted
+
+
+def test_a_key_is_told_within_its_limits():
+    limited = CALLER._replace(streams=frozenset({"broadcast"}), test=True)
+    filter = Listener(limited, Filter(), "sse").filter
+    assert filter.streams == {"broadcast"}
+    assert filter.only_tests
+
+
+def test_an_event_has_its_facts_and_nothing_empty():
+    made = shape(row(code=250, reply="ok", class_="accepted", ms=12, tags={}))
+    assert made == {
+        "object": "event",
+        "id": str(UUID(int=3)),
+        "type": "email.sent",
+        "created_at": "2026-01-02T03:04:05Z",
+        "data": {
+            "email_id": UUID(int=4),
+            "recipient_id": UUID(int=5),
+            "stream": "transactional",
+            "code": 250,
+            "reply": "ok",
+            "class": "accepted",
+            "ms": 12,
+        },
+    }
+
+
+def test_all_forms_carry_the_same_object_and_the_cursor():
+    one = event()
+    assert one.sse == b"id: c7\nevent: email.sent\ndata: " + one.json + b"\n\n"
+    assert msgspec.json.decode(one.ws) == {"cursor": "c7", "event": msgspec.json.decode(one.json)}
+    assert chunk_of([one, one], "sse") == (one.sse * 2, len(one.sse) * 2)
+    assert chunk_of([one, one], "ws")[0] == (one.ws, one.ws)
+
+
+def test_a_reply_of_several_lines_stays_one_line_on_the_wire():
+    assert event(reply="a\nb\r\ndata: c").sse.count(b"\n") == 4
+
+
+def test_positions_are_those_of_the_feed():
+    seen = []
+    Event(row(place=UUID(int=9)), lambda position: seen.append(position) or "c")
+    assert seen == [Position(7, UUID(int=9), UUID(int=3))]
