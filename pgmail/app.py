@@ -150,7 +150,7 @@ def _make_leader(settings: Settings) -> MakeLeader:
     return make
 
 
-def _chores(settings: Settings, database: Database) -> list[Chore]:
+def _chores(_settings: Settings, database: Database) -> list[Chore]:
     """Return what one process of the fleet does beside leading it."""
     from pgmail.hooks.chores import FanOut, Tidy  # noqa: PLC0415
     from pgmail.maintain.figures import figures  # noqa: PLC0415
@@ -165,6 +165,9 @@ def _beside(
     from pgmail.hooks.compose import deliverers  # noqa: PLC0415
 
     return deliverers(settings, database, pressed)
+    from pgmail.maintain.figures import figures  # noqa: PLC0415
+
+    return [*figures(database)]
 
 
 async def _maintain(settings: Settings) -> None:

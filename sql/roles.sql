@@ -211,6 +211,12 @@ grant select (rolled_at, counted_at) on pgmail.insight_cursor to {prefix}api, {p
 grant execute on function pgmail.metrics_queue_v1(boolean), pgmail.metrics_fleet_v1(), pgmail.metrics_tables_v1()
   to {prefix}worker, {prefix}maintain, {prefix}admin;
 -- end of metrics
+-- figures
+grant execute on function pgmail.rollup_v1(integer, integer, integer), pgmail.trim_rollups_v1(integer), pgmail.gauge_lanes_v1(),
+  pgmail.gauge_states_v1() to {prefix}worker, {prefix}maintain;
+grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause to {prefix}api, {prefix}reader, {prefix}admin;
+grant select (rolled_at, counted_at) on pgmail.insight_cursor to {prefix}api, {prefix}reader, {prefix}admin;
+-- end of figures
 
 -- Row-level security. Policies name the roles they are for; the owner's own are functions/012_secure.sql's. Making one takes
 -- its table's lock, and those of many tables at once are not to be had while mail flows: so those that are as they should

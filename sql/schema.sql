@@ -199,41 +199,6 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.add_hook(p_id uuid, p_url text, p_types text[], p_streams text[], p_tags jsonb, p_description text, p_key integer, p_sealed bytea) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-declare h pgmail.hook; t integer := pgmail.need_tenant();
-begin
-  h.tenant_id := t; h.id := p_id; h.url := p_url; h.types := p_types; h.streams := p_streams; h.tags := p_tags;
-  h.description := nullif(btrim(p_description), '');
-  perform pgmail.check_hook(h);
-  perform pgmail.check_hook_secret(t, p_key, p_sealed);
-  perform pg_advisory_xact_lock(hashtextextended('pgmail.hook/' || t, 0));
-  if (select count(*) from pgmail.hook x where x.tenant_id = t and x.removed_at is null) >= 100 then
-    perform pgmail.refuse('limit_reached', '', 'a tenant has at most 100 webhooks', 429);
-  end if;
-  insert into pgmail.hook (tenant_id, id, url, description, types, streams, tags, created_by)
-  values (t, h.id, h.url, h.description, h.types, h.streams, h.tags, pgmail.actor()) on conflict do nothing;
-  if not found then perform pgmail.refuse('invalid_field', '/id', 'there is a webhook of this id', 409); end if;
-  insert into pgmail.hook_secret (tenant_id, hook_id, id, key_id, sealed, created_by) values (t, h.id, 1, p_key, p_sealed, pgmail.actor());
-  perform pgmail.begin_hooks();
-  perform pgmail.record_act(t, 'webhook.create', format('%s %s', h.id, split_part(h.url, '?', 1)), array_to_string(h.types, ', '));
-end
-$$;
-
-CREATE FUNCTION pgmail.begin_hooks() RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-begin
-  perform from pgmail.hook_cursor for update;
-  update pgmail.hook_cursor set seen = pg_current_snapshot(), history = pgmail.feed_history_v1(),
-    until = null, xid = null, place = null, event_id = null
-  where seen is null;
-end
-$$;
-
 CREATE FUNCTION pgmail.begin_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_relays text[]) RETURNS TABLE(id uuid, result text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -293,12 +258,12 @@ begin
   select count(*) into was from pgmail.outcome o where o.tenant_id = t and o.recipient_id = any (ids) and o.state = 'cancelled';
   begin
   with free as materialized (
-    select q.id, q.attempts from pgmail.queue q
+    select q.id, q.lane, q.attempts from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and not q.in_doubt order by q.id for update skip locked
   ), gone as (
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
-    select free.id, free.attempts, g.stream, r.site
+    select free.id, free.lane, free.attempts, g.stream, r.site
     from free join pgmail.recipient r on r.tenant_id = t and r.id = free.id and r.id = any (ids)
     join pgmail.message g on g.tenant_id = t and g.id = m
   ), outcomes as (
@@ -308,7 +273,8 @@ begin
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
     select t, f.id, m, 'email.cancelled', f.site, concat_ws(': ', 'by ' || who, cancel.reason) from facts f
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select t, f.stream, 'cancelled', count(*), array[f.lane], array[count(*)] from facts f group by f.stream, f.lane
   )
   select count(*) into n from facts;
   exception when serialization_failure then
@@ -319,6 +285,21 @@ begin
   return jsonb_build_object('status', case when n = cardinality(ids) then 'cancelled' when n > 0 then 'partly_cancelled' else 'too_late' end,
     'cancelled', n, 'too_late', cardinality(ids) - n);
 end
+$$;
+
+CREATE FUNCTION pgmail.cause_text(p_text text, p_address text DEFAULT NULL::text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select left(btrim(regexp_replace(regexp_replace(regexp_replace(
+    case when y.name is not null and strpos(lower(x.t), y.name) > 0
+         then regexp_replace(x.t, '\m' || regexp_replace(y.name, '([^a-z0-9])', '\\\1', 'g') || '\M', '<name>', 'gi') else x.t end,
+    '(?<![[:alnum:]_.:=+/-])(?![245]\.\d{1,3}\.\d{1,3}(?![[:alnum:]_]))[[:alnum:]_.:=+/-]*\d[[:alnum:]_.:=+/-]*', '#', 'g'),
+    '#([ ,;]+#)+', '#', 'g'),
+    '\s+', ' ', 'g')), 200)
+  from (select regexp_replace(left(p_text, 600), '<?[^][\s<>"''(){},;:]+@[^][\s<>"''(){},;]+>?', '<address>', 'g') as t) x,
+    (select case when length(n) >= 3 and n <> all ('{account,address,admin,contact,domain,hello,host,info,inbox,mail,mailbox,message,name,newsletter,office,postmaster,recipient,sales,sender,server,service,shop,support,team,test,user,webmaster}')
+                 then n end as name from (select lower(split_part(p_address, '@', 1)) as n) z) y
 $$;
 
 CREATE FUNCTION pgmail.check_filter(p_filter jsonb, p_known text[]) RETURNS void
@@ -357,73 +338,6 @@ begin
 end
 $_$;
 
-CREATE TABLE pgmail.hook (
-    tenant_id integer NOT NULL,
-    id uuid NOT NULL,
-    url text NOT NULL,
-    description text,
-    types text[] NOT NULL,
-    streams text[],
-    tags jsonb,
-    enabled boolean DEFAULT true NOT NULL,
-    reason text,
-    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    created_by text NOT NULL,
-    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    fails integer DEFAULT 0 NOT NULL,
-    failing_since timestamp with time zone,
-    rest_until timestamp with time zone,
-    last_error text,
-    removed_at timestamp with time zone
-)
-WITH (fillfactor='50');
-
-ALTER TABLE ONLY pgmail.hook FORCE ROW LEVEL SECURITY;
-
-CREATE FUNCTION pgmail.check_hook(h pgmail.hook) RETURNS void
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $_$
-declare known text[]; t text; i integer;
-begin
-  if h.url is null or length(h.url) > 2000 or h.url !~ '^https?://[!-~]+$' then
-    perform pgmail.refuse('invalid_url', '/endpoint', 'must be https://host/path, 2,000 characters at most');
-  end if;
-  if length(h.description) > 500 then perform pgmail.refuse('invalid_field', '/description', 'longer than 500 characters'); end if;
-  if coalesce(cardinality(h.types), 0) not between 1 and 100 then
-    perform pgmail.refuse('invalid_field', '/events', 'must be 1 to 100 names of events');
-  end if;
-  known := array(select 'email.' || x from unnest(array['queued', 'scheduled', 'sending', 'deferred', 'delayed', 'sent', 'delivered', 'bounced',
-    'complained', 'suppressed', 'expired', 'cancelled', 'held', 'in_doubt', 'failed', 'opened', 'clicked', 'unsubscribed']) x);
-  for t, i in select u.t, u.o - 1 from unnest(h.types) with ordinality u(t, o) loop
-    if t is null or not (t = any (known) or (t ~ '^[a-z_.]*[*]$' and exists (select from unnest(known) k where starts_with(k, left(t, -1))))) then
-      perform pgmail.refuse('invalid_event_type', '/events/' || i, format('%L is no type of event; they are %s, and may end in *, as in email.*',
-        left(t, 80), array_to_string(known, ', ')));
-    end if;
-  end loop;
-  if cardinality(h.streams) not between 1 and 100 or array_position(h.streams, null) is not null or exists (
-       select from unnest(h.streams) s where length(s) not between 1 and 200) then
-    perform pgmail.refuse('invalid_field', '/streams', 'must be 1 to 100 names of streams, or left out for all');
-  end if;
-  if h.tags is not null and (jsonb_typeof(h.tags) <> 'object' or h.tags = '{}' or (select count(*) from jsonb_object_keys(h.tags)) > 20
-       or exists (select from jsonb_each(h.tags) x where jsonb_typeof(x.value) <> 'string' or length(x.value #>> '{}') > 256 or length(x.key) > 256)) then
-    perform pgmail.refuse('invalid_field', '/tags', 'must be up to 20 names with their values, or left out');
-  end if;
-end
-$_$;
-
-CREATE FUNCTION pgmail.check_hook_secret(p_tenant integer, p_key integer, p_sealed bytea) RETURNS void
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-begin
-  if octet_length(p_sealed) is null or octet_length(p_sealed) not between 52 and 92
-     or not exists (select from pgmail.data_key d where d.tenant_id = p_tenant and d.id = p_key) then
-    perform pgmail.refuse('invalid_seal', '/secret', 'a secret is 24 to 64 octets, sealed by a data key of its tenant');
-  end if;
-end
-$$;
-
 CREATE FUNCTION pgmail.check_key_v1(p_hash bytea) RETURNS TABLE(tenant_id integer, key_id uuid, name text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -441,71 +355,6 @@ CREATE FUNCTION pgmail.check_key_v2(p_hash bytea) RETURNS TABLE(tenant_id intege
     extract(epoch from k.expires_at - pgmail.now())::double precision
   from pgmail.api_key k
   where k.hash = p_hash and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
-$$;
-
-CREATE FUNCTION pgmail.claim_hooks_v1(p_keks text[], p_most integer, p_each integer, p_seconds double precision, p_busy uuid[], p_counts integer[], p_turn double precision) RETURNS TABLE(tenant_id integer, hook_id uuid, event_id uuid, email_id uuid, recipient_id uuid, type text, at timestamp with time zone, attempt smallint, claims integer, url text, secrets jsonb, data text)
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
-    AS $$
-#variable_conflict use_column
-declare
-  none constant uuid := '00000000-0000-0000-0000-000000000000'; most constant integer := 1000;
-  now_ timestamptz := pgmail.now(); from_ integer := 0; many bigint; t integer; h uuid := none; around boolean := false;
-  tenants integer[] := '{}'; hooks uuid[] := '{}';
-begin
-  if (select count(*) from (select from pgmail.hook limit most + 1) x) > most then
-    select count(*) into many from pgmail.hook;
-    select x.tenant_id into from_ from pgmail.hook x order by x.tenant_id, x.id offset floor(p_turn * many)::bigint limit 1;
-    from_ := coalesce(from_, 0);
-  end if;
-  -- From one endpoint that something waits for to the next, around the end.
-  t := from_;
-  while cardinality(hooks) < most loop
-    select q.tenant_id, q.hook_id into t, h from pgmail.hook_queue q where (q.tenant_id, q.hook_id) > (t, h)
-    order by q.tenant_id, q.hook_id limit 1;
-    if not found then
-      exit when around or from_ = 0;
-      around := true; t := -1; h := none;
-      continue;
-    end if;
-    exit when around and t >= from_;
-    tenants := tenants || t; hooks := hooks || h;
-  end loop;
-  if hooks = '{}' then return; end if;
-
-  return query
-  with found as (
-    select * from unnest(tenants, hooks) u(t, h)
-  ), ready as (
-    select h.*, case when h.fails >= 4 then 1 else p_each end - coalesce(b.n, 0) as room
-    from found f join pgmail.hook h on h.tenant_id = f.t and h.id = f.h
-    left join unnest(p_busy, p_counts) b(id, n) on b.id = h.id
-    where h.enabled and (h.rest_until is null or h.rest_until <= now_)
-  ), picked as (
-    select r.url, p.*, row_number() over (partition by p.tenant_id, p.hook_id order by p.due_at) as turn
-    from ready r cross join lateral (
-      select q.tenant_id, q.hook_id, q.event_id, q.due_at, s.secrets from pgmail.hook_queue q
-      cross join (
-        select jsonb_agg(jsonb_build_object('id', s.id, 'key', s.key_id, 'kek', d.kek, 'wrapped', encode(d.wrapped, 'base64'),
-            'sealed', encode(s.sealed, 'base64')) order by s.id desc) as secrets,
-          bool_and(d.kek = any (p_keks)) as mine
-        from pgmail.hook_secret s join pgmail.data_key d on d.tenant_id = s.tenant_id and d.id = s.key_id
-        where s.tenant_id = r.tenant_id and s.hook_id = r.id and (s.ends_at is null or s.ends_at > now_)) s
-      where q.tenant_id = r.tenant_id and q.hook_id = r.id and q.due_at <= now_ and (q.leased_until is null or q.leased_until <= now_)
-        and s.mine
-      order by q.due_at limit greatest(r.room, 0) for update of q skip locked) p
-  ), taken as (
-    update pgmail.hook_queue q set leased_until = now_ + make_interval(secs => p_seconds), claims = q.claims + 1
-    from (select * from picked order by turn, due_at limit p_most) p
-    where q.tenant_id = p.tenant_id and q.hook_id = p.hook_id and q.event_id = p.event_id
-    returning q.*, p.url, p.secrets
-  )
-  select k.tenant_id, k.hook_id, k.event_id, k.email_id, k.recipient_id, k.type, k.at, (k.attempts + 1)::smallint, k.claims, k.url, k.secrets,
-    case when k.type <> 'webhook.test' then pgmail.hook_data(k.tenant_id, k.event_id, k.email_id, k.recipient_id, k.type) end
-  from taken k;
-end
 $$;
 
 CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone)
@@ -691,7 +540,7 @@ CREATE FUNCTION pgmail.decide_restore(p_tenant integer, p_decision text, p_since
     AS $$
 declare
   f pgmail.fence; words text; below uuid := pgmail.restore_bound(p_since); next_ uuid[];
-  ids uuid[]; messages uuid[]; dues timestamptz[]; tries smallint[];
+  ids uuid[]; messages uuid[]; lanes bigint[]; dues timestamptz[]; tries smallint[];
 begin
   select x.* into f from pgmail.fence x;
   if not found then perform pgmail.refuse('not_fenced', '/after_restore', 'no restore was noticed', 404); end if;
@@ -716,9 +565,9 @@ begin
        where q.tenant_id = p_tenant and q.id > last and q.in_doubt and q.hold_reason = pgmail.lease_doubt()
        order by q.id limit p_most)
       order by 1 limit p_most) x;
-    select array_agg(q.id), array_agg(q.message_id), array_agg(q.due_at), array_agg(q.attempts) into ids, messages, dues, tries
+    select array_agg(q.id), array_agg(q.message_id), array_agg(q.lane), array_agg(q.due_at), array_agg(q.attempts) into ids, messages, lanes, dues, tries
     from unnest(next_) u(id) cross join lateral (
-      select x.id, x.message_id, coalesce(x.held_due_at, x.due_at) as due_at, x.attempts from pgmail.queue x
+      select x.id, x.message_id, x.lane, coalesce(x.held_due_at, x.due_at) as due_at, x.attempts from pgmail.queue x
       where x.tenant_id = p_tenant and x.id = u.id and x.leased_by is null
         and (x.due_at <= f.noticed_at or (x.in_doubt and x.hold_reason = pgmail.lease_doubt()))
       for update) q;
@@ -737,14 +586,15 @@ begin
   else
     delete from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (ids);
     with facts as materialized (
-      select u.*, m.stream, r.site from unnest(ids, messages, tries) u(id, message_id, attempts)
+      select u.*, m.stream, r.site from unnest(ids, messages, lanes, tries) u(id, message_id, lane, attempts)
       cross join lateral (select y.stream from pgmail.message y where y.tenant_id = p_tenant and y.id = u.message_id limit 1) m
       cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = u.id limit 1) r
     ), outcomes as (
       insert into pgmail.outcome (tenant_id, recipient_id, message_id, state, at, stream, site, attempts, reason)
       select p_tenant, id, message_id, 'sent', pgmail.now(), stream, site, attempts, 'assumed sent: the database was restored' from facts
     )
-    insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, stream, 'sent', count(*) from facts group by stream;
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select p_tenant, stream, 'sent', count(*), array[lane], array[count(*)] from facts group by stream, lane;
   end if;
   insert into pgmail.event (tenant_id, recipient_id, message_id, type, attempt, detail)
   select p_tenant, u.id, u.message_id, x.type, u.attempts + 1,
@@ -1183,7 +1033,7 @@ begin
     select count(*) into discarded_ from pgmail.dead_letter d where d.tenant_id = p_tenant and d.recipient_id = any (ids);
   else
     with free as materialized (
-      select q.id, q.message_id, q.attempts, case when q.in_doubt then ' (in doubt: it may have been sent)' else '' end as doubt from pgmail.queue q
+      select q.id, q.message_id, q.lane, q.attempts, case when q.in_doubt then ' (in doubt: it may have been sent)' else '' end as doubt from pgmail.queue q
       where q.tenant_id = p_tenant and q.id = any (ids) and q.leased_by is null order by q.id for update skip locked
     ), gone as (
       delete from pgmail.queue q where q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
@@ -1198,7 +1048,8 @@ begin
       insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
       select p_tenant, f.id, f.message_id, 'email.cancelled', f.site, 'by ' || who || ': the person was erased' || f.doubt from facts f
     ), tallies as (
-      insert into pgmail.tally (tenant_id, stream, kind, n) select p_tenant, f.stream, 'cancelled', count(*) from facts f group by f.stream
+      insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+      select p_tenant, f.stream, 'cancelled', count(*), array[f.lane], array[count(*)] from facts f group by f.stream, f.lane
     )
     select count(*) into cancelled_ from facts;
     with gone as (
@@ -1328,15 +1179,16 @@ begin
   delete from pgmail.api_key k where k.tenant_id = t;
 
   with free as materialized (
-    select q.id, q.message_id from pgmail.queue q
+    select q.id, q.message_id, q.lane from pgmail.queue q
     where q.tenant_id = t and q.leased_by is null order by q.id limit p_most for update skip locked
   ), gone as (
     delete from pgmail.queue q where q.tenant_id = t and q.id = any (array(select free.id from free))
   ), facts as materialized (
-    select coalesce(g.stream, 'unknown') as stream from free left join lateral (
+    select coalesce(g.stream, 'unknown') as stream, free.lane from free left join lateral (
       select x.stream from pgmail.message x where x.tenant_id = t and x.id = free.message_id limit 1) g on true
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select t, f.stream, 'cancelled', count(*) from facts f group by f.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select t, f.stream, 'cancelled', count(*), array[f.lane], array[count(*)] from facts f group by f.stream, f.lane
   )
   select count(*) into discarded_ from facts;
   with gone as (
@@ -1426,7 +1278,7 @@ CREATE FUNCTION pgmail.expire_v1(p_most integer DEFAULT 1000) RETURNS integer
 declare n integer;
 begin
   with late as materialized (
-    select q.tenant_id, q.id, q.message_id, q.attempts from pgmail.queue q
+    select q.tenant_id, q.id, q.message_id, q.lane, q.attempts from pgmail.queue q
     where q.expires_at <= pgmail.now() and q.leased_by is null and q.due_at <> 'infinity' and not exists (select from pgmail.fence)
     order by q.expires_at limit p_most for update skip locked
   ), gone as (
@@ -1443,59 +1295,11 @@ begin
     insert into pgmail.event (tenant_id, recipient_id, message_id, type, site, detail)
     select tenant_id, id, message_id, 'email.expired', site, 'expires_at passed before it was sent' from facts
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select tenant_id, stream, 'expired', count(*) from facts group by 1, 2
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select tenant_id, stream, 'expired', count(*), array[lane], array[count(*)] from facts group by tenant_id, stream, lane
   )
   select count(*) into n from facts;
   return n;
-end
-$$;
-
-CREATE FUNCTION pgmail.fan_out_hooks_v1(p_most integer DEFAULT 1000, OUT queued integer, OUT more boolean, OUT idle boolean) RETURNS record
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
-    AS $$
-declare c pgmail.hook_cursor; f record; e record; tenants integer[]; upto pg_snapshot;
-begin
-  queued := 0; more := false; idle := false;
-  select x.* into c from pgmail.hook_cursor x for update skip locked;
-  if not found then return; end if;
-  -- Under the lock: an endpoint that is being made waits for it, and one that is made is seen.
-  tenants := array(select distinct h.tenant_id from pgmail.hook h where h.enabled);
-  if tenants = '{}' then
-    idle := true;
-    update pgmail.hook_cursor set seen = null, until = null, xid = null, place = null, event_id = null where seen is not null;
-    return;
-  end if;
-  select * into f from pgmail.feed_now_v1();
-  if not f.whole then return; end if;
-  -- Another history: its xids say nothing of what was told.
-  if c.seen is null or c.history is distinct from f.history or pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(f.now_) then
-    update pgmail.hook_cursor set history = f.history, seen = f.now_, until = null, xid = null, place = null, event_id = null;
-    return;
-  end if;
-  upto := coalesce(c.until, f.now_);
-  with news as materialized (
-    select x.xid, x.place, x.id, x.type, x.tenant_id, x.at, x.email_id, x.recipient_id, x.stream, x.tags
-    from pgmail.feed_v1(c.seen, upto, c.xid, c.place, c.event_id, tenants, p_most) x
-  ), wanted as (
-    insert into pgmail.hook_queue (tenant_id, hook_id, event_id, email_id, recipient_id, type, at)
-    select n.tenant_id, h.id, n.id, n.email_id, n.recipient_id, n.type, n.at
-    from news n join pgmail.hook h on h.tenant_id = n.tenant_id and h.enabled
-      and exists (select from unnest(h.types) t where n.type = t or (right(t, 1) = '*' and starts_with(n.type, left(t, -1))))
-      and (h.streams is null or n.stream = any (h.streams)) and (h.tags is null or n.tags @> h.tags)
-    where n.type is not null
-    on conflict do nothing returning 1
-  )
-  select (select count(*) from wanted) as queued, n.xid, n.place, n.id from (select) o left join news n on n.type is null into e;
-  queued := e.queued;
-  more := e.xid is not null or c.until is not null;
-  if e.xid is not null then
-    update pgmail.hook_cursor set until = upto, xid = e.xid, place = e.place, event_id = e.id;
-  elsif c.until is not null or f.now_::text <> c.seen::text then
-    update pgmail.hook_cursor set seen = upto, until = null, xid = null, place = null, event_id = null;
-  end if;
 end
 $$;
 
@@ -1698,6 +1502,14 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.figure_of(p_type text, p_detail text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select case when p_type = 'email.sent' and p_detail not like 'fenced out, %' then 'sent'
+    when p_detail like 'fenced out, %' and p_type <> 'email.in_doubt' then null
+    when p_type = 'email.failed' then 'dead' else substr(p_type, 7) end
+$$;
+
 CREATE FUNCTION pgmail.find_recipients(p_tenant integer, p_id uuid, OUT message_id uuid, OUT recipients uuid[]) RETURNS record
     LANGUAGE plpgsql STABLE
     AS $$
@@ -1758,13 +1570,32 @@ CREATE FUNCTION pgmail.fold_tallies_v1(p_most integer DEFAULT 20000) RETURNS int
     AS $$
 declare n integer;
 begin
-  with gone as (
+  with gone as materialized (
     delete from pgmail.tally
     where ctid = any (array(select ctid from pgmail.tally limit p_most for update skip locked))
-    returning tenant_id, stream, kind, tally.n, tally.bytes
+    returning tenant_id, stream, kind, tally.n, tally.bytes, at, lanes, per_lane
   ), summed as (
     select tenant_id, stream, kind, sum(g.n) as n, coalesce(sum(g.bytes), 0) as bytes
     from gone g group by tenant_id, stream, kind order by tenant_id, stream, kind
+  ), waiting as (
+    insert into pgmail.backlog as b (tenant_id, lane, depth)
+    select g.tenant_id, u.lane, sum(case g.kind when 'enqueued' then u.n else -u.n end) as depth
+    from gone g cross join lateral unnest(g.lanes, g.per_lane) u(lane, n)
+    where u.lane is not null group by g.tenant_id, u.lane having sum(case g.kind when 'enqueued' then u.n else -u.n end) <> 0
+    order by g.tenant_id, u.lane
+    on conflict (tenant_id, lane) do update set depth = b.depth + excluded.depth
+  ), came as (
+    insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, n)
+    select g.tenant_id, 'stream', x.grain, date_bin(x.width, g.at, '2000-01-01Z') as begins, g.stream, 'enqueued', sum(g.n)
+    from gone g, (values ('minute', interval '1 minute'), ('quarter', interval '15 minutes'), ('hour', interval '1 hour'), ('day', interval '1 day')) x(grain, width)
+    where g.kind = 'enqueued' group by g.tenant_id, x.grain, begins, g.stream
+    on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
+  ), felt as (
+    insert into pgmail.pulse as p (tenant_id, stream, at, enqueued, sent)
+    select g.tenant_id, g.stream, date_bin('5 seconds', g.at, '2000-01-01Z') as slice,
+      coalesce(sum(g.n) filter (where g.kind = 'enqueued'), 0), coalesce(sum(g.n) filter (where g.kind = 'sent'), 0)
+    from gone g where g.kind in ('enqueued', 'sent') group by g.tenant_id, slice, g.stream order by g.tenant_id, slice, g.stream
+    on conflict (tenant_id, at, stream) do update set enqueued = p.enqueued + excluded.enqueued, sent = p.sent + excluded.sent
   ), folded as (
     insert into pgmail.tally_total as t (tenant_id, stream, kind, n, bytes) select * from summed
     on conflict (tenant_id, stream, kind) do update set n = t.n + excluded.n, bytes = t.bytes + excluded.bytes returning 1
@@ -1801,6 +1632,98 @@ begin
   )
   select count(*) into n from folded;
   return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.gauge_lanes_v1() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare n integer;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('pgmail.gauge', 0)) then return null; end if;
+  with recursive present as (
+    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  ), found as materialized (
+    select p.tenant_id, p.lane, x.due_at from present p left join lateral (
+      select q.due_at from pgmail.queue q
+      where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
+      order by q.due_at, q.id limit 1) x on true
+  ), gone as (
+    delete from pgmail.gauge g where not exists (select from found f where f.tenant_id = g.tenant_id and f.lane = g.lane)
+  ), moved as (
+    update pgmail.gauge g set oldest_due_at = f.due_at from found f
+    where g.tenant_id = f.tenant_id and g.lane = f.lane and g.oldest_due_at is distinct from f.due_at
+  ), fresh as (
+    insert into pgmail.gauge (tenant_id, lane, stream, priority, site, oldest_due_at)
+    select f.tenant_id, f.lane, l.stream, l.priority, l.site, f.due_at
+    from found f cross join lateral pgmail.lane_facts(f.tenant_id, f.lane) l
+    where l.stream is not null and not exists (select from pgmail.gauge g where g.tenant_id = f.tenant_id and g.lane = f.lane)
+  )
+  select count(*) into n from found;
+  return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.gauge_states_v1() RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare off_by bigint; now_ timestamptz := pgmail.now();
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('pgmail.gauge', 0)) then return null; end if;
+  with states as materialized (
+    select q.tenant_id, q.lane, count(*) as n,
+      count(*) filter (where s.state = 'queued') as queued, count(*) filter (where s.state = 'scheduled') as scheduled,
+      count(*) filter (where s.state = 'deferred') as deferred, count(*) filter (where s.state = 'held') as held,
+      count(*) filter (where s.state = 'sending') as sending, count(*) filter (where q.in_doubt) as in_doubt
+    from pgmail.queue q,
+      lateral (select pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, now_) as state) s
+    group by q.tenant_id, q.lane
+  ), known as (
+    select x.tenant_id, x.lane, sum(x.n) as n from (
+      select tenant_id, lane, depth as n from pgmail.backlog
+      union all
+      select t.tenant_id, u.lane, case t.kind when 'enqueued' then u.n else -u.n end from pgmail.tally t, unnest(t.lanes, t.per_lane) u(lane, n)
+      where u.lane is not null) x group by x.tenant_id, x.lane
+  ), wrong as materialized (
+    select coalesce(s.tenant_id, k.tenant_id) as tenant_id, coalesce(s.lane, k.lane) as lane, coalesce(s.n, 0) - coalesce(k.n, 0) as n
+    from states s full join known k on k.tenant_id = s.tenant_id and k.lane = s.lane
+    where coalesce(s.n, 0) <> coalesce(k.n, 0)
+  ), righted as (
+    insert into pgmail.backlog as b (tenant_id, lane, depth) select w.tenant_id, w.lane, w.n from wrong w order by 1, 2
+    on conflict (tenant_id, lane) do update set depth = b.depth + excluded.depth
+  ), empty as (
+    delete from pgmail.backlog b where b.depth = 0
+      and not exists (select from states s where s.tenant_id = b.tenant_id and s.lane = b.lane)
+      and not exists (select from wrong w where w.tenant_id = b.tenant_id and w.lane = b.lane)
+  ), gauged as (
+    insert into pgmail.gauge as g (tenant_id, lane, stream, priority, site, queued, scheduled, deferred, held, sending, in_doubt)
+    select s.tenant_id, s.lane, l.stream, l.priority, l.site, s.queued, s.scheduled, s.deferred, s.held, s.sending, s.in_doubt
+    from states s
+    left join pgmail.gauge o on o.tenant_id = s.tenant_id and o.lane = s.lane
+    cross join lateral (
+      select o.stream, o.priority, o.site where o.lane is not null
+      union all select f.stream, f.priority, f.site from pgmail.lane_facts(s.tenant_id, s.lane) f where o.lane is null) l
+    where l.stream is not null
+      and (o.lane is null or (o.queued, o.scheduled, o.deferred, o.held, o.sending, o.in_doubt)
+                             is distinct from (s.queued, s.scheduled, s.deferred, s.held, s.sending, s.in_doubt))
+    order by s.tenant_id, s.lane
+    on conflict (tenant_id, lane) do update set queued = excluded.queued, scheduled = excluded.scheduled, deferred = excluded.deferred,
+      held = excluded.held, sending = excluded.sending, in_doubt = excluded.in_doubt
+  ), gone as (
+    delete from pgmail.gauge g where not exists (select from states s where s.tenant_id = g.tenant_id and s.lane = g.lane)
+  )
+  select coalesce(sum(abs(w.n)), 0) into off_by from wrong w;
+  update pgmail.insight_cursor set counted_at = now_;
+  return off_by;
 end
 $$;
 
@@ -1874,30 +1797,6 @@ begin
   return jsonb_build_object('status', case when n = cardinality(ids) then 'held' when n > 0 then 'partly_held' else 'too_late' end,
     'held', n, 'too_late', cardinality(ids) - n);
 end
-$$;
-
-CREATE FUNCTION pgmail.hook_data(p_tenant integer, p_event uuid, p_email uuid, p_recipient uuid, p_type text) RETURNS text
-    LANGUAGE sql STABLE SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
-    AS $$
-  select json_strip_nulls(json_build_object(
-    'id', p_event, 'email_id', m.id, 'recipient_id', r.id, 'address', r.address, 'stream', m.stream, 'tags', nullif(m.tags, '{}'),
-    'template', case when m.template is not null then json_build_object('id', m.template, 'version', m.template_version) end,
-    'email_created_at', pgmail.iso_time(m.created_at), 'test', nullif(m.test, false),
-    'attempt', e.attempt, 'code', e.code, 'enhanced', e.enhanced, 'reply', e.reply, 'class', k.class, 'reason', k.name, 'phase', e.phase,
-    'site', coalesce(e.site, r.site), 'relay', e.relay, 'remote_host', e.remote_host, 'tls', e.tls, 'ms', e.ms, 'worker', e.worker,
-    'detail', nullif(case when p_event <> p_recipient then e.detail else concat_ws(', ',
-      case when m.test then 'a test, for the sandbox only' end, 'by ' || m.created_by,
-      'for ' || pgmail.iso_time(m.scheduled_at)) end, '')))::text
-  from (select y.id, y.created_at, y.created_by, y.scheduled_at, y.stream, y.tags, y.template, y.template_version, y.test
-        from pgmail.message y where y.tenant_id = p_tenant and y.id = p_email limit 1) m
-  cross join lateral (select y.id, y.address, y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = p_recipient limit 1) r
-  left join lateral (
-    select y.* from pgmail.event y where y.tenant_id = p_tenant and y.recipient_id = p_recipient and y.id = p_event limit 1) e on true
-  left join pgmail.reply_reason k on k.name = split_part(e.detail, ':', 1) and e.code >= 400
-  where p_event = p_recipient or e.id is not null
 $$;
 
 CREATE FUNCTION pgmail.idle_lanes_v1(p_tenant integer, p_lanes bigint[]) RETURNS integer
@@ -1980,41 +1879,6 @@ CREATE FUNCTION pgmail.iso_time(p_at timestamp with time zone) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') $$;
 
-CREATE FUNCTION pgmail.keep_hooks_v1(p_days integer, p_most integer DEFAULT 5000) RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    SET jit TO 'off'
-    AS $$
-declare now_ timestamptz := pgmail.now(); old timestamptz := pgmail.now() - p_days * interval '24 hours'; n integer; total integer := 0;
-begin
-  delete from pgmail.hook_secret s where s.ends_at < now_ - interval '1 hour';
-  delete from pgmail.hook_attempt a where a.ctid = any (array(
-    select x.ctid from pgmail.hook h cross join lateral (
-      select y.ctid from pgmail.hook_attempt y where y.tenant_id = h.tenant_id and y.hook_id = h.id
-        and (h.removed_at is not null or y.id < pgmail.uuid_floor(old)) order by y.id limit p_most) x
-    limit p_most));
-  get diagnostics total = row_count;
-  delete from pgmail.hook_queue q where q.ctid = any (array(
-    select x.ctid from pgmail.hook h cross join lateral (
-      select y.ctid from pgmail.hook_queue y where y.tenant_id = h.tenant_id and y.hook_id = h.id limit p_most) x
-    where h.removed_at is not null limit p_most));
-  get diagnostics n = row_count; total := greatest(total, n);
-  with late as (
-    delete from pgmail.hook_queue q where q.ctid = any (array(
-      select x.ctid from pgmail.hook_queue x where x.queued_at < old and (x.leased_until is null or x.leased_until < now_) limit p_most))
-    returning q.*
-  )
-  insert into pgmail.hook_attempt (tenant_id, hook_id, event_id, email_id, recipient_id, type, event_at, attempt, outcome, error)
-  select l.tenant_id, l.hook_id, l.event_id, l.email_id, l.recipient_id, l.type, l.at, l.attempts, 'dropped', format('it waited for %s days', p_days) from late l;
-  get diagnostics n = row_count; total := greatest(total, n);
-  -- A result may come in as long as a lease lasts.
-  delete from pgmail.hook h where h.removed_at < now_ - interval '1 hour'
-    and not exists (select from pgmail.hook_queue q where q.tenant_id = h.tenant_id and q.hook_id = h.id)
-    and not exists (select from pgmail.hook_attempt a where a.tenant_id = h.tenant_id and a.hook_id = h.id);
-  return total;
-end
-$$;
-
 CREATE FUNCTION pgmail.kept_days(p_base text) RETURNS integer
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2082,6 +1946,23 @@ begin
   return k;
 end
 $_$;
+
+CREATE FUNCTION pgmail.lane_facts(p_tenant integer, p_lane bigint, OUT stream text, OUT priority smallint, OUT site text) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+begin
+  select l.stream, l.priority, l.site into stream, priority, site from pgmail.lane l where l.tenant_id = p_tenant and l.id = p_lane;
+  if not found then
+    select m.stream, m.priority, r.site into stream, priority, site from pgmail.queue q
+    cross join lateral (select x.stream, x.priority from pgmail.message x where x.tenant_id = q.tenant_id and x.id = q.message_id limit 1) m
+    cross join lateral (select x.site from pgmail.recipient x where x.tenant_id = q.tenant_id and x.id = q.id limit 1) r
+    where q.tenant_id = p_tenant and q.lane = p_lane limit 1;
+  end if;
+end
+$$;
 
 CREATE FUNCTION pgmail.lane_id(p_tenant integer, p_stream text, p_priority integer, p_site text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -2507,18 +2388,6 @@ begin
     perform pgmail.refuse('not_found', '/name', format('no domain of this tenant is named %s', left(p_domain, 253)), 404);
   end if;
   return d;
-end
-$$;
-
-CREATE FUNCTION pgmail.need_hook(p_id uuid) RETURNS pgmail.hook
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-declare h pgmail.hook;
-begin
-  select x.* into h from pgmail.hook x where x.tenant_id = pgmail.need_tenant() and x.id = p_id and x.removed_at is null;
-  if not found then perform pgmail.refuse('not_found', '/id', format('no webhook has the id %s', p_id), 404); end if;
-  return h;
 end
 $$;
 
@@ -4052,19 +3921,6 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.remove_hook(p_id uuid, p_reason text DEFAULT NULL::text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-declare h pgmail.hook := pgmail.need_hook(p_id);
-begin
-  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
-  update pgmail.hook x set removed_at = pgmail.now(), enabled = false, reason = 'removed' where x.tenant_id = h.tenant_id and x.id = h.id;
-  delete from pgmail.hook_secret x where x.tenant_id = h.tenant_id and x.hook_id = h.id;
-  perform pgmail.record_act(h.tenant_id, 'webhook.remove', format('%s %s', h.id, split_part(h.url, '?', 1)), p_reason);
-end
-$$;
-
 CREATE FUNCTION pgmail.remove_limit(p_scope text, p_name text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4134,50 +3990,6 @@ begin
   )
   select count(*) into n from repaired;
   return n;
-end
-$$;
-
-CREATE FUNCTION pgmail.replay_hook(p_id uuid, p_filter jsonb, p_after uuid DEFAULT NULL::uuid, p_most integer DEFAULT 5000, p_reason text DEFAULT NULL::text, OUT n integer, OUT next uuid) RETURNS record
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
-    AS $$
-declare h pgmail.hook := pgmail.need_hook(p_id); k text; wanted text := coalesce(p_filter->>'outcome', 'failed'); looked integer;
-begin
-  if jsonb_typeof(p_filter) <> 'object' then perform pgmail.refuse('invalid_field', '/filter', 'must be an object'); end if;
-  for k in select x from jsonb_object_keys(p_filter) x where x <> all ('{since,until,type,outcome,event}') loop
-    perform pgmail.refuse('unknown_key', '/filter/' || left(k, 80), 'there is no such key');
-  end loop;
-  if wanted not in ('failed', 'delivered', 'all') then
-    perform pgmail.refuse('invalid_field', '/filter/outcome', 'must be failed, delivered or all');
-  end if;
-  if p_most is null or p_most not between 1 and 10000 then perform pgmail.refuse('invalid_limit', '/most', 'must be 1 to 10,000'); end if;
-  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
-  with look as materialized (
-    select a.* from pgmail.hook_attempt a
-    where a.tenant_id = h.tenant_id and a.hook_id = h.id and (p_after is null or a.id > p_after) order by a.id limit p_most
-  ), again as (
-    select distinct on (a.event_id) a.* from look a
-    where (p_filter->>'since' is null or a.event_at >= (p_filter->>'since')::timestamptz)
-      and (p_filter->>'until' is null or a.event_at < (p_filter->>'until')::timestamptz)
-      and (p_filter->>'type' is null or a.type = p_filter->>'type')
-      and (p_filter->>'event' is null or a.event_id::text = p_filter->>'event')
-      and (wanted = 'all' or (wanted = 'delivered' and a.outcome = 'delivered') or (wanted = 'failed' and a.outcome in ('failed', 'dropped')
-        and not exists (select from pgmail.hook_attempt d where d.tenant_id = h.tenant_id and d.hook_id = h.id and d.event_id = a.event_id
-                        and d.outcome = 'delivered')))
-    order by a.event_id, a.id
-  ), queued as (
-    insert into pgmail.hook_queue as q (tenant_id, hook_id, event_id, email_id, recipient_id, type, at)
-    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at from again a order by a.event_id
-    on conflict (tenant_id, hook_id, event_id) do update set due_at = least(q.due_at, excluded.due_at)
-    returning 1
-  )
-  select (select count(*) from queued), (select count(*) from look), (select l.id from look l order by l.id desc limit 1) into n, looked, next;
-  if looked < p_most then next := null; end if;
-  if p_after is null then
-    perform pgmail.record_act(h.tenant_id, 'webhook.replay', h.id::text, concat_ws(': ', coalesce(p_filter, '{}')::text, p_reason));
-  end if;
 end
 $$;
 
@@ -4356,8 +4168,8 @@ begin
     select p_tenant, f.id, f.message_id, 'sent', pgmail.now(), f.stream, f.site, f.attempt, words, f.relay, f.remote_host
     from facts f where p_how = 'assume_sent'
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n)
-    select p_tenant, f.stream, 'sent', count(*) from facts f where p_how = 'assume_sent' group by f.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select p_tenant, f.stream, 'sent', count(*), array[f.lane], array[count(*)] from facts f where p_how = 'assume_sent' group by f.stream, f.lane
   ), back as (
     update pgmail.queue q set due_at = pgmail.now(), later = false, wait = null, hold_reason = null, held_due_at = null, in_doubt = false
     where p_how = 'resend' and q.tenant_id = p_tenant and q.id = any (array(select free.id from free))
@@ -4476,7 +4288,8 @@ begin
     insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, claims, expires_at)
     select t, d.recipient_id, d.message_id, d.lane, pgmail.now(), d.claims, d.expires_at from raised d
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n) select t, d.stream, 'dead', -count(*) from raised d group by d.stream
+    insert into pgmail.tally (tenant_id, stream, kind, n, lanes, per_lane)
+    select t, d.stream, 'dead', -count(*), array[d.lane], array[-count(*)] from raised d group by d.stream, d.lane
   ), free as materialized (
     select q.id from pgmail.queue q
     where q.tenant_id = t and q.id = any (ids) and q.leased_by is null and q.due_at > pgmail.now()
@@ -4568,25 +4381,158 @@ begin
 end
 $_$;
 
-CREATE FUNCTION pgmail.rotate_hook(p_id uuid, p_key integer, p_sealed bytea, p_overlap interval, p_reason text DEFAULT NULL::text) RETURNS timestamp with time zone
+CREATE FUNCTION pgmail.rollup_v1(p_most integer DEFAULT 20000, p_keys integer DEFAULT 500, p_texts integer DEFAULT 200) RETURNS TABLE(events integer, more boolean)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_sort TO 'off'
+    SET work_mem TO '32MB'
+    SET max_parallel_workers_per_gather TO '0'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
-declare h pgmail.hook := pgmail.need_hook(p_id); newest integer; ends timestamptz := pgmail.now() + p_overlap;
+#variable_conflict use_column
+declare
+  c pgmail.insight_cursor; read_ integer; last_xid xid8; last_id uuid; now_ timestamptz := pgmail.now();
+  nobody constant uuid := '00000000-0000-0000-0000-000000000000';
+  wrong_ constant text[] := '{email.bounced,email.deferred,email.failed,email.in_doubt}';
+  counted constant text[] := wrong_ || '{email.sent,email.delayed,email.suppressed,email.expired,email.cancelled,email.held}'::text[];
 begin
-  if p_overlap is null or p_overlap not between interval '0' and interval '30 days' then
-    perform pgmail.refuse('invalid_field', '/overlap', 'must be 0 to 30 days');
+  if (select i.indisvalid from pg_index i where i.indexrelid = to_regclass('pgmail.event_feed')) is not true then return; end if;
+  select x.* into c from pgmail.insight_cursor x for update skip locked;
+  if not found then return; end if;
+  if pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(pg_current_snapshot()) then
+    c.seen := pg_current_snapshot(); c.upto := null; c.since := pgmail.uuid_floor(clock_timestamp());
   end if;
-  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
-  perform pgmail.check_hook_secret(h.tenant_id, p_key, p_sealed);
-  perform from pgmail.hook x where x.tenant_id = h.tenant_id and x.id = h.id for update;
-  select max(s.id) into newest from pgmail.hook_secret s where s.tenant_id = h.tenant_id and s.hook_id = h.id;
-  update pgmail.hook_secret s set ends_at = case when s.id = newest then ends else least(s.ends_at, pgmail.now()) end
-   where s.tenant_id = h.tenant_id and s.hook_id = h.id and coalesce(s.ends_at, 'infinity') > pgmail.now();
-  insert into pgmail.hook_secret (tenant_id, hook_id, id, key_id, sealed, created_by)
-  values (h.tenant_id, h.id, coalesce(newest, 0) + 1, p_key, p_sealed, pgmail.actor());
-  perform pgmail.record_act(h.tenant_id, 'webhook.rotate', h.id::text, concat_ws(': ', 'the old secret ends ' || ends::text, p_reason));
-  return ends;
+  if c.upto is null then
+    c.upto := pg_current_snapshot(); c.upto_at := now_; c.at_xid := '0'; c.at_id := nobody;
+  end if;
+
+  with told as materialized (   -- all that is new, that which no report counts too, without a kind: it moves the cursor
+    select e.xid, e.id, e.tenant_id, e.message_id, e.at, coalesce(m.stream, '(unknown)') as stream, coalesce(e.site, case when e.type = any (counted) then (
+        select x.site from pgmail.recipient x where x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) end, '(unknown)') as site,
+      e.relay, m.template || coalesce('@' || m.template_version, '') as template, m.tags,
+      case when e.type = any (counted) and e.id >= c.since then pgmail.figure_of(e.type, e.detail) end as kind,
+      case when e.type = 'email.in_doubt' then 'in_doubt' when e.type = any (wrong_) then coalesce(nullif(split_part(e.detail, ': ', 1), ''), 'unknown') end as reason,
+      case when e.type = 'email.sent' then pgmail.took_bucket(coalesce(m.scheduled_at, m.created_at), e.at) end as bucket,
+      e.code, e.enhanced, case when e.type = any (wrong_) then coalesce(nullif(e.reply, ''), e.detail, '') end as said,
+      case when e.type = any (wrong_) then (
+        select x.address from pgmail.recipient x where x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) end as address
+    from (
+      (select n.* from (select x from pg_snapshot_xip(c.seen) x where x >= c.at_xid order by x offset 0) open_(xid)
+       cross join lateral (
+         select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
+         from pgmail.event y where y.xid = open_.xid and y.id > case when open_.xid = c.at_xid then c.at_id else nobody end
+         order by y.id limit p_most) n
+       where pg_visible_in_snapshot(n.xid, c.upto))
+      union all
+      (select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
+       from pgmail.event y
+       where y.xid >= pg_snapshot_xmax(c.seen) and y.xid < pg_snapshot_xmax(c.upto) and (y.xid, y.id) > (c.at_xid, c.at_id)
+         and pg_visible_in_snapshot(y.xid, c.upto)
+       order by y.xid, y.id limit p_most)
+      limit p_most) e
+    left join lateral (
+      select x.stream, x.template, x.template_version, x.tags, x.scheduled_at, x.created_at from pgmail.message x
+      where e.type = any (counted) and x.tenant_id = e.tenant_id and x.id = e.message_id limit 1) m on true
+  ), facts as materialized (   -- many mails are alike: added up before they are taken apart by dimension
+    select t.tenant_id, date_bin('1 minute', t.at, '2000-01-01Z') as at, t.kind, t.stream, t.site, t.relay, t.template, t.tags, t.reason, t.bucket,
+      count(*) as n
+    from told t where t.kind is not null
+    group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+  ), lines as materialized (
+    select f.tenant_id, d.dim, left(d.key, 200) as key, f.at, k.kind, k.bucket, sum(f.n) as n
+    from facts f
+    left join pgmail.reply_reason y on y.name = f.reason
+    cross join lateral (
+      select v.* from (values ('stream', f.stream), ('site', f.site), ('relay', f.relay), ('template', f.template),
+        ('reason', case when f.kind in ('bounced', 'deferred') then coalesce(y.class, 'other') || '/' || f.reason end)) v(dim, key)
+      where v.key is not null
+      union all
+      select 'tag', t.key || '=' || t.value from jsonb_each_text(f.tags) t) d
+    cross join lateral (
+      select case f.kind when 'bounced' then 'bounced_' || coalesce(y.class, 'other') else f.kind end as kind, 0::smallint as bucket
+      union all select 'took', f.bucket where f.kind = 'sent' and f.bucket is not null) k
+    group by 1, 2, 3, 4, 5, 6
+  ), fresh_keys as materialized (
+    select k.*, row_number() over (partition by k.tenant_id, k.dim, k.day order by k.key) as place
+    from (select distinct l.tenant_id, l.dim, date_trunc('day', l.at, 'UTC') as day, l.key from lines l) k
+    left join lateral (
+      select true as there from pgmail.rollup r
+      where r.tenant_id = k.tenant_id and r.dim = k.dim and r.grain = 'day' and r.at = k.day and r.key = k.key limit 1) known on true
+    where known.there is null
+  ), known_keys as materialized (
+    select f.tenant_id, f.dim, f.day, (
+      select count(distinct r.key) from pgmail.rollup r
+      where r.tenant_id = f.tenant_id and r.dim = f.dim and r.grain = 'day' and r.at = f.day and r.key <> '(other)') as n
+    from (select distinct x.tenant_id, x.dim, x.day from fresh_keys x) f
+  ), named as (
+    select l.tenant_id, l.dim, l.at, l.kind, l.bucket, l.n, case when f.place + w.n > p_keys then '(other)' else l.key end as key
+    from lines l
+    left join fresh_keys f on f.tenant_id = l.tenant_id and f.dim = l.dim and f.key = l.key and f.day = date_trunc('day', l.at, 'UTC')
+    left join known_keys w on w.tenant_id = f.tenant_id and w.dim = f.dim and w.day = f.day
+  ), rolled as (
+    insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, bucket, n)
+    select x.tenant_id, x.dim, g.grain, date_bin(g.width, x.at, '2000-01-01Z') as begins, x.key, x.kind, x.bucket, sum(x.n)
+    from named x cross join (values ('minute', interval '1 minute'), ('quarter', interval '15 minutes'), ('hour', interval '1 hour'), ('day', interval '1 day')) g(grain, width)
+    where g.grain in ('hour', 'day') or x.dim = 'stream' or (g.grain = 'minute' and x.dim in ('site', 'relay') and x.kind <> 'took')
+    group by 1, 2, 3, 4, 5, 6, 7
+    on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
+  ), wrong as materialized (
+    select t.*, coalesce(y.class, 'other') as class,
+      -- of whom it speaks by name: the others' texts are alike
+      case when strpos(lower(t.said), lower(split_part(t.address, '@', 1))) > 0 then t.address else '' end as named
+    from told t left join pgmail.reply_reason y on y.name = t.reason where t.said is not null and t.kind is not null
+  ), texts as materialized (   -- an expensive look at each text, so a bound to their number
+    select x.said, x.named, case when x.place <= p_texts then pgmail.cause_text(x.said, x.named) else '(other)' end as text
+    from (select w.said, w.named, row_number() over (order by count(*) desc, w.said, w.named) as place from wrong w group by 1, 2) x
+  ), caused as materialized (
+    select w.tenant_id, date_trunc('hour', w.at, 'UTC') as at, w.kind, w.class, w.reason, coalesce(w.code, 0) as code,
+      coalesce(w.enhanced, '') as enhanced, x.text, count(*) as n, max(w.at) as last_at,
+      (array_agg(w.message_id order by w.at desc, w.message_id desc))[1:3] as examples
+    from wrong w join texts x on x.said = w.said and x.named = w.named
+    group by 1, 2, 3, 4, 5, 6, 7, 8
+  ), fresh_causes as materialized (
+    select k.*, row_number() over (partition by k.tenant_id, k.at order by k.n desc, k.text) as place from caused k
+    left join lateral (
+      select true as there from pgmail.cause y where y.tenant_id = k.tenant_id and y.at = k.at and y.kind = k.kind and y.class = k.class
+        and y.reason = k.reason and y.code = k.code and y.enhanced = k.enhanced and y.text = k.text limit 1) known on true
+    where k.text <> '(other)' and known.there is null
+  ), known_causes as materialized (
+    select f.tenant_id, f.at, (select count(*) from pgmail.cause y where y.tenant_id = f.tenant_id and y.at = f.at and y.text <> '(other)') as n
+    from (select distinct x.tenant_id, x.at from fresh_causes x) f
+  ), kept as (
+    insert into pgmail.cause as y (tenant_id, at, kind, class, reason, code, enhanced, text, n, last_at, examples)
+    select z.tenant_id, z.at, z.kind, z.class, case when z.full_ then '(other)' else z.reason end, case when z.full_ then 0 else z.code end,
+      case when z.full_ then '' else z.enhanced end, case when z.full_ then '(other)' else z.text end, sum(z.n), max(z.last_at),
+      (array_agg(z.examples[1] order by z.last_at desc))[1:3]
+    from (
+      select k.*, f.place + w.n > p_texts is true as full_ from caused k
+      left join fresh_causes f on f.tenant_id = k.tenant_id and f.at = k.at and f.kind = k.kind and f.class = k.class and f.reason = k.reason
+        and f.code = k.code and f.enhanced = k.enhanced and f.text = k.text
+      left join known_causes w on w.tenant_id = f.tenant_id and w.at = f.at) z
+    where z.full_
+    group by 1, 2, 3, 4, 5, 6, 7, 8
+    union all
+    select k.tenant_id, k.at, k.kind, k.class, k.reason, k.code, k.enhanced, k.text, k.n, k.last_at, k.examples from caused k
+    left join fresh_causes f on f.tenant_id = k.tenant_id and f.at = k.at and f.kind = k.kind and f.class = k.class and f.reason = k.reason
+      and f.code = k.code and f.enhanced = k.enhanced and f.text = k.text
+    left join known_causes w on w.tenant_id = f.tenant_id and w.at = f.at
+    where f.place + w.n > p_texts is not true
+    on conflict (tenant_id, at, kind, class, reason, code, enhanced, text) do update
+      set n = y.n + excluded.n, last_at = greatest(y.last_at, excluded.last_at), examples = (excluded.examples || y.examples)[1:3]
+  )
+  select n.n, l.xid, l.id into read_, last_xid, last_id
+  from (select count(*) as n from told) n left join (select x.xid, x.id from told x order by x.xid desc, x.id desc limit 1) l on true;
+
+  more := read_ = p_most;
+  update pgmail.insight_cursor x set since = c.since, seen = case when more then c.seen else c.upto end,
+    upto = case when more then c.upto end, at_xid = case when more then last_xid end, at_id = case when more then last_id end,
+    upto_at = c.upto_at, rolled_at = case when more then x.rolled_at else c.upto_at end;
+  events := read_;
+  return next;
 end
 $$;
 
@@ -4876,8 +4822,8 @@ begin
         values (t, recipient_, message_, lane_, coalesce(e.due_at, now_), e.due_at is not null,
           case when e.due_at is not null then 'scheduled' end, e.expires_at)
       ), counted as (
-        insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
-        values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0))
+        insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes, lanes, per_lane)
+        values (t, e.stream, 'enqueued', 1, now_, octet_length(e.content) + coalesce(octet_length(p.variables::text), 0), array[lane_], '{1}')
       )
       insert into pgmail.message (tenant_id, id, created_at, created_by, stream, priority, mode, sender, recipients, scheduled_at,
         expires_at, template, template_version, size_bytes, metadata, idempotency_key, content, api_key, test, traceparent)
@@ -4989,53 +4935,6 @@ begin
     end if;
   end if;
   return null;
-end
-$$;
-
-CREATE FUNCTION pgmail.set_hook(p_id uuid, p_changes jsonb, p_reason text DEFAULT NULL::text) RETURNS void
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-declare h pgmail.hook := pgmail.need_hook(p_id); was pgmail.hook := h; k text;
-begin
-  if jsonb_typeof(p_changes) is distinct from 'object' then perform pgmail.refuse('invalid_field', '', 'must be an object'); end if;
-  for k in select x from jsonb_object_keys(p_changes) x where x <> all ('{endpoint,events,streams,tags,description,status}') loop
-    perform pgmail.refuse('unknown_key', '/' || left(k, 80), 'there is no such key');
-  end loop;
-  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
-  for k in select x from unnest('{events,streams}'::text[]) x where jsonb_typeof(p_changes->x) not in ('array', 'null') loop
-    perform pgmail.refuse('invalid_field', '/' || k, 'must be a list');
-  end loop;
-  if p_changes ? 'endpoint' then h.url := p_changes->>'endpoint'; end if;
-  if p_changes ? 'description' then h.description := nullif(btrim(p_changes->>'description'), ''); end if;
-  if p_changes ? 'tags' then h.tags := nullif(p_changes->'tags', 'null'); end if;
-  if p_changes ? 'events' then
-    h.types := case when jsonb_typeof(p_changes->'events') = 'array' then array(select jsonb_array_elements_text(p_changes->'events')) end;
-  end if;
-  if p_changes ? 'streams' then
-    h.streams := case when jsonb_typeof(p_changes->'streams') = 'array' then array(select jsonb_array_elements_text(p_changes->'streams')) end;
-  end if;
-  if p_changes ? 'status' then
-    if p_changes->>'status' is null or p_changes->>'status' not in ('enabled', 'disabled') then
-      perform pgmail.refuse('invalid_field', '/status', 'must be "enabled" or "disabled"');
-    end if;
-    h.enabled := p_changes->>'status' = 'enabled';
-    h.reason := case when not h.enabled then concat_ws(': ', 'disabled by ' || pgmail.actor(), p_reason) end;
-  end if;
-  perform pgmail.check_hook(h);
-  update pgmail.hook x set url = h.url, types = h.types, streams = h.streams, tags = h.tags, description = h.description,
-    enabled = h.enabled, reason = h.reason, changed_at = pgmail.now(),
-    -- Another address, or once more: it is called at once, as if nothing had been.
-    fails = case when h.url <> was.url or h.enabled > was.enabled then 0 else x.fails end,
-    failing_since = case when h.url <> was.url or h.enabled > was.enabled then null else x.failing_since end,
-    rest_until = case when h.url <> was.url or h.enabled > was.enabled then null else x.rest_until end,
-    last_error = case when h.url <> was.url or h.enabled > was.enabled then null else x.last_error end
-  where x.tenant_id = h.tenant_id and x.id = h.id;
-  if h.enabled and not was.enabled then perform pgmail.begin_hooks(); end if;
-  perform pgmail.record_act(h.tenant_id,
-    case when h.enabled > was.enabled then 'webhook.enable' when h.enabled < was.enabled then 'webhook.disable' else 'webhook.set' end,
-    format('%s %s', h.id, split_part(h.url, '?', 1)),
-    concat_ws(': ', (select string_agg(x, ', ' order by x) from jsonb_object_keys(p_changes) x), p_reason));
 end
 $$;
 
@@ -5196,69 +5095,6 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.settle_hooks_v1(p_results jsonb) RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
-    AS $$
-declare now_ timestamptz := pgmail.now(); n integer; s record; ended text;
-begin
-  with r as materialized (
-    select * from jsonb_to_recordset(p_results) x(
-      tenant_id integer, hook_id uuid, event_id uuid, email_id uuid, recipient_id uuid, type text, at timestamptz, attempt smallint, claims integer,
-      outcome text, seconds double precision, status smallint, ms integer, error text, answer text)
-  ), mine as materialized (
-    select q.tenant_id, q.hook_id, q.event_id from pgmail.hook_queue q join r using (tenant_id, hook_id, event_id)
-    where q.claims = r.claims order by q.tenant_id, q.hook_id, q.event_id for update of q
-  ), told as (
-    delete from pgmail.hook_queue q using mine m join r using (tenant_id, hook_id, event_id)
-    where q.tenant_id = m.tenant_id and q.hook_id = m.hook_id and q.event_id = m.event_id and r.outcome <> 'retrying'
-  ), later as (
-    update pgmail.hook_queue q set due_at = now_ + make_interval(secs => r.seconds), attempts = r.attempt, leased_until = null
-    from mine m join r using (tenant_id, hook_id, event_id)
-    where q.tenant_id = m.tenant_id and q.hook_id = m.hook_id and q.event_id = m.event_id and r.outcome = 'retrying'
-  ), logged as (
-    insert into pgmail.hook_attempt (tenant_id, hook_id, event_id, email_id, recipient_id, type, event_at, attempt, outcome, status, ms, error, answer, next_at)
-    select r.tenant_id, r.hook_id, r.event_id, r.email_id, r.recipient_id, r.type, r.at, r.attempt, r.outcome, r.status, r.ms,
-      left(r.error, 300), left(r.answer, 200), case when r.outcome = 'retrying' then now_ + make_interval(secs => r.seconds) end
-    from r returning 1
-  )
-  select count(*) into n from logged;
-
-  -- Of each endpoint: nothing where all is well and was. By id, since others settle beside this.
-  for s in
-    select x.tenant_id, x.hook_id, count(*) filter (where x.outcome <> 'delivered') as bad, bool_or(x.outcome = 'delivered') as good,
-      bool_or(x.outcome = 'failed') as failed, bool_or(x.gone) as gone, max(x.rest) as rest,
-      max(coalesce(x.error, 'HTTP ' || x.status)) filter (where x.outcome <> 'delivered') as error
-    from jsonb_to_recordset(p_results) x(tenant_id integer, hook_id uuid, outcome text, gone boolean, rest double precision, status smallint, error text)
-    where x.outcome <> 'dropped'
-    group by x.tenant_id, x.hook_id order by x.tenant_id, x.hook_id
-  loop
-    if s.good then
-      update pgmail.hook h set fails = 0, failing_since = null, rest_until = null, last_error = null
-       where h.tenant_id = s.tenant_id and h.id = s.hook_id and h.fails > 0;
-    end if;
-    continue when s.bad = 0;
-    update pgmail.hook h set fails = h.fails + case when s.good then 1 else s.bad end, failing_since = coalesce(h.failing_since, now_),
-      last_error = left(s.error, 300),
-      -- From the fourth failure on it rests between calls, 2 s to 5 min.
-      rest_until = greatest(case when not s.good and h.fails + s.bad >= 4 then now_ + make_interval(secs => least(300, power(2, least(h.fails + s.bad - 3, 10)))) end,
-                            now_ + make_interval(secs => nullif(s.rest, 0)))
-     where h.tenant_id = s.tenant_id and h.id = s.hook_id;
-    select case when s.gone then 'it answered 410 Gone'
-                when s.failed and h.failing_since < now_ - interval '5 days' then
-                  format('no call has gone well since %s; the last one: %s', pgmail.iso_time(h.failing_since), h.last_error) end
-      into ended from pgmail.hook h where h.tenant_id = s.tenant_id and h.id = s.hook_id and h.enabled;
-    if ended is not null then
-      update pgmail.hook h set enabled = false, reason = ended, changed_at = now_ where h.tenant_id = s.tenant_id and h.id = s.hook_id;
-      perform pgmail.record_act(s.tenant_id, 'webhook.disable', s.hook_id::text, ended);
-    end if;
-  end loop;
-  return n;
-end
-$$;
-
 CREATE FUNCTION pgmail.settle_v1(p_tenant integer, p_epoch bigint, p_results jsonb) RETURNS TABLE(id uuid, result text)
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -5353,8 +5189,10 @@ begin
     select p_tenant, id, message_id, now_, 'email.in_doubt', tried, phase, site, relay, remote_host, p_epoch, left(error, 1000)
     from mine where doubt
   ), tallies as (
-    insert into pgmail.tally (tenant_id, stream, kind, n, at)
-    select p_tenant, stream, kind, count(*), now_ from mine where kind not in ('deferred', 'held') group by stream, kind
+    insert into pgmail.tally (tenant_id, stream, kind, n, at, lanes, per_lane)
+    select p_tenant, x.stream, x.kind, sum(x.n), now_, array_agg(x.lane), array_agg(x.n)
+    from (select stream, kind, lane, count(*)::integer as n from mine where kind not in ('deferred', 'held') group by stream, kind, lane) x
+    group by x.stream, x.kind
   )
   select array_agg(mine.id) into done from mine;
   if p_groups @? '$[*] ? (@.suppress == true)' then
@@ -5864,13 +5702,15 @@ begin
           from judged where suppressed is null group by lane) j
     where not exists (select from pgmail.lane l where l.tenant_id = p_tenant and l.id = j.lane and l.active)
   ), counted as (
-    insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes)
-    select p_tenant, j.stream, 'enqueued', count(*), now_, coalesce(sum(octet_length(j.variables::text)), 0) + (
+    insert into pgmail.tally (tenant_id, stream, kind, n, at, bytes, lanes, per_lane)
+    select p_tenant, j.stream, 'enqueued', sum(j.n), now_, coalesce(sum(j.bytes), 0) + (
         select sum(octet_length((x.e).content) + case when (x.e).attachments is not null then (x.e).size_bytes else 0 end)
-        from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (x.e).stream = j.stream)
-      from judged j group by j.stream
+        from (select unnest(p_emails) as e, unnest(fresh) as kept) x where kept and (x.e).stream = j.stream),
+        array_agg(j.lane), array_agg(j.waiting)
+      from (select stream, lane, count(*) as n, (count(*) filter (where suppressed is null))::integer as waiting,
+              sum(octet_length(variables::text)) as bytes from judged group by stream, lane) j group by j.stream
     union all
-    select p_tenant, stream, 'suppressed', count(*), now_, null from judged where suppressed is not null group by stream
+    select p_tenant, stream, 'suppressed', count(*), now_, null, null, null from judged where suppressed is not null group by stream
   )
   select bool_or(suppressed is null and due_at is null) into wake from judged;
   if wake then perform pgmail.wake(); end if;
@@ -6357,22 +6197,16 @@ begin
 end
 $_$;
 
-CREATE FUNCTION pgmail.test_hook(p_id uuid) RETURNS uuid
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-declare h pgmail.hook := pgmail.need_hook(p_id); event uuid := pgmail.uuid7();
-begin
-  if not h.enabled then perform pgmail.refuse('webhook_disabled', '/id', 'it is disabled; enable it first', 409); end if;
-  insert into pgmail.hook_queue (tenant_id, hook_id, event_id, type, at) values (h.tenant_id, h.id, event, 'webhook.test', pgmail.now());
-  perform pgmail.record_act(h.tenant_id, 'webhook.test', h.id::text, null);
-  return event;
-end
-$$;
-
 CREATE FUNCTION pgmail.test_site() RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select 'test:' $$;
+
+CREATE FUNCTION pgmail.took_bucket(p_since timestamp with time zone, p_at timestamp with time zone) RETURNS smallint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select case when p_at - p_since <= interval '1 millisecond' then 0
+    else least(ceil(4 * ln(date_part('epoch', p_at - p_since) * 1000) / ln(2.0::float8)), 160) end::smallint
+$$;
 
 CREATE FUNCTION pgmail.touch_lanes(p_tenant integer, p_lanes bigint[], p_due timestamp with time zone[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
@@ -6423,6 +6257,31 @@ CREATE FUNCTION pgmail.traceparent(p_body jsonb) RETURNS text
   select case when jsonb_typeof(p_body->'traceparent') = 'string'
     and p_body->>'traceparent' ~ '^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$' then p_body->>'traceparent' end
 $_$;
+
+CREATE FUNCTION pgmail.trim_rollups_v1(p_most integer DEFAULT 5000) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare n integer; m integer; now_ timestamptz := pgmail.now();
+begin
+  delete from pgmail.rollup r using (
+    select x.* from pgmail.tenant t cross join unnest('{stream,site,relay,tag,template,reason}'::text[]) d(dim)
+    cross join (values ('minute', interval '48 hours'), ('quarter', interval '48 hours'), ('hour', interval '35 days'), ('day', interval '731 days')) g(grain, kept)
+    cross join lateral (
+      select y.tenant_id, y.dim, y.grain, y.at, y.key, y.kind, y.bucket from pgmail.rollup y
+      where y.tenant_id = t.id and y.dim = d.dim and y.grain = g.grain and y.at < now_ - g.kept order by y.at limit p_most) x) old
+  where r.tenant_id = old.tenant_id and r.dim = old.dim and r.grain = old.grain and r.at = old.at and r.key = old.key
+    and r.kind = old.kind and r.bucket = old.bucket;
+  get diagnostics n = row_count;
+  delete from pgmail.cause c using pgmail.tenant t where c.tenant_id = t.id and c.at < now_ - interval '35 days';
+  get diagnostics m = row_count; n := n + m;
+  delete from pgmail.pulse p using pgmail.tenant t where p.tenant_id = t.id and p.at < now_ - interval '10 minutes';
+  get diagnostics m = row_count;
+  return n + m;
+end
+$$;
 
 CREATE FUNCTION pgmail.trust_domain(p_domain text, p_reason text, p_tenant text DEFAULT NULL::text) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
@@ -6734,6 +6593,15 @@ ALTER TABLE pgmail.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE pgmail.backlog (
+    tenant_id integer NOT NULL,
+    lane bigint NOT NULL,
+    depth bigint NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.backlog FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.bounced (
     tenant_id integer NOT NULL,
     id bigint NOT NULL,
@@ -6761,6 +6629,24 @@ CREATE TABLE pgmail.bucket (
 WITH (fillfactor='50');
 
 ALTER TABLE ONLY pgmail.bucket FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.cause (
+    tenant_id integer NOT NULL,
+    at timestamp with time zone NOT NULL,
+    kind text NOT NULL,
+    class text NOT NULL,
+    reason text NOT NULL,
+    code smallint NOT NULL,
+    enhanced text NOT NULL,
+    text text NOT NULL,
+    n bigint NOT NULL,
+    last_at timestamp with time zone NOT NULL,
+    examples uuid[] NOT NULL,
+    CONSTRAINT cause_kind_check CHECK ((kind = ANY (ARRAY['bounced'::text, 'deferred'::text, 'dead'::text, 'in_doubt'::text])))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY pgmail.cause FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.content_left (
     tenant_id integer NOT NULL,
@@ -6907,6 +6793,24 @@ CREATE TABLE pgmail.fence (
 
 ALTER TABLE ONLY pgmail.fence FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.gauge (
+    tenant_id integer NOT NULL,
+    lane bigint NOT NULL,
+    stream text NOT NULL,
+    priority smallint NOT NULL,
+    site text NOT NULL,
+    oldest_due_at timestamp with time zone,
+    queued bigint DEFAULT 0 NOT NULL,
+    scheduled bigint DEFAULT 0 NOT NULL,
+    deferred bigint DEFAULT 0 NOT NULL,
+    held bigint DEFAULT 0 NOT NULL,
+    sending bigint DEFAULT 0 NOT NULL,
+    in_doubt bigint DEFAULT 0 NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.gauge FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.guess (
     client text NOT NULL,
     level real NOT NULL,
@@ -6930,71 +6834,6 @@ CREATE TABLE pgmail.history (
 
 ALTER TABLE ONLY pgmail.history FORCE ROW LEVEL SECURITY;
 
-CREATE TABLE pgmail.hook_attempt (
-    tenant_id integer NOT NULL,
-    hook_id uuid NOT NULL,
-    id uuid DEFAULT pgmail.uuid7() NOT NULL,
-    event_id uuid NOT NULL,
-    email_id uuid,
-    recipient_id uuid,
-    type text NOT NULL,
-    event_at timestamp with time zone NOT NULL,
-    attempt smallint NOT NULL,
-    outcome text NOT NULL,
-    status smallint,
-    ms integer,
-    error text,
-    answer text,
-    next_at timestamp with time zone,
-    CONSTRAINT hook_attempt_outcome_check CHECK ((outcome = ANY (ARRAY['delivered'::text, 'retrying'::text, 'failed'::text, 'dropped'::text])))
-);
-
-ALTER TABLE ONLY pgmail.hook_attempt FORCE ROW LEVEL SECURITY;
-
-CREATE TABLE pgmail.hook_cursor (
-    singleton boolean DEFAULT true NOT NULL,
-    history uuid,
-    seen pg_snapshot,
-    until pg_snapshot,
-    xid xid8,
-    place uuid,
-    event_id uuid,
-    CONSTRAINT hook_cursor_singleton_check CHECK (singleton)
-);
-
-ALTER TABLE ONLY pgmail.hook_cursor FORCE ROW LEVEL SECURITY;
-
-CREATE TABLE pgmail.hook_queue (
-    tenant_id integer NOT NULL,
-    hook_id uuid NOT NULL,
-    event_id uuid NOT NULL,
-    email_id uuid,
-    recipient_id uuid,
-    type text NOT NULL,
-    at timestamp with time zone NOT NULL,
-    queued_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    due_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    attempts smallint DEFAULT 0 NOT NULL,
-    leased_until timestamp with time zone,
-    claims integer DEFAULT 0 NOT NULL
-)
-WITH (fillfactor='60', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
-
-ALTER TABLE ONLY pgmail.hook_queue FORCE ROW LEVEL SECURITY;
-
-CREATE TABLE pgmail.hook_secret (
-    tenant_id integer NOT NULL,
-    hook_id uuid NOT NULL,
-    id integer NOT NULL,
-    key_id integer NOT NULL,
-    sealed bytea NOT NULL,
-    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
-    created_by text NOT NULL,
-    ends_at timestamp with time zone
-);
-
-ALTER TABLE ONLY pgmail.hook_secret FORCE ROW LEVEL SECURITY;
-
 CREATE TABLE pgmail.idempotency (
     tenant_id integer NOT NULL,
     key text NOT NULL,
@@ -7005,6 +6844,22 @@ CREATE TABLE pgmail.idempotency (
 );
 
 ALTER TABLE ONLY pgmail.idempotency FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.insight_cursor (
+    singleton boolean DEFAULT true NOT NULL,
+    seen pg_snapshot NOT NULL,
+    upto pg_snapshot,
+    upto_at timestamp with time zone,
+    at_xid xid8,
+    at_id uuid,
+    since uuid DEFAULT '00000000-0000-0000-0000-000000000000'::uuid NOT NULL,
+    rolled_at timestamp with time zone,
+    counted_at timestamp with time zone,
+    CONSTRAINT insight_cursor_singleton_check CHECK (singleton)
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.insight_cursor FORCE ROW LEVEL SECURITY;
 
 CREATE SEQUENCE pgmail.lane_version
     START WITH 1
@@ -7083,6 +6938,8 @@ CREATE TABLE pgmail.tally (
     n bigint NOT NULL,
     at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     bytes bigint,
+    lanes bigint[],
+    per_lane integer[],
     CONSTRAINT tally_kind_check CHECK ((kind = ANY (ARRAY['enqueued'::text, 'sent'::text, 'bounced'::text, 'suppressed'::text, 'expired'::text, 'cancelled'::text, 'dead'::text])))
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
@@ -7588,6 +7445,17 @@ WITH (fillfactor='50');
 
 ALTER TABLE ONLY pgmail.permit FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.pulse (
+    tenant_id integer NOT NULL,
+    stream text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    enqueued bigint NOT NULL,
+    sent bigint NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.pulse FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.quota (
     tenant_id integer,
     scope text NOT NULL,
@@ -7758,6 +7626,23 @@ CREATE TABLE pgmail.retention (
 
 ALTER TABLE ONLY pgmail.retention FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.rollup (
+    tenant_id integer NOT NULL,
+    dim text NOT NULL,
+    grain text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    key text NOT NULL,
+    kind text NOT NULL,
+    bucket smallint DEFAULT 0 NOT NULL,
+    n bigint NOT NULL,
+    CONSTRAINT rollup_dim_check CHECK ((dim = ANY (ARRAY['stream'::text, 'site'::text, 'relay'::text, 'tag'::text, 'template'::text, 'reason'::text]))),
+    CONSTRAINT rollup_grain_check CHECK ((grain = ANY (ARRAY['minute'::text, 'quarter'::text, 'hour'::text, 'day'::text]))),
+    CONSTRAINT rollup_kind_check CHECK ((kind = ANY (ARRAY['enqueued'::text, 'sent'::text, 'bounced_hard'::text, 'bounced_soft'::text, 'bounced_block'::text, 'bounced_other'::text, 'deferred'::text, 'delayed'::text, 'suppressed'::text, 'expired'::text, 'cancelled'::text, 'dead'::text, 'in_doubt'::text, 'held'::text, 'took'::text])))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY pgmail.rollup FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.schema_version (
     singleton boolean DEFAULT true NOT NULL,
     version integer NOT NULL,
@@ -7917,11 +7802,17 @@ ALTER TABLE ONLY pgmail.attachment_default
 ALTER TABLE ONLY pgmail.audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY pgmail.backlog
+    ADD CONSTRAINT backlog_pkey PRIMARY KEY (tenant_id, lane);
+
 ALTER TABLE ONLY pgmail.bounced
     ADD CONSTRAINT bounced_pkey PRIMARY KEY (tenant_id, id);
 
 ALTER TABLE ONLY pgmail.bucket
     ADD CONSTRAINT bucket_pkey PRIMARY KEY (scope, name);
+
+ALTER TABLE ONLY pgmail.cause
+    ADD CONSTRAINT cause_pkey PRIMARY KEY (tenant_id, at, kind, class, reason, code, enhanced, text);
 
 ALTER TABLE ONLY pgmail.content_left
     ADD CONSTRAINT content_left_pkey PRIMARY KEY (tenant_id, message_id);
@@ -7953,29 +7844,20 @@ ALTER TABLE ONLY pgmail.event_default
 ALTER TABLE ONLY pgmail.fence
     ADD CONSTRAINT fence_pkey PRIMARY KEY (singleton);
 
+ALTER TABLE ONLY pgmail.gauge
+    ADD CONSTRAINT gauge_pkey PRIMARY KEY (tenant_id, lane);
+
 ALTER TABLE ONLY pgmail.guess
     ADD CONSTRAINT guess_pkey PRIMARY KEY (client);
 
 ALTER TABLE ONLY pgmail.history
     ADD CONSTRAINT history_pkey PRIMARY KEY (generation);
 
-ALTER TABLE ONLY pgmail.hook_attempt
-    ADD CONSTRAINT hook_attempt_pkey PRIMARY KEY (tenant_id, hook_id, id);
-
-ALTER TABLE ONLY pgmail.hook_cursor
-    ADD CONSTRAINT hook_cursor_pkey PRIMARY KEY (singleton);
-
-ALTER TABLE ONLY pgmail.hook
-    ADD CONSTRAINT hook_pkey PRIMARY KEY (tenant_id, id);
-
-ALTER TABLE ONLY pgmail.hook_queue
-    ADD CONSTRAINT hook_queue_pkey PRIMARY KEY (tenant_id, hook_id, event_id);
-
-ALTER TABLE ONLY pgmail.hook_secret
-    ADD CONSTRAINT hook_secret_pkey PRIMARY KEY (tenant_id, hook_id, id);
-
 ALTER TABLE ONLY pgmail.idempotency
     ADD CONSTRAINT idempotency_pkey PRIMARY KEY (tenant_id, key);
+
+ALTER TABLE ONLY pgmail.insight_cursor
+    ADD CONSTRAINT insight_cursor_pkey PRIMARY KEY (singleton);
 
 ALTER TABLE ONLY pgmail.lane
     ADD CONSTRAINT lane_pkey PRIMARY KEY (tenant_id, id);
@@ -8003,6 +7885,9 @@ ALTER TABLE ONLY pgmail.pause
 
 ALTER TABLE ONLY pgmail.permit
     ADD CONSTRAINT permit_pkey PRIMARY KEY (scope, name, epoch);
+
+ALTER TABLE ONLY pgmail.pulse
+    ADD CONSTRAINT pulse_pkey PRIMARY KEY (tenant_id, at, stream);
 
 ALTER TABLE ONLY pgmail.queue
     ADD CONSTRAINT queue_pkey PRIMARY KEY (tenant_id, id);
@@ -8036,6 +7921,9 @@ ALTER TABLE ONLY pgmail.reply_rule
 
 ALTER TABLE ONLY pgmail.retention
     ADD CONSTRAINT retention_pkey PRIMARY KEY (singleton);
+
+ALTER TABLE ONLY pgmail.rollup
+    ADD CONSTRAINT rollup_pkey PRIMARY KEY (tenant_id, dim, grain, at, key, kind, bucket);
 
 ALTER TABLE ONLY pgmail.schema_version
     ADD CONSTRAINT schema_version_pkey PRIMARY KEY (singleton);
@@ -8090,10 +7978,6 @@ CREATE INDEX audit_tenant ON pgmail.audit USING btree (tenant_id, id);
 CREATE INDEX event_feed ON ONLY pgmail.event USING btree (xid, id);
 
 CREATE INDEX event_default_feed ON pgmail.event_default USING btree (xid, id);
-
-CREATE INDEX hook_attempt_event ON pgmail.hook_attempt USING btree (tenant_id, hook_id, event_id);
-
-CREATE INDEX hook_queue_due ON pgmail.hook_queue USING btree (tenant_id, hook_id, due_at);
 
 CREATE INDEX idempotency_expiry ON pgmail.idempotency USING btree (expires_at);
 
@@ -8151,9 +8035,13 @@ ALTER TABLE pgmail.attachment_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.audit ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.backlog ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.bounced ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.bucket ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.cause ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.content_left ENABLE ROW LEVEL SECURITY;
 
@@ -8175,21 +8063,15 @@ ALTER TABLE pgmail.event_default ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.fence ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.gauge ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.guess ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.history ENABLE ROW LEVEL SECURITY;
 
-ALTER TABLE pgmail.hook ENABLE ROW LEVEL SECURITY;
-
-ALTER TABLE pgmail.hook_attempt ENABLE ROW LEVEL SECURITY;
-
-ALTER TABLE pgmail.hook_cursor ENABLE ROW LEVEL SECURITY;
-
-ALTER TABLE pgmail.hook_queue ENABLE ROW LEVEL SECURITY;
-
-ALTER TABLE pgmail.hook_secret ENABLE ROW LEVEL SECURITY;
-
 ALTER TABLE pgmail.idempotency ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.insight_cursor ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.lane ENABLE ROW LEVEL SECURITY;
 
@@ -8217,9 +8099,13 @@ CREATE POLICY owner ON pgmail.attachment_default TO pgmail_owner USING (true) WI
 
 CREATE POLICY owner ON pgmail.audit TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.backlog TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.bounced TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.bucket TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.cause TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.content_left TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -8241,21 +8127,15 @@ CREATE POLICY owner ON pgmail.event_default TO pgmail_owner USING (true) WITH CH
 
 CREATE POLICY owner ON pgmail.fence TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.gauge TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.guess TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.history TO pgmail_owner USING (true) WITH CHECK (true);
 
-CREATE POLICY owner ON pgmail.hook TO pgmail_owner USING (true) WITH CHECK (true);
-
-CREATE POLICY owner ON pgmail.hook_attempt TO pgmail_owner USING (true) WITH CHECK (true);
-
-CREATE POLICY owner ON pgmail.hook_cursor TO pgmail_owner USING (true) WITH CHECK (true);
-
-CREATE POLICY owner ON pgmail.hook_queue TO pgmail_owner USING (true) WITH CHECK (true);
-
-CREATE POLICY owner ON pgmail.hook_secret TO pgmail_owner USING (true) WITH CHECK (true);
-
 CREATE POLICY owner ON pgmail.idempotency TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.insight_cursor TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.lane TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -8276,6 +8156,8 @@ CREATE POLICY owner ON pgmail.outcome_default TO pgmail_owner USING (true) WITH 
 CREATE POLICY owner ON pgmail.pause TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.permit TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.pulse TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.queue TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -8298,6 +8180,8 @@ CREATE POLICY owner ON pgmail.reply_reason TO pgmail_owner USING (true) WITH CHE
 CREATE POLICY owner ON pgmail.reply_rule TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.retention TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.rollup TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.schema_version TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -8335,6 +8219,8 @@ ALTER TABLE pgmail.pause ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.permit ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.pulse ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.queue ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.quota ENABLE ROW LEVEL SECURITY;
@@ -8356,6 +8242,8 @@ ALTER TABLE pgmail.reply_reason ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.reply_rule ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.retention ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.rollup ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.schema_version ENABLE ROW LEVEL SECURITY;
 

@@ -90,6 +90,7 @@ GUARDED = (
     *(webhooks.add_webhook, webhooks.list_webhooks, webhooks.get_webhook, webhooks.change_webhook),
     *(webhooks.remove_webhook, webhooks.rotate_webhook, webhooks.test_webhook, webhooks.replay_webhook),
     webhooks.list_deliveries,
+    *(reports.show_report, reports.show_causes),
     *(keys.create_key, keys.list_keys, keys.rotate_key, keys.revoke_key),
 )
 OPEN = (health.live, health.ready, metrics.show_metrics)  # the last asks for a key itself

@@ -31,7 +31,7 @@ BYS: tuple[By, ...] = get_args(By)
 # How long a chart is, how many seconds a step of it, and what it is added up from.
 SPANS: Mapping[Span, tuple[timedelta, int, str]] = {
     "1h": (timedelta(hours=1), 60, "minute"),
-    "24h": (timedelta(hours=24), 900, "minute"),
+    "24h": (timedelta(hours=24), 900, "quarter"),
     "7d": (timedelta(days=7), 3600, "hour"),
 }
 LATELY = timedelta(minutes=5)  # what error rate and latencies of the present are of
@@ -310,17 +310,25 @@ def _line(key: str, cell: _Cell) -> Line:
     sent = counts["sent"]
     ended = sent + bounced + counts["expired"] + counts["dead"]
     return Line(
-        key,
-        sent,
-        bounced,
-        *(counts[kind] for kind in _BOUNCES),
-        *(counts[kind] for kind in ("deferred", "delayed", "suppressed", "expired", "cancelled", "dead")),
-        counts["in_doubt"],
-        counts["held"],
-        sent / ended if ended else None,
-        bounced / (sent + bounced) if sent + bounced else None,
-        quantile(cell.took, 0.5),
-        quantile(cell.took, 0.95),
+        key=key,
+        sent=sent,
+        bounced=bounced,
+        hard=counts["bounced_hard"],
+        soft=counts["bounced_soft"],
+        block=counts["bounced_block"],
+        other=counts["bounced_other"],
+        deferred=counts["deferred"],
+        delayed=counts["delayed"],
+        suppressed=counts["suppressed"],
+        expired=counts["expired"],
+        cancelled=counts["cancelled"],
+        dead=counts["dead"],
+        in_doubt=counts["in_doubt"],
+        held=counts["held"],
+        sent_rate=sent / ended if ended else None,
+        bounce_rate=bounced / (sent + bounced) if sent + bounced else None,
+        p50_ms=quantile(cell.took, 0.5),
+        p95_ms=quantile(cell.took, 0.95),
     )
 
 

@@ -131,9 +131,9 @@ begin
     left join known_keys w on w.tenant_id = f.tenant_id and w.dim = f.dim and w.day = f.day
   ), rolled as (
     insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, bucket, n)
-    select x.tenant_id, x.dim, g.grain, date_trunc(g.grain, x.at, 'UTC') as begins, x.key, x.kind, x.bucket, sum(x.n)
-    from named x cross join (values ('minute'), ('hour'), ('day')) g(grain)
-    where g.grain <> 'minute' or x.dim = 'stream' or (x.dim in ('site', 'relay') and x.kind <> 'took')
+    select x.tenant_id, x.dim, g.grain, date_bin(g.width, x.at, '2000-01-01Z') as begins, x.key, x.kind, x.bucket, sum(x.n)
+    from named x cross join (values ('minute', interval '1 minute'), ('quarter', interval '15 minutes'), ('hour', interval '1 hour'), ('day', interval '1 day')) g(grain, width)
+    where g.grain in ('hour', 'day') or x.dim = 'stream' or (g.grain = 'minute' and x.dim in ('site', 'relay') and x.kind <> 'took')
     group by 1, 2, 3, 4, 5, 6, 7
     on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
   ), wrong as materialized (
@@ -192,7 +192,7 @@ begin
 end
 $$;
 
--- Lets go of what is past its time: minutes after 48 hours, hours and causes after 35 days, days after two years, the pulse
+-- Lets go of what is past its time: minutes and quarters after 48 hours, hours and causes after 35 days, days after two years, the pulse
 -- after ten minutes. p_most rows of each tenant, dimension and grain a call; answers how many.
 create or replace function pgmail.trim_rollups_v1(p_most integer default 5000) returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
@@ -201,7 +201,7 @@ declare n integer; m integer; now_ timestamptz := pgmail.now();
 begin
   delete from pgmail.rollup r using (
     select x.* from pgmail.tenant t cross join unnest('{stream,site,relay,tag,template,reason}'::text[]) d(dim)
-    cross join (values ('minute', interval '48 hours'), ('hour', interval '35 days'), ('day', interval '731 days')) g(grain, kept)
+    cross join (values ('minute', interval '48 hours'), ('quarter', interval '48 hours'), ('hour', interval '35 days'), ('day', interval '731 days')) g(grain, kept)
     cross join lateral (
       select y.tenant_id, y.dim, y.grain, y.at, y.key, y.kind, y.bucket from pgmail.rollup y
       where y.tenant_id = t.id and y.dim = d.dim and y.grain = g.grain and y.at < now_ - g.kept order by y.at limit p_most) x) old

@@ -72,12 +72,12 @@ create table pgmail.pulse (
   primary key (tenant_id, at, stream)
 ) with (fillfactor = 50);
 
--- How many times what happened, by minute, hour and day (of UTC), and by dimension. `took` counts sent mail by the time it
+-- How many times what happened, by minute, quarter, hour and day (of UTC), and by dimension. `took` counts sent mail by the time it
 -- took to be accepted: bucket b is from 2^((b-1)/4) ms up to 2^(b/4) ms (pgmail/domain/spread.py).
 create table pgmail.rollup (
   tenant_id integer not null,
   dim       text not null check (dim in ('stream', 'site', 'relay', 'tag', 'template', 'reason')),
-  grain     text not null check (grain in ('minute', 'hour', 'day')),
+  grain     text not null check (grain in ('minute', 'quarter', 'hour', 'day')),   -- quarters of an hour: streams alone
   at        timestamptz not null,           -- where it begins
   key       text not null,                  -- of a tag name=value, of a template name@version, of a reason class/reason
   kind      text not null check (kind in ('enqueued', 'sent', 'bounced_hard', 'bounced_soft', 'bounced_block', 'bounced_other',

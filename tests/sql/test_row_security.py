@@ -25,6 +25,7 @@ FLEET = {
     *("reply_reason", "reply_rule", "reply_pattern", "limits", "bucket", "permit", "tenant"),
     "insight_cursor",
     *("worker_key", "guess"),
+    "insight_cursor",
 }
 # Those of them that say `true` to a role which speaks for a tenant; `limits` and `tenant` have conditions of their own.
 SEES_ALL = {"worker", "maintain", "admin"}
