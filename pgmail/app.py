@@ -150,12 +150,12 @@ def _make_leader(settings: Settings) -> MakeLeader:
     return make
 
 
-def _chores(_settings: Settings, database: Database) -> list[Chore]:
+def _chores(settings: Settings, database: Database) -> list[Chore]:
     """Return what one process of the fleet does beside leading it."""
     from pgmail.hooks.chores import FanOut, Tidy  # noqa: PLC0415
     from pgmail.maintain.figures import figures  # noqa: PLC0415
 
-    return [FanOut(database), Tidy(database, settings.hook_log_days), *figures(database)]
+    return [*figures(database), FanOut(database), Tidy(database, settings.hook_log_days)]
 
 
 def _beside(
@@ -165,9 +165,6 @@ def _beside(
     from pgmail.hooks.compose import deliverers  # noqa: PLC0415
 
     return deliverers(settings, database, pressed)
-    from pgmail.maintain.figures import figures  # noqa: PLC0415
-
-    return [*figures(database)]
 
 
 async def _maintain(settings: Settings) -> None:

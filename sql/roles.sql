@@ -86,7 +86,7 @@ grant execute on function pgmail.make_key(text, text, bytea, jsonb), pgmail.rota
   to {prefix}api, {prefix}admin;
 grant execute on function pgmail.check_key_v2(bytea), pgmail.reach_v1(uuid[]), pgmail.note_guesses_v1(text, integer), pgmail.share_guesses_v1(text[], integer[]),
   pgmail.note_keys_v1(integer[], uuid[], inet[], double precision[]) to {prefix}api;
--- sessions of the dashboard
+-- sessions of the dashboard, and what it shows of an email
 grant execute on function pgmail.session_secret_v1(), pgmail.session_key_v1(integer, uuid) to {prefix}api;
 grant execute on function pgmail.end_sessions(text) to {prefix}admin;
 grant execute on function pgmail.preview_v1(uuid) to {prefix}api;
@@ -201,12 +201,6 @@ grant execute on function pgmail.quota_gate_v1(uuid), pgmail.take_quota_v1(uuid,
 grant execute on function pgmail.doors_v1() to {prefix}worker, {prefix}maintain;
 grant select on pgmail.quota, pgmail.door, pgmail.quota_meter, pgmail.quota_bucket to {prefix}api, {prefix}reader, {prefix}admin;
 
--- figures
-grant execute on function pgmail.rollup_v1(integer, integer, integer), pgmail.trim_rollups_v1(integer), pgmail.gauge_lanes_v1(),
-  pgmail.gauge_states_v1() to {prefix}worker, {prefix}maintain;
-grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause to {prefix}api, {prefix}reader, {prefix}admin;
-grant select (rolled_at, counted_at) on pgmail.insight_cursor to {prefix}api, {prefix}reader, {prefix}admin;
--- end of figures
 -- metrics: figures over all tenants, for who leads
 grant execute on function pgmail.metrics_queue_v1(boolean), pgmail.metrics_fleet_v1(), pgmail.metrics_tables_v1()
   to {prefix}worker, {prefix}maintain, {prefix}admin;

@@ -199,6 +199,41 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.add_hook(p_id uuid, p_url text, p_types text[], p_streams text[], p_tags jsonb, p_description text, p_key integer, p_sealed bytea) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare h pgmail.hook; t integer := pgmail.need_tenant();
+begin
+  h.tenant_id := t; h.id := p_id; h.url := p_url; h.types := p_types; h.streams := p_streams; h.tags := p_tags;
+  h.description := nullif(btrim(p_description), '');
+  perform pgmail.check_hook(h);
+  perform pgmail.check_hook_secret(t, p_key, p_sealed);
+  perform pg_advisory_xact_lock(hashtextextended('pgmail.hook/' || t, 0));
+  if (select count(*) from pgmail.hook x where x.tenant_id = t and x.removed_at is null) >= 100 then
+    perform pgmail.refuse('limit_reached', '', 'a tenant has at most 100 webhooks', 429);
+  end if;
+  insert into pgmail.hook (tenant_id, id, url, description, types, streams, tags, created_by)
+  values (t, h.id, h.url, h.description, h.types, h.streams, h.tags, pgmail.actor()) on conflict do nothing;
+  if not found then perform pgmail.refuse('invalid_field', '/id', 'there is a webhook of this id', 409); end if;
+  insert into pgmail.hook_secret (tenant_id, hook_id, id, key_id, sealed, created_by) values (t, h.id, 1, p_key, p_sealed, pgmail.actor());
+  perform pgmail.begin_hooks();
+  perform pgmail.record_act(t, 'webhook.create', format('%s %s', h.id, split_part(h.url, '?', 1)), array_to_string(h.types, ', '));
+end
+$$;
+
+CREATE FUNCTION pgmail.begin_hooks() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  perform from pgmail.hook_cursor for update;
+  update pgmail.hook_cursor set seen = pg_current_snapshot(), history = pgmail.feed_history_v1(),
+    until = null, xid = null, place = null, event_id = null
+  where seen is null;
+end
+$$;
+
 CREATE FUNCTION pgmail.begin_v1(p_tenant integer, p_epoch bigint, p_ids uuid[], p_claims integer[], p_relays text[]) RETURNS TABLE(id uuid, result text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -338,6 +373,73 @@ begin
 end
 $_$;
 
+CREATE TABLE pgmail.hook (
+    tenant_id integer NOT NULL,
+    id uuid NOT NULL,
+    url text NOT NULL,
+    description text,
+    types text[] NOT NULL,
+    streams text[],
+    tags jsonb,
+    enabled boolean DEFAULT true NOT NULL,
+    reason text,
+    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    created_by text NOT NULL,
+    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    fails integer DEFAULT 0 NOT NULL,
+    failing_since timestamp with time zone,
+    rest_until timestamp with time zone,
+    last_error text,
+    removed_at timestamp with time zone
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY pgmail.hook FORCE ROW LEVEL SECURITY;
+
+CREATE FUNCTION pgmail.check_hook(h pgmail.hook) RETURNS void
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+declare known text[]; t text; i integer;
+begin
+  if h.url is null or length(h.url) > 2000 or h.url !~ '^https?://[!-~]+$' then
+    perform pgmail.refuse('invalid_url', '/endpoint', 'must be https://host/path, 2,000 characters at most');
+  end if;
+  if length(h.description) > 500 then perform pgmail.refuse('invalid_field', '/description', 'longer than 500 characters'); end if;
+  if coalesce(cardinality(h.types), 0) not between 1 and 100 then
+    perform pgmail.refuse('invalid_field', '/events', 'must be 1 to 100 names of events');
+  end if;
+  known := array(select 'email.' || x from unnest(array['queued', 'scheduled', 'sending', 'deferred', 'delayed', 'sent', 'delivered', 'bounced',
+    'complained', 'suppressed', 'expired', 'cancelled', 'held', 'in_doubt', 'failed', 'opened', 'clicked', 'unsubscribed']) x);
+  for t, i in select u.t, u.o - 1 from unnest(h.types) with ordinality u(t, o) loop
+    if t is null or not (t = any (known) or (t ~ '^[a-z_.]*[*]$' and exists (select from unnest(known) k where starts_with(k, left(t, -1))))) then
+      perform pgmail.refuse('invalid_event_type', '/events/' || i, format('%L is no type of event; they are %s, and may end in *, as in email.*',
+        left(t, 80), array_to_string(known, ', ')));
+    end if;
+  end loop;
+  if cardinality(h.streams) not between 1 and 100 or array_position(h.streams, null) is not null or exists (
+       select from unnest(h.streams) s where length(s) not between 1 and 200) then
+    perform pgmail.refuse('invalid_field', '/streams', 'must be 1 to 100 names of streams, or left out for all');
+  end if;
+  if h.tags is not null and (jsonb_typeof(h.tags) <> 'object' or h.tags = '{}' or (select count(*) from jsonb_object_keys(h.tags)) > 20
+       or exists (select from jsonb_each(h.tags) x where jsonb_typeof(x.value) <> 'string' or length(x.value #>> '{}') > 256 or length(x.key) > 256)) then
+    perform pgmail.refuse('invalid_field', '/tags', 'must be up to 20 names with their values, or left out');
+  end if;
+end
+$_$;
+
+CREATE FUNCTION pgmail.check_hook_secret(p_tenant integer, p_key integer, p_sealed bytea) RETURNS void
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  if octet_length(p_sealed) is null or octet_length(p_sealed) not between 52 and 92
+     or not exists (select from pgmail.data_key d where d.tenant_id = p_tenant and d.id = p_key) then
+    perform pgmail.refuse('invalid_seal', '/secret', 'a secret is 24 to 64 octets, sealed by a data key of its tenant');
+  end if;
+end
+$$;
+
 CREATE FUNCTION pgmail.check_key_v1(p_hash bytea) RETURNS TABLE(tenant_id integer, key_id uuid, name text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -355,6 +457,71 @@ CREATE FUNCTION pgmail.check_key_v2(p_hash bytea) RETURNS TABLE(tenant_id intege
     extract(epoch from k.expires_at - pgmail.now())::double precision
   from pgmail.api_key k
   where k.hash = p_hash and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
+$$;
+
+CREATE FUNCTION pgmail.claim_hooks_v1(p_keks text[], p_most integer, p_each integer, p_seconds double precision, p_busy uuid[], p_counts integer[], p_turn double precision) RETURNS TABLE(tenant_id integer, hook_id uuid, event_id uuid, email_id uuid, recipient_id uuid, type text, at timestamp with time zone, attempt smallint, claims integer, url text, secrets jsonb, data text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+  none constant uuid := '00000000-0000-0000-0000-000000000000'; most constant integer := 1000;
+  now_ timestamptz := pgmail.now(); from_ integer := 0; many bigint; t integer; h uuid := none; around boolean := false;
+  tenants integer[] := '{}'; hooks uuid[] := '{}';
+begin
+  if (select count(*) from (select from pgmail.hook limit most + 1) x) > most then
+    select count(*) into many from pgmail.hook;
+    select x.tenant_id into from_ from pgmail.hook x order by x.tenant_id, x.id offset floor(p_turn * many)::bigint limit 1;
+    from_ := coalesce(from_, 0);
+  end if;
+  -- From one endpoint that something waits for to the next, around the end.
+  t := from_;
+  while cardinality(hooks) < most loop
+    select q.tenant_id, q.hook_id into t, h from pgmail.hook_queue q where (q.tenant_id, q.hook_id) > (t, h)
+    order by q.tenant_id, q.hook_id limit 1;
+    if not found then
+      exit when around or from_ = 0;
+      around := true; t := -1; h := none;
+      continue;
+    end if;
+    exit when around and t >= from_;
+    tenants := tenants || t; hooks := hooks || h;
+  end loop;
+  if hooks = '{}' then return; end if;
+
+  return query
+  with found as (
+    select * from unnest(tenants, hooks) u(t, h)
+  ), ready as (
+    select h.*, case when h.fails >= 4 then 1 else p_each end - coalesce(b.n, 0) as room
+    from found f join pgmail.hook h on h.tenant_id = f.t and h.id = f.h
+    left join unnest(p_busy, p_counts) b(id, n) on b.id = h.id
+    where h.enabled and (h.rest_until is null or h.rest_until <= now_)
+  ), picked as (
+    select r.url, p.*, row_number() over (partition by p.tenant_id, p.hook_id order by p.due_at) as turn
+    from ready r cross join lateral (
+      select q.tenant_id, q.hook_id, q.event_id, q.due_at, s.secrets from pgmail.hook_queue q
+      cross join (
+        select jsonb_agg(jsonb_build_object('id', s.id, 'key', s.key_id, 'kek', d.kek, 'wrapped', encode(d.wrapped, 'base64'),
+            'sealed', encode(s.sealed, 'base64')) order by s.id desc) as secrets,
+          bool_and(d.kek = any (p_keks)) as mine
+        from pgmail.hook_secret s join pgmail.data_key d on d.tenant_id = s.tenant_id and d.id = s.key_id
+        where s.tenant_id = r.tenant_id and s.hook_id = r.id and (s.ends_at is null or s.ends_at > now_)) s
+      where q.tenant_id = r.tenant_id and q.hook_id = r.id and q.due_at <= now_ and (q.leased_until is null or q.leased_until <= now_)
+        and s.mine
+      order by q.due_at limit greatest(r.room, 0) for update of q skip locked) p
+  ), taken as (
+    update pgmail.hook_queue q set leased_until = now_ + make_interval(secs => p_seconds), claims = q.claims + 1
+    from (select * from picked order by turn, due_at limit p_most) p
+    where q.tenant_id = p.tenant_id and q.hook_id = p.hook_id and q.event_id = p.event_id
+    returning q.*, p.url, p.secrets
+  )
+  select k.tenant_id, k.hook_id, k.event_id, k.email_id, k.recipient_id, k.type, k.at, (k.attempts + 1)::smallint, k.claims, k.url, k.secrets,
+    case when k.type <> 'webhook.test' then pgmail.hook_data(k.tenant_id, k.event_id, k.email_id, k.recipient_id, k.type) end
+  from taken k;
+end
 $$;
 
 CREATE FUNCTION pgmail.claim_v1(p_tenant integer, p_epoch bigint, p_lanes bigint[], p_due timestamp with time zone[], p_after uuid[], p_limits integer[], p_traced boolean[]) RETURNS TABLE(id uuid, message_id uuid, lane bigint, due_at timestamp with time zone, claims integer, attempts smallint, rescues smallint, expires_at timestamp with time zone, tried_since timestamp with time zone)
@@ -977,6 +1144,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.end_sessions(p_reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  update pgmail.session_secret
+     set secret = sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
+         made_at = pgmail.now();
+  perform pgmail.record_act(null, 'session.end_all', null, p_reason);
+end
+$$;
+
 CREATE FUNCTION pgmail.end_workers() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1303,6 +1482,55 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.fan_out_hooks_v1(p_most integer DEFAULT 1000, OUT queued integer, OUT more boolean, OUT idle boolean) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare c pgmail.hook_cursor; f record; e record; tenants integer[]; upto pg_snapshot;
+begin
+  queued := 0; more := false; idle := false;
+  select x.* into c from pgmail.hook_cursor x for update skip locked;
+  if not found then return; end if;
+  -- Under the lock: an endpoint that is being made waits for it, and one that is made is seen.
+  tenants := array(select distinct h.tenant_id from pgmail.hook h where h.enabled);
+  if tenants = '{}' then
+    idle := true;
+    update pgmail.hook_cursor set seen = null, until = null, xid = null, place = null, event_id = null where seen is not null;
+    return;
+  end if;
+  select * into f from pgmail.feed_now_v1();
+  if not f.whole then return; end if;
+  -- Another history: its xids say nothing of what was told.
+  if c.seen is null or c.history is distinct from f.history or pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(f.now_) then
+    update pgmail.hook_cursor set history = f.history, seen = f.now_, until = null, xid = null, place = null, event_id = null;
+    return;
+  end if;
+  upto := coalesce(c.until, f.now_);
+  with news as materialized (
+    select x.xid, x.place, x.id, x.type, x.tenant_id, x.at, x.email_id, x.recipient_id, x.stream, x.tags
+    from pgmail.feed_v1(c.seen, upto, c.xid, c.place, c.event_id, tenants, p_most) x
+  ), wanted as (
+    insert into pgmail.hook_queue (tenant_id, hook_id, event_id, email_id, recipient_id, type, at)
+    select n.tenant_id, h.id, n.id, n.email_id, n.recipient_id, n.type, n.at
+    from news n join pgmail.hook h on h.tenant_id = n.tenant_id and h.enabled
+      and exists (select from unnest(h.types) t where n.type = t or (right(t, 1) = '*' and starts_with(n.type, left(t, -1))))
+      and (h.streams is null or n.stream = any (h.streams)) and (h.tags is null or n.tags @> h.tags)
+    where n.type is not null
+    on conflict do nothing returning 1
+  )
+  select (select count(*) from wanted) as queued, n.xid, n.place, n.id from (select) o left join news n on n.type is null into e;
+  queued := e.queued;
+  more := e.xid is not null or c.until is not null;
+  if e.xid is not null then
+    update pgmail.hook_cursor set until = upto, xid = e.xid, place = e.place, event_id = e.id;
+  elsif c.until is not null or f.now_::text <> c.seen::text then
+    update pgmail.hook_cursor set seen = upto, until = null, xid = null, place = null, event_id = null;
+  end if;
+end
+$$;
+
 CREATE FUNCTION pgmail.faulty(p_code text, p_field text, p_message text, p_status integer DEFAULT 422) RETURNS pgmail.email
     LANGUAGE plpgsql IMMUTABLE
     AS $$
@@ -1588,7 +1816,11 @@ begin
     insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, n)
     select g.tenant_id, 'stream', x.grain, date_bin(x.width, g.at, '2000-01-01Z') as begins, g.stream, 'enqueued', sum(g.n)
     from gone g, (values ('minute', interval '1 minute'), ('quarter', interval '15 minutes'), ('hour', interval '1 hour'), ('day', interval '1 day')) x(grain, width)
+<<<<<<< HEAD
+    where g.kind = 'enqueued' group by g.tenant_id, x.grain, begins, g.stream order by g.tenant_id, x.grain, begins, g.stream
+=======
     where g.kind = 'enqueued' group by g.tenant_id, x.grain, begins, g.stream
+>>>>>>> eyes
     on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
   ), felt as (
     insert into pgmail.pulse as p (tenant_id, stream, at, enqueued, sent)
@@ -1799,6 +2031,30 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.hook_data(p_tenant integer, p_event uuid, p_email uuid, p_recipient uuid, p_type text) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+  select json_strip_nulls(json_build_object(
+    'id', p_event, 'email_id', m.id, 'recipient_id', r.id, 'address', r.address, 'stream', m.stream, 'tags', nullif(m.tags, '{}'),
+    'template', case when m.template is not null then json_build_object('id', m.template, 'version', m.template_version) end,
+    'email_created_at', pgmail.iso_time(m.created_at), 'test', nullif(m.test, false),
+    'attempt', e.attempt, 'code', e.code, 'enhanced', e.enhanced, 'reply', e.reply, 'class', k.class, 'reason', k.name, 'phase', e.phase,
+    'site', coalesce(e.site, r.site), 'relay', e.relay, 'remote_host', e.remote_host, 'tls', e.tls, 'ms', e.ms, 'worker', e.worker,
+    'detail', nullif(case when p_event <> p_recipient then e.detail else concat_ws(', ',
+      case when m.test then 'a test, for the sandbox only' end, 'by ' || m.created_by,
+      'for ' || pgmail.iso_time(m.scheduled_at)) end, '')))::text
+  from (select y.id, y.created_at, y.created_by, y.scheduled_at, y.stream, y.tags, y.template, y.template_version, y.test
+        from pgmail.message y where y.tenant_id = p_tenant and y.id = p_email limit 1) m
+  cross join lateral (select y.id, y.address, y.site from pgmail.recipient y where y.tenant_id = p_tenant and y.id = p_recipient limit 1) r
+  left join lateral (
+    select y.* from pgmail.event y where y.tenant_id = p_tenant and y.recipient_id = p_recipient and y.id = p_event limit 1) e on true
+  left join pgmail.reply_reason k on k.name = split_part(e.detail, ':', 1) and e.code >= 400
+  where p_event = p_recipient or e.id is not null
+$$;
+
 CREATE FUNCTION pgmail.idle_lanes_v1(p_tenant integer, p_lanes bigint[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1878,6 +2134,41 @@ $$;
 CREATE FUNCTION pgmail.iso_time(p_at timestamp with time zone) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') $$;
+
+CREATE FUNCTION pgmail.keep_hooks_v1(p_days integer, p_most integer DEFAULT 5000) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare now_ timestamptz := pgmail.now(); old timestamptz := pgmail.now() - p_days * interval '24 hours'; n integer; total integer := 0;
+begin
+  delete from pgmail.hook_secret s where s.ends_at < now_ - interval '1 hour';
+  delete from pgmail.hook_attempt a where a.ctid = any (array(
+    select x.ctid from pgmail.hook h cross join lateral (
+      select y.ctid from pgmail.hook_attempt y where y.tenant_id = h.tenant_id and y.hook_id = h.id
+        and (h.removed_at is not null or y.id < pgmail.uuid_floor(old)) order by y.id limit p_most) x
+    limit p_most));
+  get diagnostics total = row_count;
+  delete from pgmail.hook_queue q where q.ctid = any (array(
+    select x.ctid from pgmail.hook h cross join lateral (
+      select y.ctid from pgmail.hook_queue y where y.tenant_id = h.tenant_id and y.hook_id = h.id limit p_most) x
+    where h.removed_at is not null limit p_most));
+  get diagnostics n = row_count; total := greatest(total, n);
+  with late as (
+    delete from pgmail.hook_queue q where q.ctid = any (array(
+      select x.ctid from pgmail.hook_queue x where x.queued_at < old and (x.leased_until is null or x.leased_until < now_) limit p_most))
+    returning q.*
+  )
+  insert into pgmail.hook_attempt (tenant_id, hook_id, event_id, email_id, recipient_id, type, event_at, attempt, outcome, error)
+  select l.tenant_id, l.hook_id, l.event_id, l.email_id, l.recipient_id, l.type, l.at, l.attempts, 'dropped', format('it waited for %s days', p_days) from late l;
+  get diagnostics n = row_count; total := greatest(total, n);
+  -- A result may come in as long as a lease lasts.
+  delete from pgmail.hook h where h.removed_at < now_ - interval '1 hour'
+    and not exists (select from pgmail.hook_queue q where q.tenant_id = h.tenant_id and q.hook_id = h.id)
+    and not exists (select from pgmail.hook_attempt a where a.tenant_id = h.tenant_id and a.hook_id = h.id);
+  return total;
+end
+$$;
 
 CREATE FUNCTION pgmail.kept_days(p_base text) RETURNS integer
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -2391,6 +2682,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.need_hook(p_id uuid) RETURNS pgmail.hook
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare h pgmail.hook;
+begin
+  select x.* into h from pgmail.hook x where x.tenant_id = pgmail.need_tenant() and x.id = p_id and x.removed_at is null;
+  if not found then perform pgmail.refuse('not_found', '/id', format('no webhook has the id %s', p_id), 404); end if;
+  return h;
+end
+$$;
+
 CREATE FUNCTION pgmail.need_key(p_id uuid) RETURNS pgmail.api_key
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2880,6 +3183,13 @@ begin
                     and e.type = 'email.delayed' and e.detail = p_reason and e.at > now_ - interval '1 hour');
   return query select unnest(done);
 end
+$$;
+
+CREATE FUNCTION pgmail.preview_v1(p_id uuid) RETURNS TABLE(message_id uuid, variables bytea, key_id integer)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select r.message_id, r.variables, r.key_id from pgmail.recipient r where r.tenant_id = pgmail.need_tenant() and r.id = p_id
 $$;
 
 CREATE FUNCTION pgmail.publish_template(p_name text, p_version integer, p_required text[], p_depends jsonb) RETURNS void
@@ -3921,6 +4231,19 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.remove_hook(p_id uuid, p_reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare h pgmail.hook := pgmail.need_hook(p_id);
+begin
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  update pgmail.hook x set removed_at = pgmail.now(), enabled = false, reason = 'removed' where x.tenant_id = h.tenant_id and x.id = h.id;
+  delete from pgmail.hook_secret x where x.tenant_id = h.tenant_id and x.hook_id = h.id;
+  perform pgmail.record_act(h.tenant_id, 'webhook.remove', format('%s %s', h.id, split_part(h.url, '?', 1)), p_reason);
+end
+$$;
+
 CREATE FUNCTION pgmail.remove_limit(p_scope text, p_name text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -3990,6 +4313,50 @@ begin
   )
   select count(*) into n from repaired;
   return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.replay_hook(p_id uuid, p_filter jsonb, p_after uuid DEFAULT NULL::uuid, p_most integer DEFAULT 5000, p_reason text DEFAULT NULL::text, OUT n integer, OUT next uuid) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare h pgmail.hook := pgmail.need_hook(p_id); k text; wanted text := coalesce(p_filter->>'outcome', 'failed'); looked integer;
+begin
+  if jsonb_typeof(p_filter) <> 'object' then perform pgmail.refuse('invalid_field', '/filter', 'must be an object'); end if;
+  for k in select x from jsonb_object_keys(p_filter) x where x <> all ('{since,until,type,outcome,event}') loop
+    perform pgmail.refuse('unknown_key', '/filter/' || left(k, 80), 'there is no such key');
+  end loop;
+  if wanted not in ('failed', 'delivered', 'all') then
+    perform pgmail.refuse('invalid_field', '/filter/outcome', 'must be failed, delivered or all');
+  end if;
+  if p_most is null or p_most not between 1 and 10000 then perform pgmail.refuse('invalid_limit', '/most', 'must be 1 to 10,000'); end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  with look as materialized (
+    select a.* from pgmail.hook_attempt a
+    where a.tenant_id = h.tenant_id and a.hook_id = h.id and (p_after is null or a.id > p_after) order by a.id limit p_most
+  ), again as (
+    select distinct on (a.event_id) a.* from look a
+    where (p_filter->>'since' is null or a.event_at >= (p_filter->>'since')::timestamptz)
+      and (p_filter->>'until' is null or a.event_at < (p_filter->>'until')::timestamptz)
+      and (p_filter->>'type' is null or a.type = p_filter->>'type')
+      and (p_filter->>'event' is null or a.event_id::text = p_filter->>'event')
+      and (wanted = 'all' or (wanted = 'delivered' and a.outcome = 'delivered') or (wanted = 'failed' and a.outcome in ('failed', 'dropped')
+        and not exists (select from pgmail.hook_attempt d where d.tenant_id = h.tenant_id and d.hook_id = h.id and d.event_id = a.event_id
+                        and d.outcome = 'delivered')))
+    order by a.event_id, a.id
+  ), queued as (
+    insert into pgmail.hook_queue as q (tenant_id, hook_id, event_id, email_id, recipient_id, type, at)
+    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at from again a order by a.event_id
+    on conflict (tenant_id, hook_id, event_id) do update set due_at = least(q.due_at, excluded.due_at)
+    returning 1
+  )
+  select (select count(*) from queued), (select count(*) from look), (select l.id from look l order by l.id desc limit 1) into n, looked, next;
+  if looked < p_most then next := null; end if;
+  if p_after is null then
+    perform pgmail.record_act(h.tenant_id, 'webhook.replay', h.id::text, concat_ws(': ', coalesce(p_filter, '{}')::text, p_reason));
+  end if;
 end
 $$;
 
@@ -4536,6 +4903,28 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.rotate_hook(p_id uuid, p_key integer, p_sealed bytea, p_overlap interval, p_reason text DEFAULT NULL::text) RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare h pgmail.hook := pgmail.need_hook(p_id); newest integer; ends timestamptz := pgmail.now() + p_overlap;
+begin
+  if p_overlap is null or p_overlap not between interval '0' and interval '30 days' then
+    perform pgmail.refuse('invalid_field', '/overlap', 'must be 0 to 30 days');
+  end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  perform pgmail.check_hook_secret(h.tenant_id, p_key, p_sealed);
+  perform from pgmail.hook x where x.tenant_id = h.tenant_id and x.id = h.id for update;
+  select max(s.id) into newest from pgmail.hook_secret s where s.tenant_id = h.tenant_id and s.hook_id = h.id;
+  update pgmail.hook_secret s set ends_at = case when s.id = newest then ends else least(s.ends_at, pgmail.now()) end
+   where s.tenant_id = h.tenant_id and s.hook_id = h.id and coalesce(s.ends_at, 'infinity') > pgmail.now();
+  insert into pgmail.hook_secret (tenant_id, hook_id, id, key_id, sealed, created_by)
+  values (h.tenant_id, h.id, coalesce(newest, 0) + 1, p_key, p_sealed, pgmail.actor());
+  perform pgmail.record_act(h.tenant_id, 'webhook.rotate', h.id::text, concat_ws(': ', 'the old secret ends ' || ends::text, p_reason));
+  return ends;
+end
+$$;
+
 CREATE FUNCTION pgmail.rotate_key(p_id uuid, p_hint text, p_hash bytea, p_overlap interval, p_reason text DEFAULT NULL::text) RETURNS TABLE(id uuid, name text, scopes text[], test boolean, streams text[], from_domains text[], networks text[], expires_at timestamp with time zone, old_expires_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4938,6 +5327,70 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.session_key_v1(p_tenant integer, p_id uuid) RETURNS TABLE(tenant_id integer, key_id uuid, name text, scopes text[], test boolean, streams text[], from_domains text[], networks text[], seconds_left double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select k.tenant_id, k.id, k.name, k.scopes, k.test, k.streams, k.from_domains, k.networks::text[],
+    extract(epoch from k.expires_at - pgmail.now())::double precision
+  from pgmail.api_key k
+  where k.tenant_id = p_tenant and k.id = p_id and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
+$$;
+
+CREATE FUNCTION pgmail.session_secret_v1() RETURNS bytea
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select s.secret from pgmail.session_secret s
+$$;
+
+CREATE FUNCTION pgmail.set_hook(p_id uuid, p_changes jsonb, p_reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare h pgmail.hook := pgmail.need_hook(p_id); was pgmail.hook := h; k text;
+begin
+  if jsonb_typeof(p_changes) is distinct from 'object' then perform pgmail.refuse('invalid_field', '', 'must be an object'); end if;
+  for k in select x from jsonb_object_keys(p_changes) x where x <> all ('{endpoint,events,streams,tags,description,status}') loop
+    perform pgmail.refuse('unknown_key', '/' || left(k, 80), 'there is no such key');
+  end loop;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  for k in select x from unnest('{events,streams}'::text[]) x where jsonb_typeof(p_changes->x) not in ('array', 'null') loop
+    perform pgmail.refuse('invalid_field', '/' || k, 'must be a list');
+  end loop;
+  if p_changes ? 'endpoint' then h.url := p_changes->>'endpoint'; end if;
+  if p_changes ? 'description' then h.description := nullif(btrim(p_changes->>'description'), ''); end if;
+  if p_changes ? 'tags' then h.tags := nullif(p_changes->'tags', 'null'); end if;
+  if p_changes ? 'events' then
+    h.types := case when jsonb_typeof(p_changes->'events') = 'array' then array(select jsonb_array_elements_text(p_changes->'events')) end;
+  end if;
+  if p_changes ? 'streams' then
+    h.streams := case when jsonb_typeof(p_changes->'streams') = 'array' then array(select jsonb_array_elements_text(p_changes->'streams')) end;
+  end if;
+  if p_changes ? 'status' then
+    if p_changes->>'status' is null or p_changes->>'status' not in ('enabled', 'disabled') then
+      perform pgmail.refuse('invalid_field', '/status', 'must be "enabled" or "disabled"');
+    end if;
+    h.enabled := p_changes->>'status' = 'enabled';
+    h.reason := case when not h.enabled then concat_ws(': ', 'disabled by ' || pgmail.actor(), p_reason) end;
+  end if;
+  perform pgmail.check_hook(h);
+  update pgmail.hook x set url = h.url, types = h.types, streams = h.streams, tags = h.tags, description = h.description,
+    enabled = h.enabled, reason = h.reason, changed_at = pgmail.now(),
+    -- Another address, or once more: it is called at once, as if nothing had been.
+    fails = case when h.url <> was.url or h.enabled > was.enabled then 0 else x.fails end,
+    failing_since = case when h.url <> was.url or h.enabled > was.enabled then null else x.failing_since end,
+    rest_until = case when h.url <> was.url or h.enabled > was.enabled then null else x.rest_until end,
+    last_error = case when h.url <> was.url or h.enabled > was.enabled then null else x.last_error end
+  where x.tenant_id = h.tenant_id and x.id = h.id;
+  if h.enabled and not was.enabled then perform pgmail.begin_hooks(); end if;
+  perform pgmail.record_act(h.tenant_id,
+    case when h.enabled > was.enabled then 'webhook.enable' when h.enabled < was.enabled then 'webhook.disable' else 'webhook.set' end,
+    format('%s %s', h.id, split_part(h.url, '?', 1)),
+    concat_ws(': ', (select string_agg(x, ', ' order by x) from jsonb_object_keys(p_changes) x), p_reason));
+end
+$$;
+
 CREATE FUNCTION pgmail.set_limit(p_scope text, p_name text, p_messages integer, p_per_seconds real DEFAULT 1, p_connections integer DEFAULT NULL::integer, p_ramp_seconds real DEFAULT 30, p_note text DEFAULT NULL::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -5092,6 +5545,69 @@ begin
     perform pgmail.record_act(p_tenant, case new_state when 'verified' then 'domain.verify' else 'domain.lapse' end, d.domain, left(p_said, 500));
   end if;
   return new_state;
+end
+$$;
+
+CREATE FUNCTION pgmail.settle_hooks_v1(p_results jsonb) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare now_ timestamptz := pgmail.now(); n integer; s record; ended text;
+begin
+  with r as materialized (
+    select * from jsonb_to_recordset(p_results) x(
+      tenant_id integer, hook_id uuid, event_id uuid, email_id uuid, recipient_id uuid, type text, at timestamptz, attempt smallint, claims integer,
+      outcome text, seconds double precision, status smallint, ms integer, error text, answer text)
+  ), mine as materialized (
+    select q.tenant_id, q.hook_id, q.event_id from pgmail.hook_queue q join r using (tenant_id, hook_id, event_id)
+    where q.claims = r.claims order by q.tenant_id, q.hook_id, q.event_id for update of q
+  ), told as (
+    delete from pgmail.hook_queue q using mine m join r using (tenant_id, hook_id, event_id)
+    where q.tenant_id = m.tenant_id and q.hook_id = m.hook_id and q.event_id = m.event_id and r.outcome <> 'retrying'
+  ), later as (
+    update pgmail.hook_queue q set due_at = now_ + make_interval(secs => r.seconds), attempts = r.attempt, leased_until = null
+    from mine m join r using (tenant_id, hook_id, event_id)
+    where q.tenant_id = m.tenant_id and q.hook_id = m.hook_id and q.event_id = m.event_id and r.outcome = 'retrying'
+  ), logged as (
+    insert into pgmail.hook_attempt (tenant_id, hook_id, event_id, email_id, recipient_id, type, event_at, attempt, outcome, status, ms, error, answer, next_at)
+    select r.tenant_id, r.hook_id, r.event_id, r.email_id, r.recipient_id, r.type, r.at, r.attempt, r.outcome, r.status, r.ms,
+      left(r.error, 300), left(r.answer, 200), case when r.outcome = 'retrying' then now_ + make_interval(secs => r.seconds) end
+    from r returning 1
+  )
+  select count(*) into n from logged;
+
+  -- Of each endpoint: nothing where all is well and was. By id, since others settle beside this.
+  for s in
+    select x.tenant_id, x.hook_id, count(*) filter (where x.outcome <> 'delivered') as bad, bool_or(x.outcome = 'delivered') as good,
+      bool_or(x.outcome = 'failed') as failed, bool_or(x.gone) as gone, max(x.rest) as rest,
+      max(coalesce(x.error, 'HTTP ' || x.status)) filter (where x.outcome <> 'delivered') as error
+    from jsonb_to_recordset(p_results) x(tenant_id integer, hook_id uuid, outcome text, gone boolean, rest double precision, status smallint, error text)
+    where x.outcome <> 'dropped'
+    group by x.tenant_id, x.hook_id order by x.tenant_id, x.hook_id
+  loop
+    if s.good then
+      update pgmail.hook h set fails = 0, failing_since = null, rest_until = null, last_error = null
+       where h.tenant_id = s.tenant_id and h.id = s.hook_id and h.fails > 0;
+    end if;
+    continue when s.bad = 0;
+    update pgmail.hook h set fails = h.fails + case when s.good then 1 else s.bad end, failing_since = coalesce(h.failing_since, now_),
+      last_error = left(s.error, 300),
+      -- From the fourth failure on it rests between calls, 2 s to 5 min.
+      rest_until = greatest(case when not s.good and h.fails + s.bad >= 4 then now_ + make_interval(secs => least(300, power(2, least(h.fails + s.bad - 3, 10)))) end,
+                            now_ + make_interval(secs => nullif(s.rest, 0)))
+     where h.tenant_id = s.tenant_id and h.id = s.hook_id;
+    select case when s.gone then 'it answered 410 Gone'
+                when s.failed and h.failing_since < now_ - interval '5 days' then
+                  format('no call has gone well since %s; the last one: %s', pgmail.iso_time(h.failing_since), h.last_error) end
+      into ended from pgmail.hook h where h.tenant_id = s.tenant_id and h.id = s.hook_id and h.enabled;
+    if ended is not null then
+      update pgmail.hook h set enabled = false, reason = ended, changed_at = now_ where h.tenant_id = s.tenant_id and h.id = s.hook_id;
+      perform pgmail.record_act(s.tenant_id, 'webhook.disable', s.hook_id::text, ended);
+    end if;
+  end loop;
+  return n;
 end
 $$;
 
@@ -6197,6 +6713,19 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.test_hook(p_id uuid) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare h pgmail.hook := pgmail.need_hook(p_id); event uuid := pgmail.uuid7();
+begin
+  if not h.enabled then perform pgmail.refuse('webhook_disabled', '/id', 'it is disabled; enable it first', 409); end if;
+  insert into pgmail.hook_queue (tenant_id, hook_id, event_id, type, at) values (h.tenant_id, h.id, event, 'webhook.test', pgmail.now());
+  perform pgmail.record_act(h.tenant_id, 'webhook.test', h.id::text, null);
+  return event;
+end
+$$;
+
 CREATE FUNCTION pgmail.test_site() RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select 'test:' $$;
@@ -6833,6 +7362,71 @@ CREATE TABLE pgmail.history (
 );
 
 ALTER TABLE ONLY pgmail.history FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.hook_attempt (
+    tenant_id integer NOT NULL,
+    hook_id uuid NOT NULL,
+    id uuid DEFAULT pgmail.uuid7() NOT NULL,
+    event_id uuid NOT NULL,
+    email_id uuid,
+    recipient_id uuid,
+    type text NOT NULL,
+    event_at timestamp with time zone NOT NULL,
+    attempt smallint NOT NULL,
+    outcome text NOT NULL,
+    status smallint,
+    ms integer,
+    error text,
+    answer text,
+    next_at timestamp with time zone,
+    CONSTRAINT hook_attempt_outcome_check CHECK ((outcome = ANY (ARRAY['delivered'::text, 'retrying'::text, 'failed'::text, 'dropped'::text])))
+);
+
+ALTER TABLE ONLY pgmail.hook_attempt FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.hook_cursor (
+    singleton boolean DEFAULT true NOT NULL,
+    history uuid,
+    seen pg_snapshot,
+    until pg_snapshot,
+    xid xid8,
+    place uuid,
+    event_id uuid,
+    CONSTRAINT hook_cursor_singleton_check CHECK (singleton)
+);
+
+ALTER TABLE ONLY pgmail.hook_cursor FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.hook_queue (
+    tenant_id integer NOT NULL,
+    hook_id uuid NOT NULL,
+    event_id uuid NOT NULL,
+    email_id uuid,
+    recipient_id uuid,
+    type text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    queued_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    due_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    attempts smallint DEFAULT 0 NOT NULL,
+    leased_until timestamp with time zone,
+    claims integer DEFAULT 0 NOT NULL
+)
+WITH (fillfactor='60', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
+
+ALTER TABLE ONLY pgmail.hook_queue FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.hook_secret (
+    tenant_id integer NOT NULL,
+    hook_id uuid NOT NULL,
+    id integer NOT NULL,
+    key_id integer NOT NULL,
+    sealed bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    created_by text NOT NULL,
+    ends_at timestamp with time zone
+);
+
+ALTER TABLE ONLY pgmail.hook_secret FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.idempotency (
     tenant_id integer NOT NULL,
@@ -7654,6 +8248,16 @@ CREATE TABLE pgmail.schema_version (
 
 ALTER TABLE ONLY pgmail.schema_version FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.session_secret (
+    singleton boolean DEFAULT true NOT NULL,
+    secret bytea NOT NULL,
+    made_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT session_secret_secret_check CHECK ((octet_length(secret) = 32)),
+    CONSTRAINT session_secret_singleton_check CHECK (singleton)
+);
+
+ALTER TABLE ONLY pgmail.session_secret FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.site_domain (
     domain text NOT NULL,
     site text NOT NULL,
@@ -7853,6 +8457,21 @@ ALTER TABLE ONLY pgmail.guess
 ALTER TABLE ONLY pgmail.history
     ADD CONSTRAINT history_pkey PRIMARY KEY (generation);
 
+ALTER TABLE ONLY pgmail.hook_attempt
+    ADD CONSTRAINT hook_attempt_pkey PRIMARY KEY (tenant_id, hook_id, id);
+
+ALTER TABLE ONLY pgmail.hook_cursor
+    ADD CONSTRAINT hook_cursor_pkey PRIMARY KEY (singleton);
+
+ALTER TABLE ONLY pgmail.hook
+    ADD CONSTRAINT hook_pkey PRIMARY KEY (tenant_id, id);
+
+ALTER TABLE ONLY pgmail.hook_queue
+    ADD CONSTRAINT hook_queue_pkey PRIMARY KEY (tenant_id, hook_id, event_id);
+
+ALTER TABLE ONLY pgmail.hook_secret
+    ADD CONSTRAINT hook_secret_pkey PRIMARY KEY (tenant_id, hook_id, id);
+
 ALTER TABLE ONLY pgmail.idempotency
     ADD CONSTRAINT idempotency_pkey PRIMARY KEY (tenant_id, key);
 
@@ -7934,6 +8553,9 @@ ALTER TABLE ONLY pgmail.sender_domain
 ALTER TABLE ONLY pgmail.sender_domain
     ADD CONSTRAINT sender_domain_tenant_id_id_key UNIQUE (tenant_id, id);
 
+ALTER TABLE ONLY pgmail.session_secret
+    ADD CONSTRAINT session_secret_pkey PRIMARY KEY (singleton);
+
 ALTER TABLE ONLY pgmail.site_domain
     ADD CONSTRAINT site_domain_pkey PRIMARY KEY (domain);
 
@@ -7978,6 +8600,10 @@ CREATE INDEX audit_tenant ON pgmail.audit USING btree (tenant_id, id);
 CREATE INDEX event_feed ON ONLY pgmail.event USING btree (xid, id);
 
 CREATE INDEX event_default_feed ON pgmail.event_default USING btree (xid, id);
+
+CREATE INDEX hook_attempt_event ON pgmail.hook_attempt USING btree (tenant_id, hook_id, event_id);
+
+CREATE INDEX hook_queue_due ON pgmail.hook_queue USING btree (tenant_id, hook_id, due_at);
 
 CREATE INDEX idempotency_expiry ON pgmail.idempotency USING btree (expires_at);
 
@@ -8069,6 +8695,16 @@ ALTER TABLE pgmail.guess ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.history ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.hook ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.hook_attempt ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.hook_cursor ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.hook_queue ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.hook_secret ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.idempotency ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.insight_cursor ENABLE ROW LEVEL SECURITY;
@@ -8133,6 +8769,16 @@ CREATE POLICY owner ON pgmail.guess TO pgmail_owner USING (true) WITH CHECK (tru
 
 CREATE POLICY owner ON pgmail.history TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.hook TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.hook_attempt TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.hook_cursor TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.hook_queue TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.hook_secret TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.idempotency TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.insight_cursor TO pgmail_owner USING (true) WITH CHECK (true);
@@ -8186,6 +8832,8 @@ CREATE POLICY owner ON pgmail.rollup TO pgmail_owner USING (true) WITH CHECK (tr
 CREATE POLICY owner ON pgmail.schema_version TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.sender_domain TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.session_secret TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.site_domain TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -8248,6 +8896,8 @@ ALTER TABLE pgmail.rollup ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.schema_version ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.sender_domain ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.session_secret ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.site_domain ENABLE ROW LEVEL SECURITY;
 

@@ -86,7 +86,6 @@ GUARDED = (
     ),
     audit.list_audit,
     quotas.list_quotas,
-    *(reports.show_report, reports.show_causes),
     *(webhooks.add_webhook, webhooks.list_webhooks, webhooks.get_webhook, webhooks.change_webhook),
     *(webhooks.remove_webhook, webhooks.rotate_webhook, webhooks.test_webhook, webhooks.replay_webhook),
     webhooks.list_deliveries,

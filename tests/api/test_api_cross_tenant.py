@@ -125,5 +125,5 @@ async def test_no_route_tells_or_changes_anything_of_another_tenant(owner, beta)
 
 
 def _told(answer):
-    """The body without what differs for every answer (a cursor counts transactions), and `instance`, which repeats the path."""
+    """The body without what differs for every answer (a cursor counts transactions), and `instance`."""
     return re.sub(r'"(request_id|instance|trace_id|cursor)":\s*"[^"]*",?', "", alike(answer.text))

@@ -23,7 +23,6 @@ FLEET = {
     ),
     "hook_cursor",
     *("reply_reason", "reply_rule", "reply_pattern", "limits", "bucket", "permit", "tenant"),
-    "insight_cursor",
     *("worker_key", "guess"),
     "insight_cursor",
 }

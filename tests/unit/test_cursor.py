@@ -52,7 +52,7 @@ def test_what_was_cut_or_changed_is_no_cursor():
         try:
             assert parse(changed) == parse(text), "the last character has bits that mean nothing"
         except ValueError as error:
-            assert "cursor" in str(error)
+            assert "cursor" in str(error)  # noqa: PT017
         with pytest.raises(ValueError, match="cursor"):
             parse(text[:at])
 

@@ -102,9 +102,9 @@ def test_filters(filter, wanted):
 
 def test_a_key_is_told_within_its_limits():
     limited = CALLER._replace(streams=frozenset({"broadcast"}), test=True)
-    filter = Listener(limited, Filter(), "sse").filter
-    assert filter.streams == {"broadcast"}
-    assert filter.only_tests
+    shown = Listener(limited, Filter(), "sse").filter
+    assert shown.streams == {"broadcast"}
+    assert shown.only_tests
 
 
 def test_an_event_has_its_facts_and_nothing_empty():
