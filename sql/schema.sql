@@ -1816,11 +1816,7 @@ begin
     insert into pgmail.rollup as r (tenant_id, dim, grain, at, key, kind, n)
     select g.tenant_id, 'stream', x.grain, date_bin(x.width, g.at, '2000-01-01Z') as begins, g.stream, 'enqueued', sum(g.n)
     from gone g, (values ('minute', interval '1 minute'), ('quarter', interval '15 minutes'), ('hour', interval '1 hour'), ('day', interval '1 day')) x(grain, width)
-<<<<<<< HEAD
-    where g.kind = 'enqueued' group by g.tenant_id, x.grain, begins, g.stream order by g.tenant_id, x.grain, begins, g.stream
-=======
     where g.kind = 'enqueued' group by g.tenant_id, x.grain, begins, g.stream
->>>>>>> eyes
     on conflict (tenant_id, dim, grain, at, key, kind, bucket) do update set n = r.n + excluded.n
   ), felt as (
     insert into pgmail.pulse as p (tenant_id, stream, at, enqueued, sent)
