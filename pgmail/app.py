@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PARTS = {
     "run_demo": "pgmail.app:run_demo",
-    "run_api": "pgmail.api.server:serve",
+    "run_api": "pgmail.app:run_api",
     "run_worker": "pgmail.app:run_worker",
     "run_workers": "pgmail.worker.supervisor:run_workers",
     "run_maintain": "pgmail.app:run_maintain",
@@ -45,6 +45,14 @@ def main() -> None:
     """Run the command `pgmail`."""
     parts.provide(**PARTS)
     cli(prog_name="pgmail")
+
+
+def run_api(settings: Settings, **options: Any) -> None:
+    """Run the HTTP API, and the dashboard beside it, until told to stop."""
+    from pgmail.api.server import serve  # noqa: PLC0415
+    from pgmail.dashboard.mount import mount  # noqa: PLC0415
+
+    serve(settings, mounts=[mount], **options)
 
 
 def run_worker(settings: Settings) -> int:

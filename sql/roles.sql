@@ -86,6 +86,11 @@ grant execute on function pgmail.make_key(text, text, bytea, jsonb), pgmail.rota
   to {prefix}api, {prefix}admin;
 grant execute on function pgmail.check_key_v2(bytea), pgmail.reach_v1(uuid[]), pgmail.note_guesses_v1(text, integer), pgmail.share_guesses_v1(text[], integer[]),
   pgmail.note_keys_v1(integer[], uuid[], inet[], double precision[]) to {prefix}api;
+-- sessions of the dashboard, and what it shows of an email
+grant execute on function pgmail.session_secret_v1(), pgmail.session_key_v1(integer, uuid) to {prefix}api;
+grant execute on function pgmail.end_sessions(text) to {prefix}admin;
+grant execute on function pgmail.preview_v1(uuid) to {prefix}api;
+
 grant execute on function pgmail.grant_tenant(name, text), pgmail.create_tenant(text), pgmail.recount(),
   pgmail.pause_relay(text, text, timestamptz), pgmail.resume_relay(text, text), pgmail.partition_state(),
   pgmail.retention_state(), pgmail.set_retention(integer, integer, text), pgmail.erase_for(text, text, text, uuid, integer, boolean),

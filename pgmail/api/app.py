@@ -7,6 +7,8 @@ asks for a key itself.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -14,6 +16,9 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
+from pgmail.access.keyring import Keyring
+from pgmail.access.mount import MakeMount, Rooms
+from pgmail.access.origin import Origins, networks
 from pgmail.api import (
     alerts,
     assets,
@@ -43,9 +48,8 @@ from pgmail.api import (
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
 from pgmail.api.enqueue import Bare, Enqueue
-from pgmail.api.keyring import Keyring, guard
+from pgmail.api.guard import guard
 from pgmail.api.meter import Meter
-from pgmail.api.origin import Origins, networks
 from pgmail.api.traced import traced, traces
 from pgmail.clock import Clock
 from pgmail.config import Settings
@@ -127,6 +131,8 @@ def create_app(
     clock: Clock | None = None,
     witness: Witness | None = None,
     keks: Keks | None = None,
+    mounts: Sequence[MakeMount] = (),
+    stopping: asyncio.Event | None = None,
     tracing: Tracing | None = None,
 ) -> Application:
     """Return the application. `database` is a pool of the API's role, opened and closed by the caller.
@@ -134,6 +140,7 @@ def create_app(
     `sends` is a second one, for single emails that are sent together; its connections need no trial before
     use (`check`), and there it would cost. `clock` paces how long a key's check is believed. `witness` hears of
     each answer that may have changed something. `keks` seal mail; without them none is sealed here.
+    `mounts` make what else this server serves; `stopping` is set when it is to end.
     `tracing` makes spans of requests that hand mail over, which carries them on.
     """
     keyring = Keyring(database, clock)
@@ -146,6 +153,8 @@ def create_app(
     sealer = Sealer(database, keks or Keks({}))
     hub = Hub(database, most=settings.api_listeners, clock=clock)
     enqueue = Enqueue(database, coalescer, doorman, sealer)
+    rooms = Rooms(settings, database, keyring, origins, sealer, stopping or asyncio.Event())
+    guests = [make(rooms) for make in mounts]
     guarded = Router(
         path="/",
         guards=[guard],
@@ -160,7 +169,7 @@ def create_app(
         await keyring.notes.stop()
 
     return Application(
-        [guarded, *OPEN, *OWN_GUARD],
+        [guarded, *OPEN, *OWN_GUARD, *(handler for guest in guests for handler in guest.handlers)],
         state=State(
             {
                 "database": database,
@@ -179,6 +188,8 @@ def create_app(
                 "endpoints": Endpoints(keks or Keks({}), networks_of(settings.hook_networks)),
                 "keks": keks or Keks({}),
                 "hook_networks": settings.hook_networks,
+                "pages": [guest.path for guest in guests],
+                **{name: item for guest in guests for name, item in guest.state.items()},
             }
         ),
         on_startup=[keyring.notes.start],

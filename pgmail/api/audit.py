@@ -10,10 +10,10 @@ from typing import Any
 
 from litestar import Request, get
 
+from pgmail.access.reach import need_all_streams
 from pgmail.api import params, shapes
 from pgmail.api.openapi import operation
 from pgmail.api.params import caller_of, database_of
-from pgmail.api.reach import need_all_streams
 from pgmail.errors import Refused
 from pgmail.store import audit as store
 from pgmail.store.tenant import acting_as

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Generic, NamedTuple
 from uuid import UUID
 
-from pgmail.api.reach import Sited, streams_of, within_reach
+from pgmail.access.reach import Sited, streams_of, within_reach
 from pgmail.errors import Refused
 from pgmail.store.keys import Caller
 

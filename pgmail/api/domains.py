@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 from litestar import Request, delete, get, post
 
+from pgmail.access.reach import need_all_domains
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import caller_of, database_of
-from pgmail.api.reach import need_all_domains
 from pgmail.errors import Refused
 from pgmail.store import domains as store
 from pgmail.store.tenant import acting_as

@@ -14,12 +14,12 @@ import msgspec
 from litestar import Request, get, post
 from msgspec import Meta
 
+from pgmail.access.reach import need_reach, streams_of, within_reach
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.choice import choose
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
-from pgmail.api.reach import need_reach, streams_of, within_reach
 from pgmail.store import doubts as store
 from pgmail.store.emails import MAX_ACTS
 from pgmail.store.tenant import acting_as

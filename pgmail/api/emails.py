@@ -14,12 +14,12 @@ import msgspec
 import structlog
 from litestar import Request, Response, get, patch, post
 
+from pgmail.access.reach import need_reach, streams_of
 from pgmail.api import params, shapes
 from pgmail.api.bodies import Body, aside, read_json, read_struct
 from pgmail.api.intake import ReadyBatch, explain, ready_batch
 from pgmail.api.openapi import operation
 from pgmail.api.params import CHANGE, caller_of, database_of, path_id, sealer_of
-from pgmail.api.reach import need_reach, streams_of
 from pgmail.api.traced import HEADER, carry
 from pgmail.domain import address as addresses
 from pgmail.domain import ids, when

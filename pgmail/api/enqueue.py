@@ -19,12 +19,12 @@ import msgspec
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.types import HTTPScope, Receive, Send
 
+from pgmail.access.keyring import Keyring, need_scope
+from pgmail.access.origin import Origins
 from pgmail.api.bodies import Body, aside, check_type, in_time, read
 from pgmail.api.coalesce import Coalescer
 from pgmail.api.doorman import Doorman
 from pgmail.api.intake import explain, ready_email
-from pgmail.api.keyring import Keyring, need_scope
-from pgmail.api.origin import Origins
 from pgmail.api.problems import media_type, problem_for
 from pgmail.api.traced import carry
 from pgmail.errors import Refused

@@ -22,9 +22,9 @@ import msgspec
 from litestar import WebSocket, websocket
 from litestar.exceptions import WebSocketDisconnect
 
+from pgmail.access.keyring import need_scope
 from pgmail.api import params
 from pgmail.api.events import BEAT_SECONDS, FILTERS, READ, cursor_of, filter_of, hub_of
-from pgmail.api.keyring import need_scope
 from pgmail.domain.cursor import Cursor
 from pgmail.errors import DatabaseAway, Refused
 from pgmail.feed.listener import Listener

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 from litestar import Request, get, post
 
+from pgmail.access.reach import need_target
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
-from pgmail.api.reach import need_target
 from pgmail.domain import when
 from pgmail.errors import Refused
 from pgmail.store import lanes as store

@@ -15,9 +15,9 @@ from typing import Any
 
 from litestar import Request, Response, get
 
-from pgmail.api.keyring import need_scope
+from pgmail.access.keyring import need_scope
+from pgmail.access.origin import inside, read
 from pgmail.api.openapi import operation
-from pgmail.api.origin import inside, read
 from pgmail.config import Settings
 from pgmail.errors import Refused
 from pgmail.metrics.page import Page

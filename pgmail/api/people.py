@@ -14,10 +14,10 @@ from uuid import UUID
 import msgspec
 from litestar import Request, post
 
+from pgmail.access.reach import need_all_streams
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import caller_of, database_of
-from pgmail.api.reach import need_all_streams
 from pgmail.store import people as store
 from pgmail.store.tenant import acting_as
 

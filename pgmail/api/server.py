@@ -12,13 +12,14 @@ import contextlib
 import math
 import signal
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import structlog
 import uvicorn
 import uvloop
 
+from pgmail.access.mount import MakeMount
 from pgmail.api.app import create_app
 from pgmail.api.health import look
 from pgmail.api.tls import server_options
@@ -40,17 +41,23 @@ LAST_MARK_SECONDS = 2.0
 UNREAD_MS = 60_000
 
 
-def serve(settings: Settings, *, ready: Ready | None = None) -> None:
+def serve(settings: Settings, *, ready: Ready | None = None, mounts: Sequence[MakeMount] = ()) -> None:
     """Run the API on an event loop of its own (uvloop) until told to stop. See `run`."""
     calm_collector()
-    uvloop.run(run(settings, ready=ready))
+    uvloop.run(run(settings, ready=ready, mounts=mounts))
 
 
-async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.Event | None = None) -> None:
+async def run(
+    settings: Settings,
+    *,
+    ready: Ready | None = None,
+    stop: asyncio.Event | None = None,
+    mounts: Sequence[MakeMount] = (),
+) -> None:
     """Serve until SIGTERM, SIGINT or `stop`, then finish what is under way.
 
-    `ready` is called with host and port once requests are answered. Raises SettingsError when the address
-    cannot be listened on. Signals are heeded in the main thread only.
+    `ready` is called with host and port once requests are answered. `mounts` make what else is served here. Raises
+    SettingsError when the address cannot be listened on. Signals are heeded in the main thread only.
     """
     stop = stop or asyncio.Event()
     listener = listen(settings)
@@ -65,7 +72,18 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
     database, sends = pools(settings, witness)
     witness.watch(database)
     tracing = start_tracing(settings, "api")
-    app = create_app(settings, database, sends=sends, witness=witness, keks=sealing, tracing=tracing)
+    app = create_app(
+        settings,
+        database,
+        sends=sends,
+        witness=witness,
+        keks=sealing,
+        tracing=tracing,
+        mounts=mounts,
+        stopping=stop,
+    )
+    where = f"http{'s' * bool(tls)}://{f'[{host}]' if ':' in host else host}:{port}"
+    pages = [where + path for path in app.state.pages]
 
     async def health() -> str | None:
         return (await look(database))[0]
@@ -89,7 +107,7 @@ async def run(settings: Settings, *, ready: Ready | None = None, stop: asyncio.E
         proxy_headers=False,  # nothing here asks where a client is
         timeout_graceful_shutdown=max(1, math.ceil(settings.drain_seconds)),
     )
-    server = _Server(config, lambda: _started(host, port, ready))
+    server = _Server(config, lambda: _started(host, port, ready, pages))
     await database.open()
     if sends is not database:
         await sends.open()
@@ -168,8 +186,8 @@ class _Server(uvicorn.Server):
         self._started()
 
 
-def _started(host: str, port: int, ready: Ready | None) -> None:
-    log.info("listening", host=host, port=port)
+def _started(host: str, port: int, ready: Ready | None, pages: Sequence[str]) -> None:
+    log.info("listening", host=host, port=port, **({"pages": " ".join(pages)} if pages else {}))
     if ready is not None:
         ready(host, port)
 

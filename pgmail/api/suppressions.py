@@ -17,11 +17,11 @@ import msgspec
 from litestar import Request, delete, get, post
 from litestar.response import Stream
 
+from pgmail.access.reach import need_target
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
-from pgmail.api.reach import need_target
 from pgmail.domain import address as addresses
 from pgmail.domain import when
 from pgmail.errors import Refused

@@ -14,11 +14,11 @@ import msgspec
 from litestar import Request, delete, get, patch, post
 from msgspec import UNSET, Meta, UnsetType
 
+from pgmail.access.reach import need_all_streams, need_live
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import caller_of, database_of, path_id
-from pgmail.api.reach import need_all_streams, need_live
 from pgmail.domain.webhooks import MAX_OVERLAP_SECONDS
 from pgmail.errors import Refused
 from pgmail.hooks.endpoints import Endpoints

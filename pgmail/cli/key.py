@@ -162,6 +162,24 @@ def revoke(id: UUID, reason: str | None) -> None:
     click.echo(f"revoked {id}")
 
 
+@key.command("end-sessions", short_help="Sign everybody out of the dashboard.")
+@click.option("--reason", metavar="TEXT", help="Why; kept in the record.")
+def end_sessions(reason: str | None) -> None:
+    """Sign everybody out of the dashboard, of every tenant; the keys themselves go on working.
+
+    One key's sessions end with the key: see `pgmail key revoke`.
+    """
+
+    async def act() -> None:
+        from pgmail.store import keys  # noqa: PLC0415
+
+        async with common.database() as connection:
+            await keys.end_sessions(connection, reason)
+
+    common.run(act())
+    click.echo("All sessions end within ten seconds.")
+
+
 def _domains(given: tuple[str, ...]) -> list[str] | None:
     from pgmail.domain.keylimits import normalise  # noqa: PLC0415
 

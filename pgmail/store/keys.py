@@ -117,17 +117,22 @@ async def check(database: Database, hash: bytes) -> Valid | None:
     row = await database.one(queries("keys")["check"], {"hash": hash})
     if row is None or not hmac.compare_digest(bytes(row.hash), hash):
         return None
-    caller = Caller(
-        row.tenant_id,
-        row.key_id,
-        row.name,
-        granted(frozenset(row.scopes)),
-        row.test,
-        _set(row.streams),
-        _set(row.from_domains),
-        None if row.networks is None else tuple(ip_network(text) for text in row.networks),
-    )
-    return Valid(caller, row.seconds_left)
+    return _valid(row)
+
+
+async def check_id(database: Database, tenant_id: int, id: UUID) -> Valid | None:
+    """Return whose key has this id, or None for an unknown, revoked or expired one.
+
+    An id is no secret: this is for sessions, whose signature was checked.
+    """
+    row: Any = await database.one(queries("keys")["check_id"], {"tenant_id": tenant_id, "id": id})
+    return None if row is None else _valid(row)
+
+
+async def session_secret(database: Database) -> bytes:
+    """Return what signs the dashboard's sessions, 32 octets, the same for all processes."""
+    row: Any = await database.one(queries("keys")["session_secret"])
+    return bytes(row.secret)
 
 
 async def create(connection: Connection, name: str, limits: Limits | None = None) -> Made:
@@ -199,8 +204,27 @@ async def note_guesses(database: Database, origin: str, tries: int) -> None:
     await database.run(queries("keys")["note_guesses"], {"origin": origin, "tries": tries})
 
 
+async def end_sessions(connection: Connection, reason: str | None = None) -> None:
+    """End all sessions of the dashboard, of every tenant. For the admin's role."""
+    await fetch_one(connection, queries("keys")["end_sessions"], {"reason": reason})
+
+
 def _set(items: list[str] | None) -> frozenset[str] | None:
     return None if items is None else frozenset(items)
+
+
+def _valid(row: Any) -> Valid:
+    caller = Caller(
+        row.tenant_id,
+        row.key_id,
+        row.name,
+        granted(frozenset(row.scopes)),
+        row.test,
+        _set(row.streams),
+        _set(row.from_domains),
+        None if row.networks is None else tuple(ip_network(text) for text in row.networks),
+    )
+    return Valid(caller, row.seconds_left)
 
 
 def _made(row: Any, key: str, hint: str, name: str) -> Made:

@@ -69,6 +69,11 @@ alter table pgmail.message drop column traceparent;
 -- end of tracing
 
 ------------------------------------------------------------------------------------------------ dashboard
+drop function if exists pgmail.preview_v1(uuid);
+drop function if exists pgmail.end_sessions(text);
+drop function if exists pgmail.session_key_v1(integer, uuid);
+drop function if exists pgmail.session_secret_v1();
+drop table pgmail.session_secret;
 -- end of dashboard
 
 ------------------------------------------------------------------------------------------------ compression

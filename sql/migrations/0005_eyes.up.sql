@@ -401,6 +401,14 @@ alter table pgmail.message add column traceparent text;
 -- end of tracing
 
 ------------------------------------------------------------------------------------------------ dashboard
+-- What signs the cookies of the dashboard's sessions, in one row, so that all API processes agree.
+create table pgmail.session_secret (
+  singleton boolean primary key default true check (singleton),
+  secret    bytea not null check (octet_length(secret) = 32),
+  made_at   timestamptz not null default now()
+);
+insert into pgmail.session_secret (secret)
+values (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));
 -- end of dashboard
 
 ------------------------------------------------------------------------------------------------ compression

@@ -13,6 +13,19 @@ select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmai
 select tenant_id, key_id, name, hash, scopes, test, streams, from_domains, networks, seconds_left
 from pgmail.check_key_v2(%(hash)s);
 
+-- name: check_id :one
+-- Whose key has this id, and what it may, for a session that was begun with it; no row for one that has ended.
+select tenant_id, key_id, name, scopes, test, streams, from_domains, networks, seconds_left
+from pgmail.session_key_v1(%(tenant_id)s, %(id)s);
+
+-- name: session_secret :one
+-- What signs sessions.
+select pgmail.session_secret_v1() as secret;
+
+-- name: end_sessions :one
+-- A new secret, with which no session of before is signed.
+select pgmail.end_sessions(%(reason)s);
+
 -- name: make :one
 -- A new key of the caller's tenant; only its hash comes here.
 select id, scopes, test, streams, from_domains, networks, expires_at

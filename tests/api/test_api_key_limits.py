@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from pgmail.api import guesses, keyring
+from pgmail.access import guesses, keyring
 from pgmail.api.app import GUARDED, create_app
 from pgmail.clock import ManualClock
 from pgmail.config import Settings

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from pgmail.api.keyring import Keyring
+from pgmail.access.keyring import Keyring
 from pgmail.clock import ManualClock
 from pgmail.domain.keys import hash_key, is_key, make_key
 from pgmail.errors import Refused
@@ -124,7 +124,7 @@ async def test_a_hundred_requests_at_once_share_one_look_up(monkeypatch):
 async def test_unknown_keys_are_not_kept_and_known_ones_not_without_end(monkeypatch):
     look_up = Counting(monkeypatch, None)
     look_up.go.set()
-    monkeypatch.setattr("pgmail.api.keyring.MAX_KEPT", 3)
+    monkeypatch.setattr("pgmail.access.keyring.MAX_KEPT", 3)
     ring = Keyring(None, ManualClock())
     for _ in range(2):
         with pytest.raises(Refused):

@@ -14,8 +14,11 @@ from tests.neighbours import SECRET, alike, state_of, told
 from tests.sql import kit
 
 # Of the API's process and not of a key's holder, who comes by HTTP (tests/api/test_api_cross_tenant.py): its witness of
-# the whole database, and the check before it knows for whom it acts.
-OF_THE_PROCESS = {"mark_v1", "recall_v1", "check_key_v1", "share_guesses_v1"}
+# the whole database, and the checks before it knows for whom it acts.
+OF_THE_PROCESS = {
+    *("mark_v1", "recall_v1", "check_key_v1", "share_guesses_v1"),
+    *("session_key_v1", "session_secret_v1"),
+}
 NOW = {"timestamp with time zone": ["2031-01-01T00:00:00Z"], "timestamptz": ["2031-01-01T00:00:00Z"]}
 
 

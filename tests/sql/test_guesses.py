@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from pgmail.api import keynotes
-from pgmail.api.guesses import EVERY_SECONDS, FREE, MOST, Guesses
-from pgmail.api.keynotes import KeyNotes
+from pgmail.access import keynotes
+from pgmail.access.guesses import EVERY_SECONDS, FREE, MOST, Guesses
+from pgmail.access.keynotes import KeyNotes
 from pgmail.clock import ManualClock
 from pgmail.errors import DatabaseAway, Refused
 from pgmail.store.database import Database

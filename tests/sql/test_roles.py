@@ -119,6 +119,7 @@ TENANTS = {
 RULES = {"reply_reason", "reply_rule", "reply_pattern", "slowed_site", "refusal"}
 SHARED = {"limits", "pause"}  # the fleet's rows, and one's own
 QUOTAS = {"quota", "door", "quota_meter", "quota_bucket"}
+ALERTS = {"alert", "alert_rule", "alert_silence"}
 FIGURES = {"backlog", "gauge", "pulse", "rollup", "cause", "insight_cursor"}
 VIEWS = {
     *("my_message", "my_recipient", "my_queue", "my_event", "my_outcome", "my_dead_letter", "my_suppression"),
@@ -141,17 +142,16 @@ READS_CONTENT = {
 SELECT = {
     "producer": set(),
     "analyst": VIEWS | {"schema_version", "reply_reason"},
-    "reader": FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES,
+    "reader": FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES | ALERTS,
     "api": (FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES) - {"attachment"},
-    "admin": FLEET | SHARED | TENANTS | RULES | QUOTAS | FIGURES | {"bucket", "permit", "data_key"},
-    "reader": FLEET | SHARED | TENANTS | RULES | QUOTAS | {"alert", "alert_rule", "alert_silence"},
-    "api": (FLEET | SHARED | TENANTS | RULES | QUOTAS) - {"attachment"},
     "admin": FLEET
     | SHARED
     | TENANTS
     | RULES
     | QUOTAS
-    | {"bucket", "permit", "data_key", "alert", "alert_rule", "alert_silence", "lost_worker", "certificate"},
+    | FIGURES
+    | ALERTS
+    | {"bucket", "permit", "data_key", "lost_worker", "certificate"},
     "worker": FLEET
     | SHARED
     | {

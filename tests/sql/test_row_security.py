@@ -19,6 +19,7 @@ FLEET = {
         "witness",
         "fence",
         "retention",
+        "session_secret",
     ),
     "hook_cursor",
     *("alert_horizon", "lost_worker", "certificate"),

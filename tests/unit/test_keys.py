@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from pgmail.api import guesses
-from pgmail.api.guesses import Guesses, Lane
+from pgmail.access import guesses
+from pgmail.access.guesses import Guesses, Lane
+from pgmail.access.keyring import need_scope
+from pgmail.access.origin import Origins, group, networks
 from pgmail.api.intake import as_test, ready_batch, ready_email
-from pgmail.api.keyring import need_scope
-from pgmail.api.origin import Origins, group, networks
 from pgmail.clock import ManualClock
 from pgmail.domain.keylimits import covers, normalise, within
 from pgmail.domain.keys import SCOPES, granted, is_key, make_key

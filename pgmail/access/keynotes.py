@@ -14,8 +14,8 @@ from uuid import UUID
 
 import structlog
 
-from pgmail.api.guesses import MAX_BURSTS, Burst, Guesses
-from pgmail.api.origin import read
+from pgmail.access.guesses import MAX_BURSTS, Burst, Guesses
+from pgmail.access.origin import read
 from pgmail.clock import Clock
 from pgmail.errors import PgmailError
 from pgmail.store import keys

@@ -4,8 +4,7 @@ A key's hash is looked up in the database and the answer kept for a second, or u
 busy client costs one look-up a second and a revoked key stops within one. Unknown keys are not kept: a key works
 at once when it was made, and guessing fills no memory.
 
-Each route says in its `scope` which scopes let a key ask for it; one that says nothing lets nobody in. A key for tests
-is let in where something is only shown, and else where a route says `test=True`: what it changes is within `reach`.
+The dashboard asks by a key's id, which its signed session names; such an answer is kept as long.
 
 What can go wrong: when an answer grows old, a hundred requests ask at once. They share one look-up. Somebody
 tries keys that are none: see `guesses`. Who is slowed there is asked about last, unless its key was valid before.
@@ -15,20 +14,17 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any, NoReturn
+from uuid import UUID
 
-from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
-
-from pgmail.api.guesses import Guesses, Lane
-from pgmail.api.keynotes import KeyNotes
-from pgmail.api.origin import group, inside, read
-from pgmail.api.reach import need_live
+from pgmail.access.guesses import Guesses, Lane
+from pgmail.access.keynotes import KeyNotes
+from pgmail.access.origin import group, inside, read
 from pgmail.clock import Clock, SystemClock
 from pgmail.domain.keys import hash_key, is_key
 from pgmail.errors import Refused
 from pgmail.store import keys
 from pgmail.store.database import Database
-from pgmail.store.keys import Caller
+from pgmail.store.keys import Caller, Valid
 
 TTL_SECONDS = 1.0
 MAX_KEPT = 10_000
@@ -42,6 +38,7 @@ class Keyring:
         self._database = database
         self._clock = clock or SystemClock()
         self._kept: dict[bytes, tuple[float, Caller]] = {}
+        self._sessions: dict[tuple[int, UUID], tuple[float, Caller]] = {}
         self._asked: dict[bytes, asyncio.Task[Caller | None]] = {}
         self._guesses = Guesses(self._clock)
         self._lane = Lane(self._clock)
@@ -69,6 +66,28 @@ class Keyring:
         # Once it is let in: a use that was refused is none, and would name a thief's address as the last one. With
         # networks each time, for the look-up may have been a thief's.
         if looked or found.networks is not None:
+            self.notes.used(found, address)
+        return found
+
+    async def session(self, tenant_id: int, id: UUID, address: str | None = None) -> Caller:
+        """Return the caller of a session that was begun with a tenant's key and is used from an address.
+
+        Raises Refused: `signed_out` (401) once the key has ended, `network_not_allowed` (403); and DatabaseAway.
+        """
+        until, found = self._sessions.get((tenant_id, id), (_NOWHERE, None))
+        looked = found is None or self._clock.monotonic() >= until
+        if found is None or looked:
+            asked = self._clock.monotonic()
+            valid = await keys.check_id(self._database, tenant_id, id)
+            self._sessions.pop((tenant_id, id), None)
+            if valid is None:
+                raise Refused("signed_out", "", "the API key of this session was revoked or has expired", 401)
+            if len(self._sessions) >= MAX_KEPT:
+                self._sessions.clear()
+            self._sessions[tenant_id, id] = (asked + _ttl(valid), found := valid.caller)
+        if found.networks is not None:
+            self._need_network(found, address)
+        if looked:
             self.notes.used(found, address)
         return found
 
@@ -116,11 +135,15 @@ class Keyring:
         self._kept.pop(hash, None)
         if found is None:
             return None
-        left = TTL_SECONDS if found.seconds_left is None else min(TTL_SECONDS, found.seconds_left)
         if len(self._kept) >= MAX_KEPT:
             self._kept.clear()
-        self._kept[hash] = (asked + left, found.caller)
+        self._kept[hash] = (asked + _ttl(found), found.caller)
         return found.caller
+
+
+def _ttl(found: Valid) -> float:
+    """How long an answer is believed, in seconds."""
+    return TTL_SECONDS if found.seconds_left is None else min(TTL_SECONDS, found.seconds_left)
 
 
 def need_scope(caller: Caller, scope: Any) -> None:
@@ -129,18 +152,3 @@ def need_scope(caller: Caller, scope: Any) -> None:
     if not any(one in caller.scopes for one in wanted):
         words = " or ".join(wanted) or "that nobody has"
         raise Refused("missing_scope", "", f"this takes an API key with the scope {words}", 403)
-
-
-async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Let a request with a valid key and the right scope pass, and say in `request.auth` whose it is.
-
-    A Litestar guard; it leaves the client's address in `request.state.address`.
-    """
-    state = connection.app.state
-    address = connection.state.address = state.origins.of(connection.scope)
-    caller = await state.keyring.caller(connection.headers.get("authorization"), address)
-    if connection.scope.get("method") != "OPTIONS":  # which the framework answers: it names a route's methods
-        need_scope(caller, handler.opt.get("scope"))
-        if not handler.opt.get("test", connection.scope.get("method") == "GET"):
-            need_live(caller)
-    connection.scope["auth"] = caller._replace(source=address or "")

@@ -1,0 +1,156 @@
+"""Live parts of pages: one refresh for all who look at the same thing, told to each by server-sent events.
+
+A channel is what is looked at (the overview of a tenant over a span, one email). While somebody listens, one task asks
+the database every so often and keeps the newest parts; listeners are woken, and a slow one skips what it missed, since
+only the newest counts. Nobody listening costs nothing.
+
+    event: parts          data: {"id of an element": "its new HTML", ...}
+    event: end            the session has ended, or the server ends: data says why ("signed_out", "stopping", "final")
+
+What can go wrong: the database is away. Then the parts stay as they are and it is asked again; the page says since when
+nothing came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from typing import Any
+
+import structlog
+from litestar.response import Stream
+
+from pgmail.dashboard.frame import ALWAYS
+from pgmail.dashboard.guard import AnyRequest, caller_behind
+from pgmail.errors import PgmailError, Refused
+
+log = structlog.get_logger()
+
+CHECK_SECONDS = 2.0  # between two looks whether the session lives
+PING_CHECKS = 5  # of which each so manieth says something, so that a connection that is gone is noticed
+
+Parts = dict[str, str]
+Make = Callable[[], Awaitable[Parts | None]]
+
+
+class Channel:
+    """What is looked at: its newest parts, and who is to be woken."""
+
+    def __init__(self) -> None:
+        self.parts: Parts = {}
+        self.version = 0
+        self.final = False
+        self.listeners = 0
+        self.task: asyncio.Task[None] | None = None
+        self.news = asyncio.Event()
+
+    def tell(self, parts: Parts | None) -> None:
+        """Keep the newest parts and wake everybody; None says that nothing will change any more."""
+        if parts is None:
+            self.final = True
+        else:
+            changed = {name: text for name, text in parts.items() if self.parts.get(name) != text}
+            if not changed:
+                return
+            self.parts |= changed
+        self.version += 1
+        self.news.set()
+        self.news = asyncio.Event()
+
+
+class Hub:
+    """All channels of a process. For one event loop."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self.stopping = stopping
+        self._channels: dict[Hashable, Channel] = {}
+
+    def __len__(self) -> int:
+        """Return how many channels somebody listens to."""
+        return len(self._channels)
+
+    @contextlib.asynccontextmanager
+    async def listen(self, key: Hashable, make: Make, every: float) -> AsyncIterator[Channel]:
+        """Lend a channel, which `make` is asked for `every` so many seconds. `make` is the first listener's."""
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = Channel()
+            channel.task = asyncio.create_task(_refresh(channel, make, every))
+        channel.listeners += 1
+        try:
+            yield channel
+        finally:
+            channel.listeners -= 1
+            if not channel.listeners:
+                self._channels.pop(key, None)
+                if channel.task is not None:
+                    channel.task.cancel()
+
+
+async def _refresh(channel: Channel, make: Make, every: float) -> None:
+    while not channel.final:
+        try:
+            channel.tell(await make())
+        except Refused as fault:
+            log.debug("a live part ended", error=str(fault))  # what it shows is there no more
+            channel.tell(None)
+        except PgmailError as error:
+            log.debug("a live part waits", error=str(error))
+        except Exception:
+            log.exception("a live part failed")
+        await asyncio.sleep(every)
+
+
+def stream(request: AnyRequest, key: Hashable, make: Make, every: float) -> Stream:
+    """Answer with the parts of a channel as they change, as long as the session lives."""
+    hub: Hub = request.app.state.live
+    headers = {**ALWAYS, "X-Accel-Buffering": "no"}
+    return Stream(_events(request, hub, key, make, every), media_type="text/event-stream", headers=headers)
+
+
+async def _events(
+    request: AnyRequest, hub: Hub, key: Hashable, make: Make, every: float
+) -> AsyncIterator[bytes]:
+    yield b"retry: 2000\n\n"
+    sent: Parts = {}
+    version, quiet = 0, 0
+    async with hub.listen(key, make, every) as channel:
+        while not hub.stopping.is_set():
+            news = channel.news
+            if channel.version != version:
+                version, quiet = channel.version, 0
+                parts = {name: text for name, text in channel.parts.items() if sent.get(name) != text}
+                sent.update(parts)
+                if parts:
+                    yield _event("parts", parts)
+                if channel.final:
+                    yield _event("end", "final")
+                    return
+            await _either(news, hub.stopping)
+            try:
+                await caller_behind(request, request.state.session)
+            except Refused:
+                yield _event("end", "signed_out")
+                return
+            except PgmailError:
+                pass  # the database is away: nothing comes from it, and nothing is shown
+            quiet += 1
+            if quiet % PING_CHECKS == 0:
+                yield b":\n\n"
+    yield _event("end", "stopping")
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Return once one of these is set, or when it is time to look around."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, timeout=CHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _event(name: str, data: Any) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
