@@ -46,5 +46,6 @@ def menu_of(caller: Caller) -> list[Entry]:
     return [
         entry
         for entry in MENU
-        if may(caller, *entry.scope, test=not entry.live) and (caller.streams is None or not entry.all_streams)
+        if may(caller, *entry.scope, test=not entry.live)
+        and (caller.streams is None or not entry.all_streams)
     ]
