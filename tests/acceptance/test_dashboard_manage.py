@@ -129,11 +129,11 @@ def test_a_dead_letter_is_retried_and_then_all_others(page, url, db, stock):
     for box in page.locator('tbody input[type="checkbox"]').all()[:2]:
         box.check()
     page.locator("[data-chosen-bar]").get_by_role("button", name="Discard").click()
-    assert "Discard 2 dead letters?" in page.locator("dialog#ask").inner_text()
+    page.locator("dialog#ask[open]", has_text="Discard 2 dead letters?").wait_for()
     confirm(page, "too late for these")
     told(page, "2 dead letters discarded")
     page.get_by_role("button", name="Retry all").click()
-    assert "Retry 2 dead letters?" in page.locator("dialog#ask").inner_text()
+    page.locator("dialog#ask[open]", has_text="Retry 2 dead letters?").wait_for()
     confirm(page, "all is well again")
     page.get_by_text("No dead letters", exact=True).wait_for()
     with db.connect() as owner:
