@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from pgmail.errors import Refused, TemplateFault
-from pgmail.render.templates import Source, check_source, referenced
+from pgmail.render.templates import Bundle, Source, check_source, referenced
 from pgmail.store import published as store
 from pgmail.store.database import Database
 from pgmail.store.published import Lent
@@ -106,6 +106,16 @@ async def check(
         return await _check(connection, name, Source(subject=subject, text=text, html=html), draft=False)
 
 
+async def bundle(database: Database | Lent, name: str, source: Source) -> Bundle:
+    """Return a source with the published templates that it leans on; nothing is compiled or stored.
+
+    Raises TemplateFault where it cannot be read or leans on what is not published, and Refused where it leans on
+    itself or on too much.
+    """
+    async with _lent(database) as connection:
+        return Bundle(source, (await _gather(connection, name, source, draft=True))[0])
+
+
 async def _check(connection: Lent, name: str, source: Source, *, draft: bool) -> Checked:
     try:
         others, depends = await _gather(connection, name, source, draft=draft)
@@ -127,7 +137,7 @@ async def _gather(
     others: dict[str, Source] = {}
     depends: dict[str, int] = {}
     seen: set[str] = set()
-    wanted = referenced(source)
+    wanted = await asyncio.to_thread(referenced, source)  # it reads the whole source
     while wanted:
         seen |= wanted
         if name in wanted:

@@ -137,6 +137,9 @@ grant select on pgmail.history, pgmail.fence, pgmail.witness to {prefix}api, {pr
 grant select on pgmail.relay, pgmail.worker, pgmail.leader, pgmail.schema_version, pgmail.site_domain
   to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}reader, {prefix}admin;
 
+-- the dashboard's page of the fleet
+grant execute on function pgmail.fleet_v1() to {prefix}api, {prefix}admin;
+
 -- sealing: wrapped data keys are of no use without the key that wraps them
 grant execute on function pgmail.seal_state_v1() to {prefix}api, {prefix}producer, {prefix}admin;
 grant execute on function pgmail.first_data_key_v1(bytea, text) to {prefix}api, {prefix}admin;

@@ -678,7 +678,7 @@ CREATE FUNCTION pgmail.dead_letter_ids(filter jsonb DEFAULT '{}'::jsonb, most in
     AS $$
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,streams,site,reason,recipient,text,died_after,died_before}');
+  perform pgmail.check_filter(f, '{stream,streams,site,reason,recipient,text,template,died_after,died_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select d.recipient_id from pgmail.dead_letter d
@@ -691,6 +691,9 @@ begin
       select from pgmail.recipient r
       where r.tenant_id = t and r.id = d.recipient_id and r.address = who))
     and (f->>'text' is null or strpos(lower(concat_ws(' ', d.code, d.enhanced, d.reply, d.error)), lower(f->>'text')) > 0)
+    and (f->>'template' is null or exists (
+      select from pgmail.message m
+      where m.tenant_id = t and m.id = d.message_id and m.template = f->>'template'))
     and (f->>'died_after' is null or d.died_at >= (f->>'died_after')::timestamptz)
     and (f->>'died_before' is null or d.died_at < (f->>'died_before')::timestamptz)
     and (below is null or d.recipient_id < below) and (above is null or d.recipient_id > above)
@@ -1759,6 +1762,19 @@ CREATE FUNCTION pgmail.fits(p_variables jsonb, p_most integer) RETURNS boolean
 CREATE FUNCTION pgmail.fits_sealed(p_sealed bytea, p_plain bigint) RETURNS boolean
     LANGUAGE sql IMMUTABLE
     AS $$ select coalesce(octet_length(p_sealed) between 28 and 2 * p_plain + 1024, false) $$;
+
+CREATE FUNCTION pgmail.fleet_v1() RETURNS TABLE(epoch bigint, program text, state text, asleep boolean, concurrency integer, started_at timestamp with time zone, beat_seconds double precision, leads boolean, staging text, host text, pid integer)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select w.epoch, w.program, w.state, w.asleep, w.concurrency, w.started_at, extract(epoch from pgmail.now() - w.beat_at)::float8,
+         coalesce(l.epoch = w.epoch and l.until > pgmail.now(), false), w.staging,
+         case when alone.yes then w.host end, case when alone.yes then w.pid end
+  from pgmail.worker w
+  left join pgmail.leader l on true
+  cross join (select count(*) < 2 as yes from (select from pgmail.tenant limit 2) t) alone
+  order by w.program, w.epoch
+$$;
 
 CREATE FUNCTION pgmail.fold_reply(p_text text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

@@ -27,7 +27,7 @@ from pgmail.store.tenant import acting_as
 AnyRequest = Request[Any, Any, Any]
 Act = Callable[[store.Connection, Sequence[UUID], str | None], Awaitable[int]]
 
-_FILTERS = ("stream", "site", "reason", "recipient", "text", "died_after", "died_before")
+_FILTERS = ("stream", "site", "reason", "recipient", "text", "template", "died_after", "died_before")
 
 
 class Which(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,6 +49,7 @@ async def list_dead_letters(request: AnyRequest) -> dict[str, Any]:
         reason=given.get("reason"),
         recipient=given.get("recipient"),
         text=given.get("text"),
+        template=given.get("template"),
         died_after=params.moment_of(given, "died_after"),
         died_before=params.moment_of(given, "died_before"),
     )

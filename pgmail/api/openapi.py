@@ -102,6 +102,7 @@ _DEAD = _object(
         reason=_TEXT,
         recipient=_TEXT,
         text=_TEXT,
+        template=_TEXT,
         died_after=_MOMENT,
         died_before=_MOMENT,
     ),

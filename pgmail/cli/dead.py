@@ -29,7 +29,7 @@ _LIST = {
     "error": "error",
     "reply": "last reply",
 }
-_FILTERS = ("stream", "site", "died_of", "recipient", "text", "died_after", "died_before")
+_FILTERS = ("stream", "site", "died_of", "recipient", "text", "template", "died_after", "died_before")
 
 
 @click.group(short_help="Dead letters: mail that waits for a person.")
@@ -41,6 +41,7 @@ def _filtered(command: F) -> F:
     for option in (
         click.option("--died-before", metavar="WHEN", help="Only those that died before this."),
         click.option("--died-after", metavar="WHEN", help="Only those that died at this or later."),
+        click.option("--template", metavar="NAME", help="Only those of this template."),
         click.option("--text", metavar="TEXT", help="Only those with this in their error or last reply."),
         click.option("--recipient", metavar="ADDRESS", help="Only those to this address."),
         click.option("--reason", "died_of", metavar="WORD", help="Only those that died of this."),

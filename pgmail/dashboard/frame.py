@@ -28,7 +28,7 @@ from litestar.exceptions import HTTPException
 
 from pgmail.dashboard import charts, words
 from pgmail.dashboard.guard import AnyRequest, NotSignedIn, may
-from pgmail.dashboard.menu import MENU, ROOT
+from pgmail.dashboard.menu import ROOT, menu_of
 from pgmail.dashboard.static import asset
 from pgmail.errors import DatabaseAway, Refused
 
@@ -131,7 +131,7 @@ def _render(request: AnyRequest, template: str, facts: Mapping[str, Any]) -> str
         "csrf": request.state.get("csrf", ""),
         "may": partial(may, caller) if caller is not None else (lambda *_, **__: False),
         "here": request.scope["path"],
-        "menu": [entry for entry in MENU if caller is not None and may(caller, *entry.scope, test=True)],
+        "menu": [] if caller is None else menu_of(caller),
     }
     return environment().get_template(template).render({**given, **facts})
 

@@ -16,6 +16,7 @@ from pgmail.dashboard import email, emails, overview, preview, signin, static
 from pgmail.dashboard.frame import answer
 from pgmail.dashboard.guard import SEE, guard
 from pgmail.dashboard.live import Hub
+from pgmail.dashboard.manage import pages as manage
 from pgmail.dashboard.menu import ROOT
 from pgmail.dashboard.session import Sessions
 
@@ -38,6 +39,7 @@ PAGES: tuple[Any, ...] = (
         email.retry_email,
     ),
     preview.show_html,
+    *manage.HANDLERS,
     signin.sign_out,
     nothing_here,
 )

@@ -18,8 +18,7 @@ from markupsafe import Markup
 from pgmail.dashboard import frame, live, words
 from pgmail.dashboard.charts import Series, chart
 from pgmail.dashboard.guard import SEE, caller_of, database_of
-from pgmail.dashboard.menu import MENU, ROOT
-from pgmail.domain.states import State
+from pgmail.dashboard.menu import ROOT
 from pgmail.store import insight
 from pgmail.store.database import Database
 from pgmail.store.insight import Overview, Span
@@ -31,6 +30,7 @@ AnyRequest = Request[Any, Any, Any]
 EVERY_SECONDS = 2.0
 CHART_SECONDS = {"1h": 10.0, "24h": 60.0, "7d": 300.0}  # a chart moves by a pixel in about that time
 SPANS: tuple[Span, ...] = get_args(Span)
+PLACES = {"queue": f"{ROOT}/queue", "dead": f"{ROOT}/dead-letters"}  # where tiles lead
 STALE_SECONDS = 120.0  # from then on it is said how old the figures are
 
 
@@ -81,17 +81,7 @@ def _span(request: AnyRequest) -> Span:
 
 
 def _tiles(found: Overview) -> str:
-    return frame.rendered("overview_tiles.html", now=found.now, places=_places())
-
-
-def _places() -> dict[str, str]:
-    """Where the tiles lead: the page about it, or the list of such emails."""
-    there = {entry.path for entry in MENU}
-    told = {"queue": State.QUEUED, "dead": State.DEAD}
-    return {
-        name: path if (path := f"{ROOT}/{name}") in there else frame.link(f"{ROOT}/emails", state=state.value)
-        for name, state in told.items()
-    }
+    return frame.rendered("overview_tiles.html", now=found.now, places=PLACES)
 
 
 def _facts(found: Overview) -> dict[str, Any]:

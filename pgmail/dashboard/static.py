@@ -17,7 +17,7 @@ from litestar.exceptions import NotFoundException
 from pgmail.dashboard.menu import ROOT
 
 _TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
-NAMES = ("pgmail.css", "app.js", "htmx.min.js", "icon.svg")
+NAMES = ("pgmail.css", "manage.css", "app.js", "manage.js", "htmx.min.js", "icon.svg")
 _KEPT = "public, max-age=31536000, immutable"
 
 

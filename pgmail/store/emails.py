@@ -93,7 +93,8 @@ class Filter(msgspec.Struct, frozen=True):
 class DeadFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which dead letters; None is any. `died_after` is included, `died_before` is not.
 
-    `recipient` is an address, `text` is looked for in the error and the last reply, capitals or not.
+    `recipient` is an address, `text` is looked for in the error and the last reply, capitals or not; `template`
+    is a name.
     """
 
     stream: str | None = None
@@ -101,6 +102,7 @@ class DeadFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str | None = None
     recipient: str | None = None
     text: str | None = None
+    template: str | None = None
     died_after: datetime | None = None
     died_before: datetime | None = None
 

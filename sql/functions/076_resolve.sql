@@ -163,7 +163,7 @@ end
 $$;
 
 -- The dead letters that a filter means, oldest first: stream, site, reason, recipient (an address), text (found in the
--- error, the last reply or its enhanced code, capitals or not), died_after (included), died_before (not).
+-- error, the last reply or its enhanced code, capitals or not), template (a name), died_after (included), died_before (not).
 -- Between ids that are given; with newest_first the other way round.
 create or replace function pgmail.dead_letter_ids(
   filter jsonb default '{}', most integer default 1000, below uuid default null, above uuid default null, newest_first boolean default false
@@ -172,7 +172,7 @@ language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
 declare t integer := pgmail.need_tenant(); f jsonb := filter; who text;
 begin
-  perform pgmail.check_filter(f, '{stream,streams,site,reason,recipient,text,died_after,died_before}');
+  perform pgmail.check_filter(f, '{stream,streams,site,reason,recipient,text,template,died_after,died_before}');
   who := (pgmail.parse_address(f->>'recipient')).address;
   return query
   select d.recipient_id from pgmail.dead_letter d
@@ -185,6 +185,9 @@ begin
       select from pgmail.recipient r
       where r.tenant_id = t and r.id = d.recipient_id and r.address = who))
     and (f->>'text' is null or strpos(lower(concat_ws(' ', d.code, d.enhanced, d.reply, d.error)), lower(f->>'text')) > 0)
+    and (f->>'template' is null or exists (
+      select from pgmail.message m
+      where m.tenant_id = t and m.id = d.message_id and m.template = f->>'template'))
     and (f->>'died_after' is null or d.died_at >= (f->>'died_after')::timestamptz)
     and (f->>'died_before' is null or d.died_at < (f->>'died_before')::timestamptz)
     and (below is null or d.recipient_id < below) and (above is null or d.recipient_id > above)

@@ -74,6 +74,7 @@ drop function if exists pgmail.end_sessions(text);
 drop function if exists pgmail.session_key_v1(integer, uuid);
 drop function if exists pgmail.session_secret_v1();
 drop table pgmail.session_secret;
+drop function if exists pgmail.fleet_v1();
 -- end of dashboard
 
 ------------------------------------------------------------------------------------------------ compression

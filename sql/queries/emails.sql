@@ -214,10 +214,11 @@ order by 1, n.priority, n.depth desc, 3;
 -- name: dead_letters :many
 -- A page of dead letters, the newest email first.
 select d.recipient_id, d.message_id, r.address, d.stream, d.site, d.died_at, d.reason, d.error, d.attempts, d.code,
-       d.enhanced, d.reply
+       d.enhanced, d.reply, m.template, m.template_version
 from pgmail.dead_letter_ids(%(filter)s::jsonb, %(limit)s, %(below)s, %(above)s, not %(newer)s::boolean) i
 join pgmail.dead_letter d on d.tenant_id = (select pgmail.current_tenant()) and d.recipient_id = i
 join pgmail.recipient r on r.tenant_id = d.tenant_id and r.id = d.recipient_id
+left join pgmail.message m on m.tenant_id = d.tenant_id and m.id = d.message_id
 order by case when %(newer)s::boolean then d.recipient_id end, case when not %(newer)s::boolean then d.recipient_id end desc;
 
 -- name: dead_letters_by_ids :many

@@ -1,0 +1,33 @@
+"""All pages of this room, in the order of the menu: what `dashboard.mount` serves and `dashboard.menu` shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pgmail.dashboard.manage import (
+    audit,
+    dead,
+    domains,
+    doubts,
+    keys,
+    preview,
+    queue,
+    streams,
+    suppressions,
+    templates,
+    workers,
+)
+
+HANDLERS: tuple[Any, ...] = (
+    *queue.HANDLERS,
+    *dead.HANDLERS,
+    *doubts.HANDLERS,
+    *templates.HANDLERS,
+    *preview.HANDLERS,
+    *suppressions.HANDLERS,
+    *streams.HANDLERS,
+    *domains.HANDLERS,
+    *keys.HANDLERS,
+    *workers.HANDLERS,
+    *audit.HANDLERS,
+)

@@ -1,0 +1,214 @@
+"""The queue: what waits where and since when, what stops it, and pausing a site, a stream or a lane.
+
+What can go wrong: a pause that everybody forgot. So a reason is asked for, an end is offered, and all that hold
+stand at the top of the page.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from litestar import Request, Response, get, post
+
+from pgmail.access.reach import TEST_SITE, need_target
+from pgmail.dashboard.frame import page
+from pgmail.dashboard.guard import SEE, caller_of, database_of, may
+from pgmail.dashboard.manage.questions import MANAGE, Ask, Field, Given, act, ask, given_of, why
+from pgmail.errors import Refused
+from pgmail.store import insight, lanes
+from pgmail.store.tenant import acting_as
+
+AnyRequest = Request[Any, Any, Any]
+
+HOME = "/dashboard/queue"
+LANES = 50
+WORDS = {"site": "receiving site", "stream": "stream", "lane": "lane"}
+ENDS = (
+    ("", "I resume it"),
+    ("900", "15 minutes have passed"),
+    ("3600", "an hour has passed"),
+    ("14400", "4 hours have passed"),
+    ("86400", "a day has passed"),
+    ("604800", "a week has passed"),
+)
+_SECONDS = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d):\d\d(?:\.\d+)?\+00\b")
+COUNTS = ("queued", "scheduled", "deferred", "held", "sending")
+
+
+class Waiting(NamedTuple):
+    """What waits of one stream or to one site, in recipients; `counts` by the names of `COUNTS`."""
+
+    name: str
+    depth: int
+    counts: dict[str, int]
+    oldest_due_at: datetime | None
+    stops: tuple[str, ...]  # what stands in the way, in words
+    pause: Any | None  # the tenant's own or the fleet's, where it is paused
+
+
+@get("/queue", scope=SEE)
+async def show_queue(request: AnyRequest) -> Response[Any]:
+    """The page."""
+    return page(request, "manage/queue.html", title="Queue", **await _facts(request))
+
+
+@get("/queue/live", scope=SEE)
+async def live_queue(request: AnyRequest) -> Response[Any]:
+    """Its live part, which the page asks for every few seconds."""
+    return page(request, "manage/queue_live.html", title="Queue", **await _facts(request))
+
+
+async def _facts(request: AnyRequest) -> dict[str, Any]:
+    given, caller = await given_of(request), caller_of(request)
+    stream, site = given.one("stream") or None, given.one("site").lower() or None
+    async with acting_as(database_of(request), caller) as connection:
+        waiting = await insight.queue(connection, None if caller.streams is None else sorted(caller.streams))
+        pauses = await lanes.paused(connection)
+        found = await lanes.lanes(connection, limit=LANES + 1, stream=stream, site=site)
+    rows = [row for row in waiting.rows if row.site == TEST_SITE or not caller.test]
+    found = [row for row in found if caller.streams is None or row.stream in caller.streams]
+    found = [row for row in found if row.site == TEST_SITE or not caller.test]
+    stopped = [row for row in found if row.kind is not None]
+    return {
+        "depth": sum(row.depth for row in rows),
+        "counted_at": waiting.counted_at,
+        "counts": {name: sum(getattr(row, name) for row in rows) for name in COUNTS},
+        "oldest": min((row.oldest_due_at for row in rows if row.oldest_due_at), default=None),
+        "streams": _by(rows, "stream", pauses),
+        "sites": _by(rows, "site", pauses),
+        "pauses": pauses,
+        "lanes": (stopped + [row for row in found if row.kind is None])[:LANES],
+        "more_lanes": len(found) > LANES,
+        "stream": stream,
+        "site": site,
+        "may_act": may(caller, MANAGE),
+        "words": WORDS,
+        "plain": plain,
+    }
+
+
+def _by(rows: list[Any], what: str, pauses: list[Any]) -> list[Waiting]:
+    """Add rows up by stream or site, the deepest first."""
+    held = {pause.name: pause for pause in pauses if pause.scope == what}
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(getattr(row, what), []).append(row)
+    found = [
+        Waiting(
+            name,
+            sum(row.depth for row in group),
+            {count: sum(getattr(row, count) for row in group) for count in COUNTS},
+            min((row.oldest_due_at for row in group if row.oldest_due_at), default=None),
+            tuple(dict.fromkeys(plain(row.waits_for) for row in group if row.waits_for)),
+            held.get(name),
+        )
+        for name, group in groups.items()
+    ]
+    return sorted(found, key=lambda row: (-row.depth, row.name))
+
+
+@get("/queue/pause", scope=MANAGE)
+async def ask_pause(request: AnyRequest) -> Response[Any]:
+    """Ask for how long, and why."""
+    return ask(request, _pause(await given_of(request)))
+
+
+@post("/queue/pause", scope=MANAGE, status_code=200)
+async def pause(request: AnyRequest) -> Response[Any]:
+    """Stop mail to a site, of a stream or of a lane."""
+    given = await given_of(request)
+
+    async def deed() -> str:
+        scope, name = _target(given)
+        need_target(caller_of(request), "" if scope == "site" else name.partition("/")[0])
+        async with acting_as(database_of(request), caller_of(request)) as connection:
+            made = await lanes.pause(connection, scope, name, reason=given.reason(), until=_end(given))
+        return f"Paused {WORDS[scope]} {made}. Its mail waits; none of it fails for that."
+
+    return await act(request, _pause(given), deed)
+
+
+@get("/queue/resume", scope=MANAGE)
+async def ask_resume(request: AnyRequest) -> Response[Any]:
+    """Ask why."""
+    return ask(request, _resume(await given_of(request)))
+
+
+@post("/queue/resume", scope=MANAGE, status_code=200)
+async def resume(request: AnyRequest) -> Response[Any]:
+    """Let mail flow again."""
+    given = await given_of(request)
+
+    async def deed() -> str:
+        scope, name = _target(given)
+        need_target(caller_of(request), "" if scope == "site" else name.partition("/")[0])
+        async with acting_as(database_of(request), caller_of(request)) as connection:
+            ended = await lanes.resume(connection, scope, name, reason=given.reason())
+        return f"Resumed {WORDS[scope]} {ended}. Its mail goes on."
+
+    return await act(request, _resume(given), deed)
+
+
+def plain(words: str | None) -> str:
+    """Return what stops a lane for people: moments to the minute."""
+    return _SECONDS.sub(r"\1 UTC", words or "")
+
+
+def _target(given: Given) -> tuple[str, str]:
+    scope, name = given.one("scope"), given.one("name")
+    if scope not in WORDS or not name:
+        raise Refused("missing_field", "/name", "say which site, stream or lane")
+    return scope, name
+
+
+def _end(given: Given) -> datetime | None:
+    after = given.seconds("seconds", ENDS, "choose when the pause ends")
+    return None if after is None else datetime.now(UTC) + after
+
+
+def _pause(given: Given) -> Ask:
+    scope, name = given.one("scope"), given.one("name")
+    known = scope in WORDS and bool(name)
+    fields = [
+        Field("seconds", "Until", "select", value=given.one("seconds"), options=ENDS),
+        why(given, placeholder="they throttle us; postmaster written to"),
+    ]
+    if not known:
+        chosen = Field(
+            "scope", "What", "select", value=scope or "site",
+            options=(("site", "a receiving site"), ("stream", "a stream"), ("lane", "a lane")),
+        )  # fmt: skip
+        named = Field(
+            "name", "Name", value=name, required=True, longest=400, placeholder="gmail.com",
+            help="A domain such as gmail.com, a stream, or a lane as stream/priority/site.",
+        )  # fmt: skip
+        fields = [chosen, named, *fields]
+    return Ask(
+        title=f"Pause {WORDS[scope]} {name}?" if known else "Pause mail",
+        action=f"{HOME}/pause",
+        button="Pause",
+        back=HOME,
+        words=(
+            "What it concerns waits and loses no attempt. What is being sent at this moment is still sent.",
+        ),
+        fields=fields,
+        hidden=(("scope", scope), ("name", name)) if known else (),
+    )
+
+
+def _resume(given: Given) -> Ask:
+    scope, name = given.one("scope"), given.one("name")
+    return Ask(
+        title=f"Resume {WORDS.get(scope, scope)} {name}?",
+        action=f"{HOME}/resume",
+        button="Resume",
+        back=HOME,
+        words=("Its mail is due at once, and goes out within its limits.",),
+        fields=(why(given, placeholder="they answered: fixed"),),
+        hidden=(("scope", scope), ("name", name)),
+    )
+
+
+HANDLERS = (show_queue, live_queue, ask_pause, pause, ask_resume, resume)
