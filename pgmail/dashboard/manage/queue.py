@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from litestar import Request, Response, get, post
 
-from pgmail.access.reach import TEST_SITE, need_target
+from pgmail.domain.sites import TEST_SITE, need_target
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
 from pgmail.dashboard.manage.questions import MANAGE, Ask, Field, Given, act, ask, given_of, why
