@@ -151,9 +151,10 @@ grant execute on function pgmail.worker_opens_v1(bigint, text[]), pgmail.sealed_
 -- end of sealing
 
 -- feed: what happened, of the tenants of keys that were checked
-grant execute on function pgmail.feed_now_v1(), pgmail.feed_since_v1(timestamptz), pgmail.live_keys_v1(integer[], uuid[]),
+grant execute on function pgmail.feed_now_v1(), pgmail.feed_since_v1(timestamptz),
   pgmail.feed_v1(pg_snapshot, pg_snapshot, xid8, uuid, uuid, integer[], integer)
   to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}admin;
+grant execute on function pgmail.live_keys_v1(integer[], uuid[]) to {prefix}api;
 -- end of feed
 
 grant select on pgmail.reply_reason, pgmail.reply_rule, pgmail.reply_pattern, pgmail.slowed_site, pgmail.refusal

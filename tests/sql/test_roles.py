@@ -70,16 +70,17 @@ WATCH = LOOK_AT_DATABASE | {
     *("alert_step_v1", "alert_purge_v1", "alert_take_v1", "alert_told_v1", "saw_certificate_v1"),
 }
 TELL = {"fan_out_hooks_v1", "claim_hooks_v1", "settle_hooks_v1", "keep_hooks_v1"}
+FEED = {"feed_now_v1", "feed_since_v1", "feed_v1"}
 FUNCTIONS = {
     "producer": PRODUCER,
     "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
     "analyst": PURE | {"status", "trace", "why"},
-    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | {"check_key_v1"}
+    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | FEED | {"check_key_v1", "live_keys_v1"}
     | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"}
     | ALERTS
     | HOOKS
     | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1", "share_guesses_v1"},
-    "admin": PURE | LOOK | PRODUCER | MANAGE
+    "admin": PURE | LOOK | PRODUCER | MANAGE | FEED
     | DOMAINS | {"trust_domain", "set_senders"}
     | {"make_key", "rotate_key"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
@@ -89,14 +90,14 @@ FUNCTIONS = {
     | HOOKS
     | ALERTS | LOOK_AT_DATABASE
     | {"set_quota", "remove_quota", "first_data_key_v1", "add_data_key", "rewrap_data_key"},
-    "worker": PURE | LEAD | WITNESS | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
+    "worker": PURE | LEAD | WITNESS | FEED | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
     | {"suppress_bounced_v1", "postpone_v1"}
     | WATCH
     | TELL
     | {"claim_v3", "worker_opens_v1", "sealed_elsewhere_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "has_erased", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
     | {"share_permits_v1", "register_relays_v1", "slow_site_v1", "idle_lanes_v1"},
-    "maintain": PURE | LEAD | WITNESS | TELL | WATCH,
+    "maintain": PURE | LEAD | WITNESS | TELL | WATCH | FEED,
 }  # fmt: skip
 FLEET = {"relay", "worker", "leader", "schema_version", "site_domain", "history", "witness", "fence"}
 TENANTS = {
