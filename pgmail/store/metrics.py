@@ -1,8 +1,8 @@
 """The fleet's figures as the database has them, for `/metrics` of the process that leads.
 
-Asked for at a scrape, and not more often than `LEAST_SECONDS`, nor so often that asking would take more than one part
-in `SHARE` of the time; sizes of tables a minute apart at least. What can go wrong: the database is away. The last
-figures stay, and `figures_age_seconds` tells how old they are.
+Asked for at a scrape, and not more often than `LEAST_SECONDS`; where that takes long, more rarely: one part in `SHARE`
+of the time, but once in `MOST_SECONDS`. Sizes of tables a minute apart at least. What can go wrong: the database is
+away. The last figures stay, and `figures_age_seconds` tells how old they are.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pgmail.store.database import Database
 _Q = sqlfiles.queries("metrics")
 _log = structlog.get_logger()
 
-LEAST_SECONDS = 5.0
+LEAST_SECONDS, MOST_SECONDS = 5.0, 60.0
 TABLES_SECONDS = 60.0
-SHARE = 200
+SHARE = 100
 MOST_STREAMS, MOST_TENANTS = 50, 100
 
 _LEDGER = frozenset({"enqueued", "sent", "bounced", "suppressed", "expired", "cancelled"})
@@ -91,6 +91,7 @@ class FleetFigures:
         try:
             queue = await self._database.many(_Q["queue"], {"tenants": self._tenants})
             fleet = await self._database.many(_Q["fleet"])
+            took = self._clock() - began
             sizes = await self._database.many(_Q["tables"]) if tables else []
         except PgmailError as error:
             _log.info("metrics.figures_wait", error=str(error))
@@ -98,11 +99,11 @@ class FleetFigures:
             return
         self._at = self._clock()
         self._took = self._at - began
-        self._due = self._at + max(LEAST_SECONDS, SHARE * self._took)
+        self._due = self._at + min(max(LEAST_SECONDS, SHARE * took), MOST_SECONDS)
         self._quick = [*_of_queue(queue, *self._names, tenants=self._tenants), *_of_fleet(fleet)]
         if tables:
             self._tables = list(_of_tables(sizes))
-            self._tables_due = self._at + max(TABLES_SECONDS, SHARE * self._took)
+            self._tables_due = self._at + max(TABLES_SECONDS, SHARE * (self._took - took))
 
 
 def _of_queue(rows: Iterable[Any], streams: Names, tenant_names: Names, *, tenants: bool) -> Iterator[Sample]:

@@ -19,7 +19,9 @@ MANAGE = {
 }
 LOOK = {"stopped_by", "lane_name"}
 DOMAINS = {"add_domain", "remove_domain", "domain_checked"}
+FIGURES = {"metrics_queue_v1", "metrics_fleet_v1", "metrics_tables_v1"}
 LEAD = {
+    *FIGURES,
     *(
         "worker_start_v1",
         "worker_start_v2",
@@ -80,7 +82,7 @@ FUNCTIONS = {
     | ALERTS
     | HOOKS
     | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1", "share_guesses_v1"},
-    "admin": PURE | LOOK | PRODUCER | MANAGE | FEED
+    "admin": PURE | LOOK | PRODUCER | MANAGE | FEED | FIGURES
     | DOMAINS | {"trust_domain", "set_senders"}
     | {"make_key", "rotate_key"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}

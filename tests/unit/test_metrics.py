@@ -219,6 +219,19 @@ async def test_abroad_it_speaks_the_tls_of_the_api(tmp_path):
         await listener.stop()
 
 
+async def test_who_may_not_read_is_told_so_and_still_hears_of_health(monkeypatch):
+    monkeypatch.setattr("pgmail.metrics.listener.may_read", lambda *_: False)
+    listener = await listening()
+    try:
+        status, _, body = await ask(listener.port, "/metrics")
+        assert status == 403
+        assert "PGMAIL_METRICS_NETWORKS" in body
+        assert "process_cpu" not in body
+        assert (await ask(listener.port, "/health/live"))[0] == 200
+    finally:
+        await listener.stop()
+
+
 def test_who_is_not_of_a_named_network_reads_no_figures():
     made = Listener(
         Settings(metrics_host="0.0.0.0", metrics_networks="10.0.0.0/8 fd00::/8", api_plain_http=True),
