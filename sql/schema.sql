@@ -11,6 +11,14 @@ CREATE TYPE pgmail.address AS (
 	fault text
 );
 
+CREATE TYPE pgmail.alert_fact AS (
+	rule_id bigint,
+	tenant_id integer,
+	subject text,
+	value double precision,
+	words text
+);
+
 CREATE TYPE pgmail.person AS (
 	role text,
 	address text,
@@ -160,6 +168,32 @@ CREATE FUNCTION pgmail.actor() RETURNS text
     session_user::text)
 $$;
 
+CREATE FUNCTION pgmail.add_alert_target(p_name text, p_kind text, p_shown text, p_secret bytea, p_kek text, p_severity text DEFAULT 'warning'::text, p_fleet boolean DEFAULT false, p_id uuid DEFAULT NULL::uuid) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+declare t integer := pgmail.alert_tenant(p_fleet); id_ uuid;
+begin
+  if coalesce(p_name, '') !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+    perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of A-Z a-z 0-9 _ . -, led by a letter or digit');
+  elsif p_kind is null or p_kind not in ('webhook', 'slack', 'email') then
+    perform pgmail.refuse('invalid_kind', '/kind', 'must be webhook, slack or email');
+  elsif p_severity is null or p_severity not in ('info', 'warning', 'critical') then
+    perform pgmail.refuse('invalid_severity', '/severity', 'must be info, warning or critical');
+  elsif octet_length(p_secret) > 16384 then
+    perform pgmail.refuse('invalid_target', '/url', 'is too long');
+  elsif (select count(*) from pgmail.alert_target x where x.tenant_id is not distinct from t) >= 50 then
+    perform pgmail.refuse('too_many', '/name', 'there are 50 targets already; remove one first', 409);
+  end if;
+  insert into pgmail.alert_target (tenant_id, id, name, kind, shown, secret, kek, severity, created_by)
+  values (t, coalesce(p_id, pgmail.uuid7()), p_name, p_kind, left(p_shown, 500), p_secret, p_kek, p_severity, pgmail.actor())
+  on conflict do nothing returning id into id_;
+  if id_ is null then perform pgmail.refuse('already_there', '/name', format('a target is named %s already', p_name), 409); end if;
+  perform pgmail.record_act(t, 'alert.target.add', p_name, p_kind || ' ' || left(p_shown, 500));
+  return id_;
+end
+$_$;
+
 CREATE FUNCTION pgmail.add_data_key(p_tenant text, p_wrapped bytea, p_kek text, p_reason text) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -221,6 +255,588 @@ begin
   perform pgmail.record_act(t, 'webhook.create', format('%s %s', h.id, split_part(h.url, '?', 1)), array_to_string(h.types, ', '));
 end
 $$;
+
+CREATE FUNCTION pgmail.alert_delivery_state(p_id uuid, p_fleet boolean DEFAULT false, OUT state text, OUT answer text) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.alert_tenant(p_fleet);
+begin
+  select d.state, d.answer into state, answer from pgmail.alert_delivery d where d.id = p_id and d.tenant_id is not distinct from t;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_deltas(p_seconds double precision) RETURNS TABLE(tenant_id integer, stream text, sent bigint, bounced bigint, dead bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare at_ timestamptz := pgmail.now() - p_seconds * interval '1 second';
+begin
+  return query
+  select t.tenant_id, t.stream, (t.sent - m.sent)::bigint, (t.bounced - m.bounced)::bigint, (t.dead - m.dead)::bigint
+  from (select x.tenant_id, x.stream, coalesce(sum(x.n) filter (where x.kind = 'sent'), 0) as sent,
+          coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0) as bounced, coalesce(sum(x.n) filter (where x.kind = 'dead'), 0) as dead
+        from pgmail.tally_total x where x.kind in ('sent', 'bounced', 'dead') group by x.tenant_id, x.stream) t
+  cross join lateral (
+    select y.* from (
+      (select x.sent, x.bounced, x.dead, 1 as n from pgmail.alert_meter x
+       where x.tenant_id = t.tenant_id and x.stream = t.stream and x.at <= at_ order by x.at desc limit 1)
+      union all
+      (select x.sent, x.bounced, x.dead, 2 from pgmail.alert_meter x
+       where x.tenant_id = t.tenant_id and x.stream = t.stream order by x.at limit 1)) y
+    order by y.n limit 1) m
+  where (t.sent, t.bounced, t.dead) <> (m.sent, m.bounced, m.dead);
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_facts_database() RETURNS SETOF pgmail.alert_fact
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare most integer := current_setting('max_connections')::integer;
+begin
+  return query
+  select r.id, null::integer, '', o.seconds, format('Dead rows are kept for %s by %s; to end it: %s.', pgmail.span_words(o.seconds), o.who, o.mend)
+  from pgmail.oldest_snapshot() o join pgmail.alert_rule r on r.kind = 'old_transaction' and r.tenant_id is null and r.enabled and o.seconds > r.threshold;
+
+  return query
+  select r.id, null::integer, t.name, t.dead::float8, format('The table %s holds %s dead rows beside %s living ones (%s), last vacuumed %s.', t.name,
+    pgmail.number_words(t.dead), pgmail.number_words(t.living), pg_size_pretty(t.bytes), coalesce('at ' || pgmail.at_words(t.vacuumed_at), 'never'))
+  from pgmail.hot_tables() t join pgmail.alert_rule r on r.kind = 'table_bloat' and r.tenant_id is null and r.enabled and coalesce(r.about, t.name) = t.name
+  where t.dead > r.threshold and t.dead > t.living;
+
+  return query
+  select r.id, null::integer, x.kind || ' ' || x.name, coalesce(x.lag_seconds, 0), case
+    when x.lag_seconds > r.threshold then format('The standby %s lags %s behind.', x.name, pgmail.span_words(x.lag_seconds))
+    else format('The replication slot %s %s keeps %s of WAL.', x.name, case when x.active then 'is behind and' else 'is used by nobody and' end, pg_size_pretty(x.kept_bytes)) end
+  from pgmail.replicas() x
+  join pgmail.alert_rule r on r.kind = 'replication' and r.tenant_id is null and r.enabled and coalesce(r.about, x.name) = x.name
+  where x.lag_seconds > r.threshold or x.kept_bytes > coalesce(r.floor, 'Infinity') * case when x.active then 1 else 0.1 end;
+
+  return query
+  select r.id, null::integer, '', u.share, format('The queue of NOTIFY is %s full: a session that listens sits in a long transaction.', pgmail.share_words(u.share))
+  from (select pg_notification_queue_usage() as share) u
+  join pgmail.alert_rule r on r.kind = 'notify_queue' and r.tenant_id is null and r.enabled and u.share > r.threshold;
+
+  return query
+  select r.id, null::integer, '', d.age, format('The oldest transaction id of this database is %s transactions old; at 2,100,000,000 PostgreSQL takes no more writes.', pgmail.number_words(d.age::numeric))
+  from (select age(x.datfrozenxid)::float8 as age from pg_database x where x.datname = current_database()) d
+  join pgmail.alert_rule r on r.kind = 'wraparound' and r.tenant_id is null and r.enabled and d.age > r.threshold;
+
+  return query
+  select r.id, null::integer, '', c.n::float8 / most, format('%s of %s connections to the database are in use.', c.n, most)
+  from (select count(*) as n from pg_stat_activity a where a.backend_type is null or a.backend_type = 'client backend') c
+  join pgmail.alert_rule r on r.kind = 'connections' and r.tenant_id is null and r.enabled and c.n > r.threshold * most;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_facts_fleet() RETURNS SETOF pgmail.alert_fact
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare now_ timestamptz := pgmail.now();
+begin
+  return query
+  select r.id, null::integer, '', extract(epoch from now_ - f.noticed_at)::float8,
+    format('All sending is stopped since %s, for the database was restored: %s; pgmail resume --after-restore decides.', pgmail.at_words(f.noticed_at), rtrim(f.reason, '. '))
+  from pgmail.fence f join pgmail.alert_rule r on r.kind = 'restored_database' and r.tenant_id is null and r.enabled;
+
+  -- Its row is written anew by each probe, so how long it lasts is the alert's own to know.
+  return query
+  select r.id, null::integer, y.name, 0::float8, format('The relay %s does not answer: %s.', y.name, rtrim(coalesce(y.reason, 'unreachable'), '. '))
+  from pgmail.relay y join pgmail.alert_rule r on r.kind = 'relay_away' and r.tenant_id is null and r.enabled and coalesce(r.about, y.name) = y.name
+  where y.state = 'away';
+
+  return query
+  select r.id, null::integer, format('worker %s', l.epoch), extract(epoch from now_ - l.lost_at)::float8,
+    format('%s on %s (process %s) fell silent at %s and was declared dead; its mail was given back.', case l.program when 'worker' then 'Worker ' || l.epoch
+      else 'The process ' || l.program || ' ' || l.epoch end, l.host, l.pid, pgmail.at_words(l.beat_at))
+  from pgmail.lost_worker l join pgmail.alert_rule r on r.kind = 'worker_lost' and r.tenant_id is null and r.enabled and coalesce(r.about, l.host) = l.host
+  where l.lost_at > now_ - coalesce(r.window_seconds, 900) * interval '1 second';
+
+  return query
+  select r.id, null::integer, c.name, x.days, format('The certificate of %s (%s) %s %s.', case c.name when 'api' then 'the API' else c.name end, c.place,
+    case when x.days < 0 then 'ended at' else 'ends in ' || pgmail.span_words(x.days * 86400) || ', at' end, pgmail.at_words(c.ends_at))
+  from pgmail.certificate c cross join lateral (select extract(epoch from c.ends_at - now_)::float8 / 86400 as days) x
+  join pgmail.alert_rule r on r.kind = 'certificate' and r.tenant_id is null and r.enabled and coalesce(r.about, c.name) = c.name and x.days < r.threshold
+  where c.seen_at > now_ - interval '3 days';
+
+  return query
+  select r.id, null::integer, '', p.days_left::float8, case when p.strays > 0
+      then format('Mail stands in the partitions of last resort (%s rows), since weekly ones are missing; pgmail maintain makes them.', p.strays)
+      else format('Partitions are made for only %s more; pgmail maintain makes them.', pgmail.span_words(p.days_left * 86400)) end
+  from pgmail.partition_state() p join pgmail.alert_rule r on r.kind = 'partitions_low' and r.tenant_id is null and r.enabled
+  where p.strays > 0 or p.days_left < r.threshold;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_facts_mail() RETURNS SETOF pgmail.alert_fact
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare now_ timestamptz := pgmail.now(); least_ double precision;
+begin
+  select min(r.threshold) into least_ from pgmail.alert_rule r where r.enabled and r.kind in ('oldest_due', 'no_worker', 'sending_stalled');
+  return query
+  with late as materialized (
+    select x.*, extract(epoch from now_ - x.due_at)::float8 as age from pgmail.late_lanes(coalesce(least_, 'Infinity')) x where least_ is not null
+  )
+  -- What an operator paused waits by his will.
+  select r.rule_id, x.tenant_id, x.stream, x.age, format('Mail of the stream %s is due for %s (to %s): %s.', x.stream, pgmail.span_words(x.age), x.site,
+    case when x.kind is null then 'nothing stops it, but no worker has taken it' else x.words end)
+  from (select distinct on (l.tenant_id, l.stream) l.* from late l where l.kind is null or l.kind not in ('pause', 'restore')
+        order by l.tenant_id, l.stream, l.due_at) x
+  join pgmail.alert_rules_of('oldest_due') r on r.tenant_id = x.tenant_id and coalesce(r.about, x.stream) = x.stream and x.age > r.threshold
+  union all
+  select r.id, null, '', x.age, format('Mail is due for %s, and %s.', pgmail.span_words(x.age), x.words)
+  from (select l.* from late l where l.kind = 'workers' order by l.due_at limit 1) x
+  join pgmail.alert_rule r on r.kind = 'no_worker' and r.tenant_id is null and r.enabled and x.age > r.threshold
+  union all
+  select r.id, null, '', x.age, format('Mail is due for %s (stream %s, to %s) and nothing stops it, but for %s none was sent.',
+    pgmail.span_words(x.age), x.stream, x.site, pgmail.span_words(r.threshold))
+  from (select l.* from late l where l.kind is null order by l.due_at limit 1) x
+  join pgmail.alert_rule r on r.kind = 'sending_stalled' and r.tenant_id is null and r.enabled and x.age > r.threshold
+  where (select coalesce(sum(t.n), 0) from pgmail.tally_total t where t.kind <> 'enqueued')
+      = (select coalesce(sum(m.settled), 0) from (
+           select distinct on (m.tenant_id, m.stream) m.settled from pgmail.alert_meter m
+           where m.at <= now_ - r.threshold * interval '1 second' or not exists (
+             select from pgmail.alert_meter y where y.tenant_id = m.tenant_id and y.stream = m.stream and y.at < m.at)
+           order by m.tenant_id, m.stream, m.at desc) m);
+
+  return query
+  select r.rule_id, d.tenant_id, d.stream, d.depth::float8, format('%s recipients of the stream %s wait.', pgmail.number_words(d.depth), d.stream)
+  from (select t.tenant_id, t.stream, sum(case t.kind when 'enqueued' then t.n else -t.n end) as depth from pgmail.tally_total t group by 1, 2) d
+  join pgmail.alert_rules_of('queue_depth') r on r.tenant_id = d.tenant_id and coalesce(r.about, d.stream) = d.stream and d.depth > r.threshold;
+
+  return query
+  select r.rule_id, d.tenant_id, '', d.n::float8, format('%s held since %s may have been sent; a person decides (pgmail doubt list).',
+    case when d.n > 10000 then 'More than 10,000 recipients are' when d.n = 1 then 'One recipient is' else pgmail.number_words(d.n) || ' recipients are' end,
+    case when d.n = 1 then 'it' else 'they' end)
+  from (select q.tenant_id, count(*) as n from (select x.tenant_id from pgmail.queue x where x.in_doubt limit 10001) q group by 1) d
+  join pgmail.alert_rules_of('in_doubt') r on r.tenant_id = d.tenant_id and d.n >= greatest(r.threshold, 1);
+
+  return query
+  select coalesce(r.rule_id, f.id), p.tenant_id, p.scope || ' ' || p.name, p.age, format('%s %s is paused by %s since %s (%s), without an end: %s.',
+    initcap(p.scope), p.name, p.paused_by, pgmail.at_words(p.paused_at), pgmail.span_words(p.age), rtrim(p.reason, '. '))
+  from (select x.tenant_id, x.scope, x.name, x.paused_by, x.paused_at, x.reason, extract(epoch from now_ - x.paused_at)::float8 as age
+        from pgmail.pause x where x.until is null and x.scope <> 'tenant'
+        union all
+        select null, 'relay', y.name, y.changed_by, y.changed_at, coalesce(y.reason, 'no reason given'), extract(epoch from now_ - y.changed_at)::float8
+        from pgmail.relay y where y.state = 'paused' and y.blocked_until is null and y.changed_by <> 'worker') p
+  left join pgmail.alert_rules_of('pause_forgotten') r on r.tenant_id = p.tenant_id and coalesce(r.about, p.scope || ' ' || p.name) = p.scope || ' ' || p.name
+  left join pgmail.alert_rule f on p.tenant_id is null and f.kind = 'pause_forgotten' and f.tenant_id is null and f.enabled
+    and coalesce(f.about, p.scope || ' ' || p.name) = p.scope || ' ' || p.name
+  where p.age > coalesce(r.threshold, f.threshold);
+
+  return query
+  select r.rule_id, d.tenant_id, d.domain, extract(epoch from now_ - d.missing_since)::float8, format('%s: %s.', case d.state
+      when 'failed' then format('The sender domain %s lost its record and counts as verified no more', d.domain)
+      else format('The record of the sender domain %s is missing since %s', d.domain, pgmail.at_words(d.missing_since)) end,
+    rtrim(coalesce(d.answer, 'DNS has it no more'), '. '))
+  from pgmail.sender_domain d
+  join pgmail.alert_rules_of('sender_domain') r on r.tenant_id = d.tenant_id and coalesce(r.about, d.domain) = d.domain
+  where d.missing_since is not null and d.verified_at is not null and d.trusted_by is null
+    and extract(epoch from now_ - d.missing_since) >= r.threshold;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_facts_rates() RETURNS SETOF pgmail.alert_fact
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+begin
+  -- A share of failures against that of the day before this window; where there was no such mail, against a hundredth.
+  return query
+  select r.rule_id, r.tenant_id, w.stream, x.rate / x.usual, format(
+    'Of the stream %s %s of the last %s failed (%s of %s), %s times what is usual (%s).', w.stream, pgmail.share_words(x.rate),
+    pgmail.span_words(r.window_seconds), pgmail.number_words(x.bad), pgmail.number_words(x.all_), to_char(x.rate / x.usual, 'FM999,990.0'), pgmail.share_words(x.usual))
+  from (select distinct y.window_seconds as seconds from pgmail.alert_rule y where y.kind = 'error_rate' and y.enabled) v
+  cross join lateral pgmail.alert_deltas(v.seconds) w
+  join pgmail.alert_rules_of('error_rate') r on r.tenant_id = w.tenant_id and r.window_seconds = v.seconds and coalesce(r.about, w.stream) = w.stream
+    and w.bounced + w.dead > 0 and w.sent + w.bounced + w.dead >= greatest(r.minimum, 1)
+  cross join lateral pgmail.alert_since(r.tenant_id, w.stream, r.window_seconds + 86400) d
+  cross join lateral (
+    select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / (w.sent + w.bounced + w.dead) as rate,
+      greatest(case when (d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead) >= greatest(r.minimum, 1)
+                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / ((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead)) end, 0.01) as usual) x
+  where x.rate >= coalesce(r.floor, 0) and x.rate > r.threshold * x.usual;
+
+  return query
+  select r.rule_id, r.tenant_id, w.stream, x.rate, format('Of the stream %s %s of the last %s bounced (%s of %s).', w.stream, pgmail.share_words(x.rate),
+    pgmail.span_words(r.window_seconds), pgmail.number_words(w.bounced), pgmail.number_words(x.all_))
+  from (select distinct y.window_seconds as seconds from pgmail.alert_rule y where y.kind = 'bounce_rate' and y.enabled) v
+  cross join lateral pgmail.alert_deltas(v.seconds) w
+  join pgmail.alert_rules_of('bounce_rate') r on r.tenant_id = w.tenant_id and r.window_seconds = v.seconds and coalesce(r.about, w.stream) = w.stream
+  cross join lateral (select w.sent + w.bounced + w.dead as all_, w.bounced::float8 / nullif(w.sent + w.bounced + w.dead, 0) as rate) x
+  where x.all_ >= greatest(r.minimum, 1) and x.rate > r.threshold;
+
+  return query
+  select r.rule_id, r.tenant_id, w.stream, w.dead::float8, format('%s more dead letters of the stream %s than %s ago; a person decides (pgmail dead list).',
+    pgmail.number_words(w.dead), w.stream, pgmail.span_words(r.window_seconds))
+  from (select distinct y.window_seconds as seconds from pgmail.alert_rule y where y.kind = 'dead_letters' and y.enabled) v
+  cross join lateral pgmail.alert_deltas(v.seconds) w
+  join pgmail.alert_rules_of('dead_letters') r on r.tenant_id = w.tenant_id and r.window_seconds = v.seconds and coalesce(r.about, w.stream) = w.stream
+  where w.dead > r.threshold;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_facts_traffic() RETURNS SETOF pgmail.alert_fact
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare now_ timestamptz := pgmail.now();
+begin
+  return query
+  select r.rule_id, r.tenant_id, x.site, x.bounced / x.all_, format('Of the mail to %s %s of the last %s bounced (%s of %s).', x.site,
+    pgmail.share_words(x.bounced / x.all_), pgmail.span_words(r.window_seconds), pgmail.number_words(x.bounced::numeric), pgmail.number_words(x.all_::numeric))
+  from pgmail.alert_rules_of('site_bounce_rate') r
+  cross join lateral (
+    select u.key as site, coalesce(sum(u.n) filter (where u.kind <> 'sent'), 0)::float8 as bounced, sum(u.n)::float8 as all_
+    from pgmail.rollup u
+    where u.tenant_id = r.tenant_id and u.dim = 'site' and u.grain = 'minute' and u.at > now_ - r.window_seconds * interval '1 second'
+      and u.kind in ('sent', 'bounced_hard', 'bounced_soft', 'bounced_block', 'bounced_other') and coalesce(r.about, u.key) = u.key
+    group by u.key) x
+  where x.all_ >= greatest(r.minimum, 1) and x.bounced / x.all_ > r.threshold;
+
+  return query
+  select r.rule_id, h.tenant_id, h.id::text, extract(epoch from now_ - h.failing_since)::float8, format('The webhook to %s %s since %s: %s.',
+    split_part(h.url, '?', 1), case when h.enabled then 'fails' else 'failed, and is disabled' end, pgmail.at_words(h.failing_since),
+    rtrim(coalesce(h.reason, h.last_error, 'no answer'), '. '))
+  from pgmail.hook h join pgmail.alert_rules_of('webhook_failing') r on r.tenant_id = h.tenant_id and coalesce(r.about, h.id::text) = h.id::text
+  where h.removed_at is null and h.failing_since < now_ - r.threshold * interval '1 second';
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_horizon_step() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare now_ timestamptz := pgmail.now();
+begin
+  if exists (select from pgmail.alert_horizon h where h.at > now_ - interval '55 seconds') then return; end if;
+  insert into pgmail.alert_horizon (at, xid) values (now_, pg_snapshot_xmax(pg_current_snapshot())::text::bigint) on conflict do nothing;
+  delete from pgmail.alert_horizon h where h.at < now_ - interval '2 days' or (h.at < now_ - interval '1 hour' and exists (
+    select from pgmail.alert_horizon x where x.at > h.at and x.at < now_ - interval '1 hour'
+      and floor(extract(epoch from x.at) / 600) = floor(extract(epoch from h.at) / 600)));
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_kinds() RETURNS TABLE(kind text, family text, level text, about_what text, unit text, path text, public boolean)
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  values
+    ('oldest_due', 'mail', 'tenant', 'stream', 'seconds', '/queue', false),
+    ('queue_depth', 'mail', 'tenant', 'stream', 'recipients', '/queue', false),
+    ('in_doubt', 'mail', 'tenant', '', 'recipients', '/in-doubt', false),
+    ('pause_forgotten', 'mail', 'tenant', 'what is paused', 'seconds', '/queue', false),
+    ('sender_domain', 'mail', 'tenant', 'domain', '', '/domains', false),
+    ('error_rate', 'rates', 'tenant', 'stream', 'times its baseline', '/dead', false),
+    ('bounce_rate', 'rates', 'tenant', 'stream', 'share', '/emails', false),
+    ('dead_letters', 'rates', 'tenant', 'stream', 'recipients', '/dead', false),
+    ('site_bounce_rate', 'traffic', 'tenant', 'site', 'share', '/emails', false),
+    ('webhook_failing', 'traffic', 'tenant', 'webhook', 'seconds', '/webhooks', false),
+    ('no_worker', 'mail', 'fleet', '', 'seconds', '/workers', true),
+    ('sending_stalled', 'mail', 'fleet', '', 'seconds', '/queue', true),
+    ('restored_database', 'fleet', 'fleet', '', '', '/queue', true),
+    ('relay_away', 'fleet', 'fleet', 'relay', 'seconds', '/workers', true),
+    ('worker_lost', 'fleet', 'fleet', 'worker', '', '/workers', false),
+    ('certificate', 'fleet', 'fleet', 'certificate', 'days', '/workers', false),
+    ('partitions_low', 'fleet', 'fleet', '', 'days', '/alerts', false),
+    ('old_transaction', 'database', 'fleet', '', 'seconds', '/alerts', false),
+    ('table_bloat', 'database', 'fleet', 'table', 'dead rows', '/alerts', false),
+    ('replication', 'database', 'fleet', 'standby or slot', 'seconds', '/alerts', false),
+    ('notify_queue', 'database', 'fleet', '', 'share', '/alerts', false),
+    ('wraparound', 'database', 'fleet', '', 'transactions', '/alerts', false),
+    ('connections', 'database', 'fleet', '', 'share', '/alerts', false)
+$$;
+
+CREATE FUNCTION pgmail.alert_meter_step() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare n integer; now_ timestamptz := pgmail.now();
+begin
+  insert into pgmail.alert_meter (tenant_id, stream, at, enqueued, sent, bounced, dead, settled)
+  select t.tenant_id, t.stream, now_, t.enqueued, t.sent, t.bounced, t.dead, t.settled
+  from (select x.tenant_id, x.stream, coalesce(sum(x.n) filter (where x.kind = 'enqueued'), 0) as enqueued,
+          coalesce(sum(x.n) filter (where x.kind = 'sent'), 0) as sent, coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0) as bounced,
+          coalesce(sum(x.n) filter (where x.kind = 'dead'), 0) as dead, coalesce(sum(x.n) filter (where x.kind <> 'enqueued'), 0) as settled
+        from pgmail.tally_total x group by x.tenant_id, x.stream) t
+  left join lateral (select x.* from pgmail.alert_meter x where x.tenant_id = t.tenant_id and x.stream = t.stream order by x.at desc limit 1) m on true
+  where m.at is null or (m.at <= now_ - interval '55 seconds' and (m.enqueued, m.settled, m.sent, m.bounced, m.dead) <> (t.enqueued, t.settled, t.sent, t.bounced, t.dead))
+  on conflict do nothing;
+  get diagnostics n = row_count;
+  return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_purge_v1() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare n integer; now_ timestamptz := pgmail.now();
+begin
+  delete from pgmail.alert_meter m
+  where (m.at < now_ - interval '2 hours' and exists (
+           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '2 hours'
+             and floor(extract(epoch from x.at) / 900) = floor(extract(epoch from m.at) / 900)))
+     or (m.at < now_ - interval '25 hours' and exists (
+           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '24 hours'));
+  delete from pgmail.alert a where a.state = 'resolved' and a.resolved_at < pgmail.now() - interval '30 days';
+  get diagnostics n = row_count;
+  delete from pgmail.alert_delivery d where d.state <> 'waiting' and d.done_at < pgmail.now() - interval '30 days';
+  delete from pgmail.alert_silence s where s.until <= pgmail.now();
+  delete from pgmail.certificate c where c.seen_at < pgmail.now() - interval '30 days';
+  return n;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_rules(p_all boolean DEFAULT false) RETURNS TABLE(name text, tenant text, kind text, about text, enabled boolean, threshold double precision, unit text, floor double precision, minimum bigint, window_seconds integer, for_seconds integer, calm_seconds integer, renotify_seconds integer, severity text, note text, shipped boolean, changed_at timestamp with time zone, changed_by text, firing integer)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare t integer; every boolean := p_all;
+begin
+  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  return query
+  select r.name, n.name, r.kind, r.about, r.enabled, r.threshold, k.unit, r.floor, r.minimum, r.window_seconds, r.for_seconds, r.calm_seconds,
+    r.renotify_seconds, r.severity, r.note, r.shipped, r.changed_at, r.changed_by,
+    (select count(*)::integer from pgmail.alert a where a.rule_id = r.id and a.state = 'firing' and (every or a.tenant_id is null or a.tenant_id = t))
+  from pgmail.alert_rule r join pgmail.alert_kinds() k on k.kind = r.kind left join pgmail.tenant n on n.id = r.tenant_id
+  where every or r.tenant_id = t
+    or (r.tenant_id is null and not exists (select from pgmail.alert_rule o where o.tenant_id = t and o.name = r.name)
+        and (k.level = 'tenant' or pgmail.sees_alert(t, null, r.kind)))
+  order by r.name, n.name nulls first;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_rules_of(p_kind text) RETURNS TABLE(tenant_id integer, rule_id bigint, about text, threshold double precision, floor double precision, minimum bigint, window_seconds integer)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select t.id, r.id, r.about, r.threshold, r.floor, r.minimum, r.window_seconds
+  from pgmail.alert_rule r join pgmail.tenant t on r.tenant_id = t.id
+    or (r.tenant_id is null and not exists (select from pgmail.alert_rule o where o.tenant_id = t.id and o.name = r.name))
+  where r.kind = p_kind and r.enabled
+$$;
+
+CREATE FUNCTION pgmail.alert_silences(p_all boolean DEFAULT false) RETURNS TABLE(rule text, subject text, tenant text, fleet boolean, reason text, until timestamp with time zone, silenced_at timestamp with time zone, silenced_by text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare t integer; every boolean := p_all;
+begin
+  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  return query
+  select s.rule, s.subject, n.name, s.tenant_id is null, s.reason, s.until, s.silenced_at, s.silenced_by
+  from pgmail.alert_silence s left join pgmail.tenant n on n.id = s.tenant_id
+  where (s.until is null or s.until > pgmail.now()) and (every or s.tenant_id is null or s.tenant_id = t)
+  order by s.silenced_at, s.rule, s.subject;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_since(p_tenant integer, p_stream text, p_seconds double precision, OUT sent bigint, OUT bounced bigint, OUT dead bigint) RETURNS record
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select t.sent - m.sent, t.bounced - m.bounced, t.dead - m.dead
+  from (select coalesce(sum(x.n) filter (where x.kind = 'sent'), 0)::bigint as sent, coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0)::bigint as bounced,
+          coalesce(sum(x.n) filter (where x.kind = 'dead'), 0)::bigint as dead
+        from pgmail.tally_total x where x.tenant_id = p_tenant and x.stream = p_stream) t
+  join pgmail.alert_meter m on m.tenant_id = p_tenant and m.stream = p_stream and m.at = coalesce(
+    (select max(x.at) from pgmail.alert_meter x where x.tenant_id = p_tenant and x.stream = p_stream and x.at <= pgmail.now() - p_seconds * interval '1 second'),
+    (select min(x.at) from pgmail.alert_meter x where x.tenant_id = p_tenant and x.stream = p_stream))
+$$;
+
+CREATE FUNCTION pgmail.alert_step_v1() RETURNS TABLE(move text, rule text, severity text, tenant text, subject text, words text, silenced boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+declare
+  now_ timestamptz := pgmail.now(); facts pgmail.alert_fact[] := '{}'; found_ pgmail.alert_fact[]; family_ text; blind text[] := '{}';
+  a record; told boolean;
+begin
+  if not pg_try_advisory_xact_lock(hashtextextended('pgmail.alerts', 0)) then return; end if;
+  perform pgmail.alert_meter_step();
+  perform pgmail.alert_horizon_step();
+  foreach family_ in array array['mail', 'rates', 'traffic', 'fleet', 'database'] loop
+    begin
+      execute format('select coalesce(array_agg(f), ''{}'') from pgmail.alert_facts_%s() f', family_) into found_;
+      facts := facts || found_;
+    exception when others then
+      blind := blind || family_;
+      move := 'blind'; rule := family_; words := sqlerrm; severity := 'warning'; tenant := null; subject := ''; silenced := false;
+      return next;
+    end;
+  end loop;
+
+  -- What is new, and what goes on; one rule tells of one subject once, whatever it found twice.
+  insert into pgmail.alert as x (tenant_id, rule_id, rule, kind, subject, severity, state, since, value, threshold, words, path)
+  select distinct on (f.rule_id, f.tenant_id, f.subject) f.tenant_id, r.id, r.name, r.kind, f.subject, r.severity, 'pending', now_, f.value, r.threshold, f.words, k.path
+  from unnest(facts) f join pgmail.alert_rule r on r.id = f.rule_id join pgmail.alert_kinds() k on k.kind = r.kind
+  order by f.rule_id, f.tenant_id, f.subject, f.value desc
+  on conflict (rule_id, tenant_id, subject) where state <> 'resolved' do update set
+    value = excluded.value, threshold = excluded.threshold, words = excluded.words, severity = excluded.severity, rule = excluded.rule, calm_since = null
+  where (x.value, x.threshold, x.words, x.severity, x.rule) <> (excluded.value, excluded.threshold, excluded.words, excluded.severity, excluded.rule)
+     or x.calm_since is not null;
+
+  for a in
+    select x.*, n.name as tenant_name, r.for_seconds, r.calm_seconds, r.renotify_seconds, pgmail.is_silenced(x.tenant_id, x.rule, x.subject) as quiet,
+      h.subject is not null as holds
+    from pgmail.alert x left join pgmail.alert_rule r on r.id = x.rule_id left join pgmail.tenant n on n.id = x.tenant_id
+    left join (select distinct f.rule_id, coalesce(f.tenant_id, 0) as tenant_id, f.subject from unnest(facts) f) h
+      on h.rule_id = x.rule_id and h.tenant_id = coalesce(x.tenant_id, 0) and h.subject = x.subject
+    where x.state <> 'resolved' order by x.id
+  loop
+    move := null; told := false;
+    if not a.holds then
+      if (select k.family from pgmail.alert_kinds() k where k.kind = a.kind) = any (blind) then continue; end if;
+      if a.state = 'pending' then
+        delete from pgmail.alert x where x.id = a.id;
+        continue;
+      elsif a.for_seconds is not null and coalesce(a.calm_since, now_) > now_ - a.calm_seconds * interval '1 second' then
+        update pgmail.alert x set calm_since = now_ where x.id = a.id and x.calm_since is null;
+        continue;
+      end if;
+      update pgmail.alert x set state = 'resolved', resolved_at = now_ where x.id = a.id;
+      if a.told_at is not null and not a.quiet then perform pgmail.tell_alert(a.id, 'resolved'); end if;
+      move := 'resolved';
+    elsif a.state = 'pending' then
+      if a.since > now_ - a.for_seconds * interval '1 second' then continue; end if;
+      update pgmail.alert x set state = 'firing', fired_at = now_ where x.id = a.id;
+      move := 'firing'; told := not a.quiet;
+    elsif a.quiet then
+      continue;
+    elsif a.told_at is null then
+      move := 'firing'; told := true;      -- it began in a silence, which is over
+    elsif a.told_at <= now_ - a.renotify_seconds * interval '1 second' then
+      perform pgmail.tell_alert(a.id, 'reminder');
+      update pgmail.alert x set told_at = now_ where x.id = a.id;
+      continue;
+    else
+      continue;
+    end if;
+    if told then
+      perform pgmail.tell_alert(a.id, 'firing');
+      update pgmail.alert x set told_at = now_ where x.id = a.id;
+    end if;
+    rule := a.rule; severity := a.severity; tenant := a.tenant_name; subject := a.subject; words := a.words; silenced := a.quiet;
+    return next;
+  end loop;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_take_v1(p_most integer, p_busy uuid[] DEFAULT '{}'::uuid[]) RETURNS TABLE(id uuid, tenant_id integer, target_id uuid, target text, target_kind text, secret bytea, kek text, event text, attempts smallint, alert_id uuid, rule text, severity text, tenant text, subject text, words text, value double precision, threshold double precision, since timestamp with time zone, fired_at timestamp with time zone, resolved_at timestamp with time zone, path text, made_at timestamp with time zone)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+begin
+  return query
+  with next_ as materialized (
+    select x.id from pgmail.alert_target t
+    cross join lateral (
+      select d.* from pgmail.alert_delivery d where d.target_id = t.id and d.state = 'waiting' order by d.id limit 1) x
+    where t.id <> all (p_busy) and x.due_at <= pgmail.now() order by x.id limit p_most
+  ), taken as (
+    update pgmail.alert_delivery d set due_at = pgmail.now() + interval '2 minutes', attempts = d.attempts + 1
+    where d.id in (select l.id from pgmail.alert_delivery l where l.id in (select n.id from next_ n) and l.state = 'waiting'
+                     and l.due_at <= pgmail.now() for update skip locked)
+    returning d.*
+  )
+  select d.id, t.tenant_id, t.id, t.name, t.kind, t.secret, t.kek, d.event, d.attempts, a.id, a.rule, a.severity, n.name, a.subject, a.words, a.value,
+    a.threshold, a.since, a.fired_at, a.resolved_at, a.path, d.made_at
+  from taken d join pgmail.alert_target t on t.id = d.target_id
+  left join pgmail.alert a on a.id = d.alert_id left join pgmail.tenant n on n.id = a.tenant_id
+  order by d.id;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_targets(p_all boolean DEFAULT false) RETURNS TABLE(id uuid, name text, tenant text, kind text, shown text, sealed boolean, severity text, created_at timestamp with time zone, created_by text, told_at timestamp with time zone, failing_since timestamp with time zone, answer text, waiting integer)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare t integer; every boolean := p_all;
+begin
+  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  return query
+  select x.id, x.name, n.name, x.kind, x.shown, x.kek is not null, x.severity, x.created_at, x.created_by, x.told_at, x.failing_since, x.answer,
+    (select count(*)::integer from pgmail.alert_delivery d where d.target_id = x.id and d.state = 'waiting')
+  from pgmail.alert_target x left join pgmail.tenant n on n.id = x.tenant_id
+  where every or x.tenant_id = t
+  order by x.name, n.name nulls first;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_tenant(p_fleet boolean) RETURNS integer
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  if not p_fleet then return pgmail.need_tenant(); end if;
+  if exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
+    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
+  end if;
+  return null;
+end
+$$;
+
+CREATE FUNCTION pgmail.alert_told_v1(p_id uuid, p_ok boolean, p_answer text, p_final boolean DEFAULT false) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare d pgmail.alert_delivery; now_ timestamptz := pgmail.now(); answer_ text := left(p_answer, 500); state_ text;
+begin
+  select x.* into d from pgmail.alert_delivery x where x.id = p_id and x.state = 'waiting' for update;
+  if not found then return null; end if;
+  state_ := case when p_ok then 'sent' when p_final or d.event = 'test' or d.made_at < now_ - interval '1 day' then 'failed' else 'waiting' end;
+  update pgmail.alert_delivery x set state = state_, answer = answer_, done_at = case when state_ <> 'waiting' then now_ end,
+    due_at = case when state_ = 'waiting' then now_ + (array[10, 30, 60, 300, 900, 1800])[least(greatest(d.attempts, 1), 6)] * interval '1 second' else x.due_at end
+  where x.id = p_id;
+  update pgmail.alert_target t set told_at = case when p_ok then now_ else t.told_at end, answer = case when p_ok then null else answer_ end,
+    failing_since = case when p_ok then null else coalesce(t.failing_since, now_) end
+  where t.id = d.target_id;
+  return state_;
+end
+$$;
+
+CREATE FUNCTION pgmail.alerts(p_all boolean DEFAULT false, p_state text DEFAULT 'open'::text, p_rule text DEFAULT NULL::text, p_limit integer DEFAULT 100, p_after uuid DEFAULT NULL::uuid) RETURNS TABLE(id uuid, rule text, kind text, tenant text, subject text, severity text, state text, since timestamp with time zone, fired_at timestamp with time zone, resolved_at timestamp with time zone, value double precision, threshold double precision, unit text, words text, path text, silenced boolean, told_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+declare t integer; every boolean := p_all; last_ pgmail.alert;
+begin
+  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  select x.* into last_ from pgmail.alert x where x.id = p_after;
+  return query
+  select x.id, x.rule, x.kind, n.name, x.subject, x.severity, x.state, x.since, x.fired_at, x.resolved_at, x.value, x.threshold, k.unit, x.words, x.path,
+    pgmail.is_silenced(x.tenant_id, x.rule, x.subject), x.told_at
+  from pgmail.alert x left join pgmail.tenant n on n.id = x.tenant_id left join pgmail.alert_kinds() k on k.kind = x.kind
+  where (every or pgmail.sees_alert(t, x.tenant_id, x.kind))
+    and case p_state when 'all' then true when 'open' then x.state <> 'resolved' else x.state = p_state end
+    and (p_rule is null or x.rule = p_rule)
+    and (last_.id is null or (x.state = 'resolved') > (last_.state = 'resolved')
+         or ((x.state = 'resolved') = (last_.state = 'resolved') and x.id < last_.id))
+  order by x.state = 'resolved', x.id desc limit least(greatest(p_limit, 1), 1000);
+end
+$$;
+
+CREATE FUNCTION pgmail.at_words(p_at timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    AS $$ select case when isfinite(p_at) then to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC' else p_at::text end $$;
 
 CREATE FUNCTION pgmail.begin_hooks() RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2055,6 +2671,15 @@ CREATE FUNCTION pgmail.hook_data(p_tenant integer, p_event uuid, p_email uuid, p
   where p_event = p_recipient or e.id is not null
 $$;
 
+CREATE FUNCTION pgmail.hot_tables() RETURNS TABLE(name text, dead bigint, living bigint, bytes bigint, vacuumed_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select s.relname::text, s.n_dead_tup, s.n_live_tup, pg_total_relation_size(s.relid), greatest(s.last_vacuum, s.last_autovacuum)
+  from pg_stat_user_tables s where s.schemaname = 'pgmail'
+    and s.relname in ('queue', 'lane', 'lane_touch', 'tally', 'tally_total', 'worker', 'bucket', 'permit', 'dead_letter', 'idempotency')
+$$;
+
 CREATE FUNCTION pgmail.idle_lanes_v1(p_tenant integer, p_lanes bigint[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2129,6 +2754,15 @@ CREATE FUNCTION pgmail.is_sender_domain(p_tenant integer, p_domain text) RETURNS
     AS $$
   select exists (select from pgmail.sender_domain d where d.tenant_id = p_tenant and d.state = 'verified'
                  and d.domain = any (pgmail.domain_and_above(p_domain)))
+$$;
+
+CREATE FUNCTION pgmail.is_silenced(p_tenant integer, p_rule text, p_subject text) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select exists (select from pgmail.alert_silence s
+    where s.rule = p_rule and s.subject in ('*', p_subject) and (s.until is null or s.until > pgmail.now())
+      and (s.tenant_id is null or s.tenant_id = p_tenant or (p_tenant is null and (select count(*) from pgmail.tenant) = 1)))
 $$;
 
 CREATE FUNCTION pgmail.iso_time(p_at timestamp with time zone) RETURNS text
@@ -2262,6 +2896,103 @@ CREATE FUNCTION pgmail.lane_id(p_tenant integer, p_stream text, p_priority integ
 CREATE FUNCTION pgmail.lane_name(p_stream text, p_priority integer, p_site text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select p_stream || '/' || case p_priority when 1 then 'high' when 2 then 'normal' else 'low' end || '/' || p_site $$;
+
+CREATE FUNCTION pgmail.lane_stop(t integer, p_stream text, p_priority integer, p_site text, OUT kind text, OUT scope text, OUT name text, OUT until timestamp with time zone, OUT words text) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+declare
+  now_ timestamptz := pgmail.now(); relays_ text[]; up_ text[]; p pgmail.pause; r record;
+begin
+  select 'restore', 'fleet', 'all', format('all sending is stopped since %s, for the database was restored: %s; pgmail resume --after-restore decides',
+    pgmail.at_words(f.noticed_at), f.reason) into kind, scope, name, words from pgmail.fence f;
+  if found then return; end if;
+
+  -- A tenant's suspension; else of several pauses the one that lasts longest.
+  select x.* into p from pgmail.pause x
+   where (x.tenant_id is null or x.tenant_id = t) and (x.until is null or x.until > now_)
+     and (x.scope = 'tenant' or (x.scope = 'site' and x.name = p_site) or (x.scope = 'stream' and x.name = p_stream)
+          or (x.scope = 'lane' and x.name = pgmail.lane_name(p_stream, p_priority, p_site)))
+   order by x.scope = 'tenant' desc, x.until desc nulls first, x.tenant_id nulls first limit 1;
+  if found then
+    kind := 'pause'; scope := p.scope; name := p.name; until := p.until;
+    words := format('%s %s is %s by %s since %s%s: %s', p.scope, p.name, case p.scope when 'tenant' then 'suspended' else 'paused' end,
+      p.paused_by, pgmail.at_words(p.paused_at), ' until ' || pgmail.at_words(p.until), p.reason);
+    return;
+  end if;
+
+  if p_site = pgmail.test_site() then return; end if;   -- no relay takes test email, and no limit counts it
+
+  select coalesce(s.relays, array[s.relay]) into relays_ from pgmail.stream s where s.tenant_id = t and s.name = p_stream;
+  relays_ := coalesce(relays_, array['default']);
+  select array_agg(n.name order by n.i) filter (where coalesce(y.state, 'up') = 'up') as up, min(n.name) as name,
+    nullif(min(coalesce(y.blocked_until, 'infinity')), 'infinity') as until,
+    string_agg(case y.state
+      when 'paused' then format('relay %s is paused by %s since %s%s: %s', y.name, y.changed_by, pgmail.at_words(y.changed_at),
+                                ' until ' || pgmail.at_words(y.blocked_until), coalesce(y.reason, 'no reason given'))
+      when 'away' then format('relay %s is away since %s: %s; next try at %s', y.name, pgmail.at_words(y.changed_at),
+                              coalesce(y.reason, 'unreachable'), coalesce(pgmail.at_words(y.blocked_until), 'once')) end, '; and ' order by n.i) as words
+    into r from unnest(relays_) with ordinality n(name, i) left join pgmail.relay y on y.name = n.name;
+  up_ := r.up;
+  if up_ is null then
+    kind := 'relay'; scope := 'relay'; name := r.name; until := r.until;
+    words := case when cardinality(relays_) > 1 then 'none of its relays takes mail: ' else '' end || r.words;
+    return;
+  end if;
+
+  -- Of the relays that are up the one whose token comes first, then the latest of that, the site's and the tenant's.
+  with limited as (
+    select l.scope, l.name, l.connections, pgmail.rate_words(l.messages, l.per_seconds) as rate,
+      case when l.messages is not null and b.last_at > '-infinity'
+           then b.last_at + pgmail.limit_gap(l, y.up_since, now_) * interval '1 second' end as free_at,
+      coalesce((select sum(h.held) from pgmail.permit h join pgmail.worker w on w.epoch = h.epoch
+                where h.scope = l.scope and h.name = l.name), 0) >= l.connections as full_
+    from pgmail.limits l
+    left join pgmail.bucket b on b.scope = l.scope and b.name = l.name
+    left join pgmail.relay y on l.scope = 'relay' and y.name = l.name
+    where (l.scope = 'site' and l.name = p_site) or (l.scope = 'relay' and l.name = any (up_))
+      or (l.scope = 'tenant' and l.name = (select x.name from pgmail.tenant x where x.id = t))
+  ), binding as (
+    select * from limited where scope <> 'relay' and (free_at > now_ or full_)
+    union all
+    (select * from limited where scope = 'relay' and (free_at > now_ or full_)
+       and (select count(*) from limited where scope = 'relay' and (free_at > now_ or full_)) = cardinality(up_)
+     order by free_at nulls first limit 1)
+  )
+  select * into r from binding order by free_at > now_ desc nulls last, free_at desc limit 1;
+  if found then
+    kind := 'limit'; scope := r.scope; name := r.name; until := case when r.free_at > now_ then r.free_at end;
+    words := case when until is not null
+      then format('%s %s is limited to %s; its next token is free at %s', r.scope, r.name, r.rate, pgmail.at_words(r.free_at))
+      else format('%s %s is limited to %s connections, and all are in use', r.scope, r.name, r.connections) end;
+    return;
+  end if;
+
+  -- A process that only leads sends nothing.
+  if exists (select from pgmail.worker x where x.program <> 'maintain' and x.beat_at > now_ - interval '30 seconds') then
+    if not exists (select from pgmail.worker x where x.program <> 'maintain' and x.state = 'running') then
+      kind := 'workers'; words := 'all workers are about to stop and take nothing new';
+    end if;
+    return;
+  end if;
+  kind := 'workers';
+  words := coalesce('no worker is alive since ' || pgmail.at_words(greatest(
+      (select max(x.beat_at) from pgmail.worker x where x.program <> 'maintain'),
+      (select max(x.beat_at) from pgmail.lost_worker x where x.program <> 'maintain'))), 'no worker is running');
+end
+$$;
+
+CREATE FUNCTION pgmail.late_lanes(p_seconds double precision, p_most integer DEFAULT 100) RETURNS TABLE(tenant_id integer, stream text, site text, due_at timestamp with time zone, kind text, words text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select g.tenant_id, g.stream, g.site, g.oldest_due_at, s.kind, s.words
+  from (select x.* from pgmail.gauge x where x.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' order by x.oldest_due_at limit p_most) g
+  cross join lateral pgmail.lane_stop(g.tenant_id, g.stream, g.priority, g.site) s
+$$;
 
 CREATE FUNCTION pgmail.lead_v1(p_epoch bigint, p_seconds double precision) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2807,6 +3538,10 @@ CREATE FUNCTION pgmail.note_keys_v1(p_tenants integer[], p_keys uuid[], p_from i
   from free f where k.tenant_id = f.tenant_id and k.id = f.id
 $$;
 
+CREATE FUNCTION pgmail.number_words(p_n numeric) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select to_char(round(p_n), 'FM999,999,999,999,990') $$;
+
 CREATE FUNCTION pgmail.octets_of(p_base64 jsonb) RETURNS bytea
     LANGUAGE plpgsql IMMUTABLE
     AS $$
@@ -2845,6 +3580,44 @@ CREATE FUNCTION pgmail.oldest_due() RETURNS TABLE(tenant_id integer, due_at time
       and (s.scope = 'tenant'
            or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end))
   group by p.tenant_id
+$$;
+
+CREATE FUNCTION pgmail.oldest_snapshot(OUT who text, OUT pid integer, OUT account text, OUT application text, OUT state text, OUT seconds double precision, OUT mend text) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare next_ bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint; h record; known timestamptz;
+begin
+  select * into h from (
+    -- A session without a snapshot keeps nothing, however long it is idle in its transaction.
+    select 'session' as what, a.pid as id, a.usename::text as owner, a.application_name::text as app, a.state::text as doing, null::text as name,
+      next_ - greatest(age(a.backend_xid), age(a.backend_xmin)) as xid, coalesce(a.xact_start, a.query_start) as began,
+      (a.backend_xid is not null and age(a.backend_xid) >= coalesce(age(a.backend_xmin), 0))::integer as own
+    from pg_stat_activity a
+    where (a.backend_xid is not null or a.backend_xmin is not null) and a.pid <> pg_backend_pid()
+      and (a.backend_type is null or a.backend_type in ('client backend', 'walsender', 'background worker'))
+    union all
+    select 'prepared', null, p.owner::text, null, null, p.gid, next_ - age(p.transaction), p.prepared, 1 from pg_prepared_xacts p
+    union all
+    select 'slot', s.active_pid, null, null, null, s.slot_name::text, next_ - greatest(age(s.xmin), age(s.catalog_xmin)), null, 0
+    from pg_replication_slots s where s.xmin is not null or s.catalog_xmin is not null
+  ) x order by x.xid, x.own desc, x.began nulls last, x.id limit 1;
+  if not found then return; end if;
+  -- The first look after its birth: it is at least that old.
+  select min(z.at) into known from pgmail.alert_horizon z where z.xid > h.xid;
+  seconds := greatest(extract(epoch from clock_timestamp() - h.began), extract(epoch from pgmail.now() - known), 0);
+  pid := h.id; account := h.owner; application := nullif(h.app, ''); state := h.doing;
+  if h.what = 'session' then
+    who := format('the session %s of %s%s%s', h.id, coalesce(h.owner, 'nobody'), coalesce(' (' || nullif(h.app, '') || ')', ''), coalesce(', ' || h.doing, ''));
+    mend := format('select pg_terminate_backend(%s)', h.id);
+  elsif h.what = 'prepared' then
+    who := format('the prepared transaction %L of %s', h.name, h.owner);
+    mend := format('rollback prepared %L', h.name);
+  else
+    who := format('the replication slot %s', h.name);
+    mend := format('select pg_drop_replication_slot(%L)', h.name);
+  end if;
+end
 $$;
 
 CREATE FUNCTION pgmail.orphans_v1() RETURNS SETOF bigint
@@ -4212,6 +4985,36 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.remove_alert_rule(p_name text, p_reason text DEFAULT NULL::text, p_fleet boolean DEFAULT false) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.alert_tenant(p_fleet);
+begin
+  if t is null and exists (select from pgmail.alert_kinds() k where k.kind = p_name) then
+    perform pgmail.refuse('not_allowed', '/name', format('%s comes with pgmail; switch it off instead: pgmail alert set %s --off', p_name, p_name), 409);
+  end if;
+  delete from pgmail.alert_rule r where r.name = p_name and r.tenant_id is not distinct from t;
+  if not found then return false; end if;
+  perform pgmail.record_act(t, 'alert.remove', p_name, p_reason);
+  return true;
+end
+$$;
+
+CREATE FUNCTION pgmail.remove_alert_target(p_name text, p_reason text DEFAULT NULL::text, p_fleet boolean DEFAULT false) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.alert_tenant(p_fleet); id_ uuid;
+begin
+  delete from pgmail.alert_target x where x.name = p_name and x.tenant_id is not distinct from t returning x.id into id_;
+  if id_ is null then return false; end if;
+  delete from pgmail.alert_delivery d where d.target_id = id_ and d.state = 'waiting';
+  perform pgmail.record_act(t, 'alert.target.remove', p_name, p_reason);
+  return true;
+end
+$$;
+
 CREATE FUNCTION pgmail.remove_domain(p_domain text, p_reason text DEFAULT NULL::text) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4353,6 +5156,17 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.replicas() RETURNS TABLE(name text, kind text, active boolean, lag_seconds double precision, kept_bytes numeric)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select s.slot_name::text, 'slot', s.active, null::float8, pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)
+  from pg_replication_slots s where not pg_is_in_recovery()
+  union all
+  select coalesce(nullif(r.application_name, ''), r.pid::text), 'standby', true, extract(epoch from r.replay_lag)::float8, null
+  from pg_stat_replication r
+$$;
+
 CREATE FUNCTION pgmail.reschedule(id uuid, at timestamp with time zone) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -4454,7 +5268,9 @@ CREATE FUNCTION pgmail.rescue_v1(p_epoch bigint) RETURNS integer
     SET lock_timeout TO '1s'
     AS $$
 begin
-  delete from pgmail.worker w where w.epoch = p_epoch;
+  delete from pgmail.lost_worker l where l.lost_at < pgmail.now() - interval '1 day';
+  with gone as (delete from pgmail.worker w where w.epoch = p_epoch returning w.epoch, w.host, w.pid, w.program, w.beat_at)
+  insert into pgmail.lost_worker (epoch, host, pid, program, beat_at) select * from gone on conflict do nothing;
   delete from pgmail.permit p where p.epoch = p_epoch;
   return pgmail.rescue_leases(array[p_epoch]);
 end
@@ -5066,6 +5882,14 @@ begin
 end
 $_$;
 
+CREATE FUNCTION pgmail.saw_certificate_v1(p_name text, p_place text, p_ends_at timestamp with time zone) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  insert into pgmail.certificate (name, place, ends_at) values (left(p_name, 300), left(p_place, 300), p_ends_at)
+  on conflict (name) do update set place = excluded.place, ends_at = excluded.ends_at, seen_at = pgmail.now()
+$$;
+
 CREATE FUNCTION pgmail.seal_state_v1(OUT tenant integer, OUT now timestamp with time zone, OUT streams jsonb, OUT keys jsonb) RETURNS record
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -5141,6 +5965,14 @@ begin
   if good is not true then execute format('create policy owner on %s to %I using (true) with check (true)', p_table, pg_get_userbyid(c.relowner)); end if;
   return true;
 end
+$$;
+
+CREATE FUNCTION pgmail.sees_alert(p_caller integer, p_tenant integer, p_kind text) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select case when p_tenant is not null then p_tenant = p_caller
+    else (select count(*) from pgmail.tenant) = 1 or coalesce((select k.public from pgmail.alert_kinds() k where k.kind = p_kind), false) end
 $$;
 
 CREATE FUNCTION pgmail.send(email jsonb) RETURNS uuid
@@ -5319,6 +6151,125 @@ begin
   return null;
 end
 $$;
+
+CREATE TABLE pgmail.alert_rule (
+    id bigint NOT NULL,
+    tenant_id integer,
+    name text NOT NULL,
+    kind text NOT NULL,
+    about text,
+    enabled boolean DEFAULT true NOT NULL,
+    threshold double precision NOT NULL,
+    floor double precision,
+    minimum bigint,
+    window_seconds integer,
+    for_seconds integer DEFAULT 0 NOT NULL,
+    calm_seconds integer DEFAULT 60 NOT NULL,
+    renotify_seconds integer,
+    severity text DEFAULT 'warning'::text NOT NULL,
+    note text,
+    changed_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    changed_by text DEFAULT SESSION_USER NOT NULL,
+    shipped boolean DEFAULT false NOT NULL,
+    CONSTRAINT alert_rule_calm_seconds_check CHECK (((calm_seconds >= 0) AND (calm_seconds <= 86400))),
+    CONSTRAINT alert_rule_floor_check CHECK (((floor >= (0)::double precision) AND (floor < 'Infinity'::double precision))),
+    CONSTRAINT alert_rule_for_seconds_check CHECK (((for_seconds >= 0) AND (for_seconds <= 604800))),
+    CONSTRAINT alert_rule_minimum_check CHECK ((minimum >= 0)),
+    CONSTRAINT alert_rule_name_check CHECK ((name ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
+    CONSTRAINT alert_rule_renotify_seconds_check CHECK (((renotify_seconds >= 60) AND (renotify_seconds <= 2592000))),
+    CONSTRAINT alert_rule_severity_check CHECK ((severity = ANY (ARRAY['info'::text, 'warning'::text, 'critical'::text]))),
+    CONSTRAINT alert_rule_threshold_check CHECK (((threshold >= (0)::double precision) AND (threshold < 'Infinity'::double precision))),
+    CONSTRAINT alert_rule_window_seconds_check CHECK (((window_seconds >= 60) AND (window_seconds <= 86400)))
+);
+
+ALTER TABLE ONLY pgmail.alert_rule FORCE ROW LEVEL SECURITY;
+
+CREATE FUNCTION pgmail.set_alert_rule(p_name text, p_settings jsonb, p_reason text DEFAULT NULL::text, p_fleet boolean DEFAULT false) RETURNS pgmail.alert_rule
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $_$
+declare t integer := pgmail.alert_tenant(p_fleet); r pgmail.alert_rule; k record; field text; given jsonb; was bigint;
+begin
+  if coalesce(p_name, '') !~ '^[a-z][a-z0-9_]{0,62}$' then
+    perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of a-z, 0-9 and _, led by a letter');
+  elsif jsonb_typeof(p_settings) is distinct from 'object' then
+    perform pgmail.refuse('invalid_body', '', 'must be an object');
+  elsif length(p_reason) > 1000 then
+    perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters');
+  end if;
+  select x.* into r from pgmail.alert_rule x where x.name = p_name and x.tenant_id is not distinct from t for update;
+  was := r.id;
+  if was is null then
+    select x.* into r from pgmail.alert_rule x where x.name = p_name and x.tenant_id is null;
+    if r.id is null then
+      if jsonb_typeof(p_settings->'kind') is distinct from 'string' then
+        perform pgmail.refuse('unknown_rule', '/name', format('no rule is named %L; a new one needs its kind', p_name), 404);
+      end if;
+      -- What is not said is as in the shipped rule of that kind, as it is now.
+      select x.* into r from pgmail.alert_rule x where x.kind = p_settings->>'kind' and x.tenant_id is null order by x.id limit 1;
+      if r.id is null then
+        select x.kind, 0 into r.kind, r.threshold from pgmail.alert_kinds() x where x.kind = p_settings->>'kind';
+        r.severity := 'warning'; r.for_seconds := 0; r.calm_seconds := 60;
+      end if;
+      r.note := null; r.enabled := true;
+    end if;
+  end if;
+  select x.* into k from pgmail.alert_kinds() x where x.kind = coalesce(r.kind, p_settings->>'kind');
+  if k.kind is null then
+    perform pgmail.refuse('invalid_rule', '/kind', 'must be one of ' || (select string_agg(x.kind, ', ' order by x.kind) from pgmail.alert_kinds() x));
+  elsif p_settings ? 'kind' and p_settings->>'kind' is distinct from r.kind then
+    perform pgmail.refuse('invalid_rule', '/kind', format('the rule %s is of the kind %s; take another name', p_name, r.kind));
+  elsif t is not null and k.level = 'fleet' then
+    perform pgmail.refuse('not_allowed', '/name', format('rules of the kind %s are the fleet''s, and an operator''s to set', k.kind), 403);
+  end if;
+  for field, given in select * from jsonb_each(p_settings) loop
+    if field not in ('kind', 'about', 'enabled', 'threshold', 'floor', 'minimum', 'window_seconds', 'for_seconds', 'calm_seconds',
+                     'renotify_seconds', 'severity', 'note') then
+      perform pgmail.refuse('unknown_key', '/' || left(field, 80), 'is no setting of a rule');
+    elsif field = 'enabled' and jsonb_typeof(given) <> 'boolean' then
+      perform pgmail.refuse('invalid_rule', '/enabled', 'must be true or false');
+    elsif field in ('severity', 'about', 'note') and jsonb_typeof(given) not in ('string', 'null') then
+      perform pgmail.refuse('invalid_rule', '/' || field, 'must be a text');
+    elsif field in ('threshold', 'floor', 'minimum', 'window_seconds', 'for_seconds', 'calm_seconds', 'renotify_seconds') then
+      if jsonb_typeof(given) = 'null' and field in ('floor', 'minimum', 'renotify_seconds') then continue; end if;
+      if jsonb_typeof(given) <> 'number' or (given::text)::numeric not between 0 and 1000000000000000 then
+        perform pgmail.refuse('invalid_rule', '/' || field, 'must be a number from 0');
+      elsif field <> 'threshold' and field <> 'floor' and (given::text)::numeric <> trunc((given::text)::numeric) then
+        perform pgmail.refuse('invalid_rule', '/' || field, 'must be a whole number');
+      elsif field = 'window_seconds' and (given::text)::numeric not between 60 and 86400 then
+        perform pgmail.refuse('invalid_rule', '/window_seconds', 'must be from 60 to 86,400');
+      elsif field = 'for_seconds' and (given::text)::numeric > 604800 then
+        perform pgmail.refuse('invalid_rule', '/for_seconds', 'must be at most 604,800');
+      elsif field = 'calm_seconds' and (given::text)::numeric > 86400 then
+        perform pgmail.refuse('invalid_rule', '/calm_seconds', 'must be at most 86,400');
+      elsif field = 'renotify_seconds' and (given::text)::numeric not between 60 and 2592000 then
+        perform pgmail.refuse('invalid_rule', '/renotify_seconds', 'must be from 60 to 2,592,000');
+      end if;
+    end if;
+  end loop;
+  if p_settings ? 'severity' and coalesce(p_settings->>'severity', '') not in ('info', 'warning', 'critical') then
+    perform pgmail.refuse('invalid_rule', '/severity', 'must be info, warning or critical');
+  elsif length(p_settings->>'note') > 1000 or length(p_settings->>'about') > 300 then
+    perform pgmail.refuse('invalid_rule', '/note', 'longer than 1,000 characters, or about than 300');
+  end if;
+  r := jsonb_populate_record(r, p_settings);
+  r.tenant_id := t; r.name := p_name; r.changed_at := pgmail.now(); r.changed_by := pgmail.actor(); r.shipped := false;
+  if was is null then
+    insert into pgmail.alert_rule (tenant_id, name, kind, about, enabled, threshold, floor, minimum, window_seconds, for_seconds, calm_seconds,
+      renotify_seconds, severity, note, changed_at, changed_by)
+    values (t, p_name, r.kind, r.about, r.enabled, r.threshold, r.floor, r.minimum, r.window_seconds, r.for_seconds, r.calm_seconds,
+      r.renotify_seconds, r.severity, r.note, r.changed_at, r.changed_by)
+    returning * into r;
+  else
+    update pgmail.alert_rule x set about = r.about, enabled = r.enabled, threshold = r.threshold, floor = r.floor, minimum = r.minimum,
+      window_seconds = r.window_seconds, for_seconds = r.for_seconds, calm_seconds = r.calm_seconds, renotify_seconds = r.renotify_seconds,
+      severity = r.severity, note = r.note, changed_at = r.changed_at, changed_by = r.changed_by, shipped = false
+    where x.id = was;
+  end if;
+  perform pgmail.record_act(t, 'alert.set', p_name, concat_ws(': ', p_reason, p_settings::text));
+  return r;
+end
+$_$;
 
 CREATE FUNCTION pgmail.set_hook(p_id uuid, p_changes jsonb, p_reason text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -5813,6 +6764,10 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.share_words(p_share double precision) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select to_char(p_share * 100, case when p_share < 0.1 then 'FM990.0' else 'FM990' end) || ' %' $$;
+
 CREATE FUNCTION pgmail.shown(p_rcpt text, p_name text) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
     AS $$ select case when p_name is null then '{"address": "' || p_rcpt || '"}'
@@ -5824,6 +6779,32 @@ CREATE FUNCTION pgmail.shown_people(p_people pgmail.person[]) RETURNS text
 begin
   return (select string_agg(pgmail.shown(rcpt, name), ', ' order by o)
           from (select coalesce(p.rcpt, p.address) as rcpt, p.name, p.ordinality as o from unnest(p_people) with ordinality p offset 0) q);
+end
+$$;
+
+CREATE FUNCTION pgmail.silence_alert(p_rule text, p_reason text, p_until timestamp with time zone DEFAULT NULL::timestamp with time zone, p_subject text DEFAULT '*'::text, p_fleet boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.alert_tenant(p_fleet); subject_ text := coalesce(p_subject, '*');
+begin
+  if not exists (select from pgmail.alert_rule r where r.name = p_rule and (r.tenant_id is null or r.tenant_id = t or t is null)) then
+    perform pgmail.refuse('unknown_rule', '/name', format('no rule is named %L', left(p_rule, 63)), 404);
+  elsif btrim(coalesce(p_reason, '')) = '' then
+    perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why');
+  elsif length(p_reason) > 1000 then
+    perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters');
+  elsif length(subject_) > 300 then
+    perform pgmail.refuse('invalid_subject', '/subject', 'longer than 300 characters');
+  elsif p_until <= pgmail.now() then
+    perform pgmail.refuse('time_in_past', '/until', 'it has passed');
+  end if;
+  delete from pgmail.alert_silence s where s.until <= pgmail.now() and s.tenant_id is not distinct from t;
+  insert into pgmail.alert_silence (tenant_id, rule, subject, reason, until, silenced_by)
+  values (t, p_rule, subject_, p_reason, nullif(p_until, 'infinity'), pgmail.actor())
+  on conflict (tenant_id, rule, subject) do update set reason = excluded.reason, until = excluded.until,
+    silenced_at = pgmail.now(), silenced_by = excluded.silenced_by;
+  perform pgmail.record_act(t, 'alert.silence', concat_ws(' ', p_rule, nullif(subject_, '*')), p_reason);
 end
 $$;
 
@@ -5863,6 +6844,15 @@ begin
   values (p_tenant, 'pgmail', 'site.pause', p_site, format('until %s: %s', s.until, left(p_reason, 900)));
   return s.until;
 end
+$$;
+
+CREATE FUNCTION pgmail.span_words(p_seconds double precision) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+  select case when n = 1 then '1 ' || unit else n || ' ' || unit || 's' end
+  from (select case when s < 120 then round(s) when s < 7200 then round(s / 60) when s < 172800 then round(s / 3600) else round(s / 86400) end as n,
+          case when s < 120 then 'second' when s < 7200 then 'minute' when s < 172800 then 'hour' else 'day' end as unit
+        from (select greatest(p_seconds, 0)) x(s)) y
 $$;
 
 CREATE FUNCTION pgmail.state_of(p_outcome text, p_dead boolean, p_queued boolean, p_leased boolean, p_due_at timestamp with time zone, p_wait text, p_now timestamp with time zone) RETURNS text
@@ -5935,86 +6925,9 @@ end
 $$;
 
 CREATE FUNCTION pgmail.stopped_by(p_stream text, p_priority integer, p_site text, OUT kind text, OUT scope text, OUT name text, OUT until timestamp with time zone, OUT words text) RETURNS record
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
-    SET jit TO 'off'
-    SET plan_cache_mode TO 'force_generic_plan'
-    AS $$
-#variable_conflict use_column
-declare
-  t integer := pgmail.need_tenant(); now_ timestamptz := pgmail.now(); relays_ text[]; up_ text[]; p pgmail.pause; r record;
-begin
-  select 'restore', 'fleet', 'all', format('all sending is stopped since %s, for the database was restored: %s; pgmail resume --after-restore decides',
-    f.noticed_at, f.reason) into kind, scope, name, words from pgmail.fence f;
-  if found then return; end if;
-
-  -- A tenant's suspension; else of several pauses the one that lasts longest.
-  select x.* into p from pgmail.pause x
-   where (x.tenant_id is null or x.tenant_id = t) and (x.until is null or x.until > now_)
-     and (x.scope = 'tenant' or (x.scope = 'site' and x.name = p_site) or (x.scope = 'stream' and x.name = p_stream)
-          or (x.scope = 'lane' and x.name = pgmail.lane_name(p_stream, p_priority, p_site)))
-   order by x.scope = 'tenant' desc, x.until desc nulls first, x.tenant_id nulls first limit 1;
-  if found then
-    kind := 'pause'; scope := p.scope; name := p.name; until := p.until;
-    words := format('%s %s is %s by %s since %s%s: %s', p.scope, p.name, case p.scope when 'tenant' then 'suspended' else 'paused' end,
-      p.paused_by, p.paused_at, ' until ' || p.until, p.reason);
-    return;
-  end if;
-
-  if p_site = pgmail.test_site() then return; end if;   -- no relay takes test email, and no limit counts it
-
-  select coalesce(s.relays, array[s.relay]) into relays_ from pgmail.stream s where s.tenant_id = t and s.name = p_stream;
-  relays_ := coalesce(relays_, array['default']);
-  select array_agg(n.name order by n.i) filter (where coalesce(y.state, 'up') = 'up') as up, min(n.name) as name,
-    nullif(min(coalesce(y.blocked_until, 'infinity')), 'infinity') as until,
-    string_agg(case y.state
-      when 'paused' then format('relay %s is paused by %s since %s%s: %s', y.name, y.changed_by, y.changed_at,
-                                ' until ' || y.blocked_until, coalesce(y.reason, 'no reason given'))
-      when 'away' then format('relay %s is away since %s: %s; next try at %s', y.name, y.changed_at,
-                              coalesce(y.reason, 'unreachable'), y.blocked_until) end, '; and ' order by n.i) as words
-    into r from unnest(relays_) with ordinality n(name, i) left join pgmail.relay y on y.name = n.name;
-  up_ := r.up;
-  if up_ is null then
-    kind := 'relay'; scope := 'relay'; name := r.name; until := r.until;
-    words := case when cardinality(relays_) > 1 then 'none of its relays takes mail: ' else '' end || r.words;
-    return;
-  end if;
-
-  -- Of the relays that are up the one whose token comes first, then the latest of that, the site's and the tenant's.
-  with limited as (
-    select l.scope, l.name, l.connections, pgmail.rate_words(l.messages, l.per_seconds) as rate,
-      case when l.messages is not null and b.last_at > '-infinity'
-           then b.last_at + pgmail.limit_gap(l, y.up_since, now_) * interval '1 second' end as free_at,
-      coalesce((select sum(h.held) from pgmail.permit h join pgmail.worker w on w.epoch = h.epoch
-                where h.scope = l.scope and h.name = l.name), 0) >= l.connections as full_
-    from pgmail.limits l
-    left join pgmail.bucket b on b.scope = l.scope and b.name = l.name
-    left join pgmail.relay y on l.scope = 'relay' and y.name = l.name
-    where (l.scope = 'site' and l.name = p_site) or (l.scope = 'relay' and l.name = any (up_))
-      or (l.scope = 'tenant' and l.name = (select x.name from pgmail.tenant x where x.id = t))
-  ), binding as (
-    select * from limited where scope <> 'relay' and (free_at > now_ or full_)
-    union all
-    (select * from limited where scope = 'relay' and (free_at > now_ or full_)
-       and (select count(*) from limited where scope = 'relay' and (free_at > now_ or full_)) = cardinality(up_)
-     order by free_at nulls first limit 1)
-  )
-  select * into r from binding order by free_at > now_ desc nulls last, free_at desc limit 1;
-  if found then
-    kind := 'limit'; scope := r.scope; name := r.name; until := case when r.free_at > now_ then r.free_at end;
-    words := case when until is not null
-      then format('%s %s is limited to %s; its next token is free at %s', r.scope, r.name, r.rate, r.free_at)
-      else format('%s %s is limited to %s connections, and all are in use', r.scope, r.name, r.connections) end;
-    return;
-  end if;
-
-  if not exists (select from pgmail.worker x) then
-    kind := 'workers'; words := 'no worker is running';
-  elsif not exists (select from pgmail.worker x where x.beat_at > now_ - interval '30 seconds') then
-    kind := 'workers'; words := format('no worker is alive since %s', (select max(x.beat_at) from pgmail.worker x));
-  end if;
-end
-$$;
+    AS $$ select * from pgmail.lane_stop(pgmail.need_tenant(), p_stream, p_priority, p_site) $$;
 
 CREATE FUNCTION pgmail.store_data_key(p_tenant integer, p_wrapped bytea, p_kek text, p_reason text, p_first boolean) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -6639,6 +7552,26 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.tell_alert(p_alert uuid, p_event text) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare n integer; ranks text[] := array['info', 'warning', 'critical'];
+begin
+  insert into pgmail.alert_delivery (tenant_id, target_id, alert_id, event)
+  select t.tenant_id, t.id, a.id, p_event
+  from pgmail.alert a join pgmail.alert_target t on array_position(ranks, a.severity) >= array_position(ranks, t.severity)
+    and (t.tenant_id is null or t.tenant_id = a.tenant_id or (a.tenant_id is null and (select count(*) from pgmail.tenant) = 1))
+  where a.id = p_alert
+    -- Who was not told that it began is not told that it ended: a target that is new, or that gave the first up.
+    and (p_event <> 'resolved' or exists (select from pgmail.alert_delivery d where d.alert_id = a.id and d.target_id = t.id
+                                         and d.event = 'firing' and d.state <> 'failed'))
+  order by t.id;
+  get diagnostics n = row_count;
+  return n;
+end
+$$;
+
 CREATE FUNCTION pgmail.tenant_named(p_name text) RETURNS integer
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -6688,6 +7621,20 @@ begin
   end if;
 end
 $_$;
+
+CREATE FUNCTION pgmail.test_alert_target(p_name text, p_fleet boolean DEFAULT false) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.alert_tenant(p_fleet); target_ uuid; id_ uuid;
+begin
+  select x.id into target_ from pgmail.alert_target x where x.name = p_name and x.tenant_id is not distinct from t;
+  if target_ is null then perform pgmail.refuse('not_found', '/name', format('no target is named %L', left(p_name, 63)), 404); end if;
+  insert into pgmail.alert_delivery (tenant_id, target_id, event) values (t, target_, 'test') returning id into id_;
+  perform pgmail.record_act(t, 'alert.target.test', p_name, null);
+  return id_;
+end
+$$;
 
 CREATE FUNCTION pgmail.test_hook(p_id uuid) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
@@ -6810,6 +7757,21 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.unsilence_alert(p_rule text, p_reason text DEFAULT NULL::text, p_subject text DEFAULT '*'::text, p_fleet boolean DEFAULT false) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare t integer := pgmail.alert_tenant(p_fleet); held boolean;
+begin
+  delete from pgmail.alert_silence s
+  where s.tenant_id is not distinct from t and s.rule = p_rule and s.subject = coalesce(p_subject, '*')
+  returning s.until is null or s.until > pgmail.now() into held;
+  if held is not true then return false; end if;
+  perform pgmail.record_act(t, 'alert.unsilence', concat_ws(' ', p_rule, nullif(p_subject, '*')), p_reason);
+  return true;
+end
+$$;
+
 CREATE FUNCTION pgmail.unsuppress(p_address text, p_stream text DEFAULT ''::text, p_reason text DEFAULT NULL::text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -6898,7 +7860,7 @@ CREATE FUNCTION pgmail.why(id uuid) RETURNS text
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
-declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; stop record; ahead bigint; last_ record; m pgmail.message;
+declare t integer := pgmail.need_tenant(); s record; words text[] := '{}'; w text; q record; stop record; holder record; ahead bigint; last_ record; m pgmail.message;
 begin
   for s in select * from pgmail.status(why.id) loop
     select x.* into m from pgmail.message x where x.tenant_id = t and x.id = s.message_id;
@@ -6909,30 +7871,38 @@ begin
         and e.type in ('email.deferred', 'email.delayed', 'email.in_doubt') order by e.id desc limit 1;
     end if;
     case s.state
-      when 'scheduled' then w := format('is scheduled for %s', s.due_at);
+      when 'scheduled' then w := format('is scheduled for %s', pgmail.at_words(s.due_at));
       when 'sending' then
-        w := format('is being sent by worker %s since %s (attempt %s)', q.leased_by, q.leased_at, s.attempts + 1);
-        if not exists (select 1 from pgmail.worker x where x.epoch = q.leased_by) then
+        select x.* into holder from pgmail.worker x where x.epoch = q.leased_by;
+        w := format('is being sent by worker %s%s since %s (attempt %s)', q.leased_by, ' on ' || holder.host, pgmail.at_words(q.leased_at), s.attempts + 1);
+        if holder.epoch is null then
           w := w || ', but that worker is gone; it will be rescued by the leader';
+        elsif holder.beat_at < pgmail.now() - interval '30 seconds' then
+          w := w || format(', but that worker is silent since %s; it will be rescued by the leader', pgmail.at_words(holder.beat_at));
         end if;
       when 'deferred' then
-        w := format('waits until %s: attempt %s was answered %s', s.due_at, s.attempts,
+        w := format('waits until %s: attempt %s was answered %s', pgmail.at_words(s.due_at), s.attempts,
           coalesce(nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), nullif(last_.detail, ''), 'nothing'));
+        select x.* into stop from pgmail.recipient y, pgmail.lane_stop(t, m.stream, m.priority, y.site) x
+         where y.tenant_id = t and y.id = s.recipient_id;
+        if stop.kind <> 'limit' then w := w || '; besides, ' || stop.words; end if;
       when 'held' then
         if q.in_doubt then
           w := format('is held %s (%s). pgmail.resolve(id, ''assume_sent'') takes it for sent, pgmail.resolve(id, ''resend'') sends it again under the same Message-ID',
-            q.hold_reason, coalesce(nullif(concat_ws(', ', last_.detail, 'relay ' || last_.relay, last_.at), ''), 'nothing more is known'));
+            q.hold_reason, coalesce(nullif(concat_ws(', ', last_.detail, 'relay ' || last_.relay, pgmail.at_words(last_.at)), ''), 'nothing more is known'));
         else
           w := format('is held: %s. pgmail.%s(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'),
             case when q.hold_reason like 'by %' then 'release' else 'retry' end);
         end if;
       when 'queued' then
-        select x.* into stop from pgmail.recipient y, pgmail.stopped_by(m.stream, m.priority, y.site) x
+        select x.* into stop from pgmail.recipient y, pgmail.lane_stop(t, m.stream, m.priority, y.site) x
          where y.tenant_id = t and y.id = s.recipient_id;
         if m.key_id is not null and pgmail.sealed_wait(t, m.key_id) is not null then
           w := 'waits: ' || pgmail.sealed_wait(t, m.key_id);
         elsif q.wait = 'delayed' and q.due_at > pgmail.now() and coalesce(stop.kind, 'workers') = 'workers' then
-          w := format('waits for a limit until %s: %s', q.due_at, coalesce(last_.detail, 'the stream is full'));
+          -- What a worker put off is no limit's: a key that it has not.
+          w := case when last_.worker is not null then format('is tried again at %s: it is %s', pgmail.at_words(q.due_at), last_.detail)
+                    else format('waits for a limit until %s: %s', pgmail.at_words(q.due_at), coalesce(last_.detail, 'the stream is full')) end;
         elsif stop.kind is not null then
           w := 'waits: ' || stop.words;
           if stop.kind = 'limit' then
@@ -6941,20 +7911,23 @@ begin
             w := w || case when ahead > 10000 then '; more than 10000 of its lane are ahead' else format('; %s of its lane are ahead', ahead) end;
           end if;
         else
-          w := format('is due since %s and waits for a free worker', q.due_at);
+          select count(*) into ahead from (
+            select from pgmail.queue x where x.tenant_id = t and x.lane = q.lane and (x.due_at, x.id) < (q.due_at, q.id) limit 10001) x;
+          w := format('is due since %s and waits for a free worker', pgmail.at_words(q.due_at))
+            || case when ahead > 10000 then '; more than 10000 of its lane are ahead' when ahead > 0 then format('; %s of its lane are ahead', ahead) else '' end;
         end if;
         if last_.type = 'email.deferred' then w := w || format(' (attempt %s was answered %s)', last_.attempt, concat_ws(' ', last_.code, last_.enhanced, last_.reply)); end if;
         if last_.type = 'email.in_doubt' then w := w || ' (an earlier attempt is in doubt: ' || coalesce(last_.detail, 'it may have been sent') || ')'; end if;
       when 'sent' then
-        w := case when s.code is null and s.reason is not null then format('counts as sent since %s: %s', s.changed_at, s.reason)
-                  else format('was sent at %s: the next hop answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply)) end;
-      when 'bounced' then w := format('bounced at %s: the remote side answered %s', s.changed_at, concat_ws(' ', s.code, s.enhanced, s.reply));
+        w := case when s.code is null and s.reason is not null then format('counts as sent since %s: %s', pgmail.at_words(s.changed_at), s.reason)
+                  else format('was sent at %s: the next hop answered %s', pgmail.at_words(s.changed_at), concat_ws(' ', s.code, s.enhanced, s.reply)) end;
+      when 'bounced' then w := format('bounced at %s: the remote side answered %s', pgmail.at_words(s.changed_at), concat_ws(' ', s.code, s.enhanced, s.reply));
       when 'suppressed' then
         w := case when s.reason like 'not in the allow-list%' then format('was not sent: it is %s', s.reason)
                   else format('was not sent: the address is suppressed (%s)', s.reason) end;
-      when 'expired' then w := format('expired at %s: %s', s.changed_at, s.reason);
-      when 'cancelled' then w := format('was cancelled at %s%s', s.changed_at, coalesce(' (' || s.reason || ')', ''));
-      when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', s.changed_at, s.attempts,
+      when 'expired' then w := format('expired at %s: %s', pgmail.at_words(s.changed_at), s.reason);
+      when 'cancelled' then w := format('was cancelled at %s%s', pgmail.at_words(s.changed_at), coalesce(' (' || s.reason || ')', ''));
+      when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', pgmail.at_words(s.changed_at), s.attempts,
           s.reason, coalesce('; last reply ' || nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), ''));
       else w := 'has no state: this is a fault of pgmail, please report it';
     end case;
@@ -7013,11 +7986,10 @@ CREATE FUNCTION pgmail.worker_stop_v1(p_epoch bigint) RETURNS void
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
 begin
+  delete from pgmail.worker where epoch = p_epoch;   -- before any rescue: who says goodbye is not lost
+  delete from pgmail.permit where epoch = p_epoch;
   if exists (select 1 from pgmail.queue q where q.leased_by = p_epoch) then
     perform pgmail.rescue_v1(p_epoch);   -- it could not give everything back (the database was away)
-  else
-    delete from pgmail.worker where epoch = p_epoch;
-    delete from pgmail.permit where epoch = p_epoch;
   end if;
   update pgmail.leader set epoch = null, until = '-infinity' where epoch = p_epoch;
 end
@@ -7026,6 +7998,112 @@ $$;
 CREATE TABLE pgmail.alembic_version (
     version_num character varying(32) NOT NULL
 );
+
+CREATE TABLE pgmail.alert (
+    tenant_id integer,
+    id uuid DEFAULT pgmail.uuid7() NOT NULL,
+    rule_id bigint CONSTRAINT alert_rule_id_not_null1 NOT NULL,
+    rule text NOT NULL,
+    kind text NOT NULL,
+    subject text NOT NULL,
+    severity text NOT NULL,
+    state text NOT NULL,
+    since timestamp with time zone NOT NULL,
+    fired_at timestamp with time zone,
+    resolved_at timestamp with time zone,
+    calm_since timestamp with time zone,
+    told_at timestamp with time zone,
+    value double precision NOT NULL,
+    threshold double precision NOT NULL,
+    words text NOT NULL,
+    path text NOT NULL,
+    CONSTRAINT alert_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'firing'::text, 'resolved'::text])))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY pgmail.alert FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.alert_delivery (
+    tenant_id integer,
+    id uuid DEFAULT pgmail.uuid7() NOT NULL,
+    target_id uuid NOT NULL,
+    alert_id uuid,
+    event text NOT NULL,
+    state text DEFAULT 'waiting'::text NOT NULL,
+    attempts smallint DEFAULT 0 NOT NULL,
+    due_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    made_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    done_at timestamp with time zone,
+    answer text,
+    CONSTRAINT alert_delivery_event_check CHECK ((event = ANY (ARRAY['firing'::text, 'reminder'::text, 'resolved'::text, 'test'::text]))),
+    CONSTRAINT alert_delivery_state_check CHECK ((state = ANY (ARRAY['waiting'::text, 'sent'::text, 'failed'::text])))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY pgmail.alert_delivery FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.alert_horizon (
+    at timestamp with time zone NOT NULL,
+    xid bigint NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.alert_horizon FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.alert_meter (
+    tenant_id integer NOT NULL,
+    stream text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    enqueued bigint NOT NULL,
+    sent bigint NOT NULL,
+    bounced bigint NOT NULL,
+    dead bigint NOT NULL,
+    settled bigint NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.alert_meter FORCE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.alert_rule ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME pgmail.alert_rule_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE pgmail.alert_silence (
+    tenant_id integer,
+    rule text NOT NULL,
+    subject text DEFAULT '*'::text NOT NULL,
+    reason text NOT NULL,
+    until timestamp with time zone,
+    silenced_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    silenced_by text DEFAULT SESSION_USER NOT NULL,
+    CONSTRAINT alert_silence_reason_check CHECK ((reason <> ''::text))
+);
+
+ALTER TABLE ONLY pgmail.alert_silence FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.alert_target (
+    tenant_id integer,
+    id uuid DEFAULT pgmail.uuid7() NOT NULL,
+    name text NOT NULL,
+    kind text NOT NULL,
+    shown text NOT NULL,
+    secret bytea NOT NULL,
+    kek text,
+    severity text DEFAULT 'warning'::text NOT NULL,
+    created_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    created_by text DEFAULT SESSION_USER NOT NULL,
+    told_at timestamp with time zone,
+    failing_since timestamp with time zone,
+    answer text,
+    CONSTRAINT alert_target_kind_check CHECK ((kind = ANY (ARRAY['webhook'::text, 'slack'::text, 'email'::text]))),
+    CONSTRAINT alert_target_name_check CHECK ((name ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$'::text)),
+    CONSTRAINT alert_target_severity_check CHECK ((severity = ANY (ARRAY['info'::text, 'warning'::text, 'critical'::text])))
+);
+
+ALTER TABLE ONLY pgmail.alert_target FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.asset (
     tenant_id integer NOT NULL,
@@ -7152,6 +8230,15 @@ CREATE TABLE pgmail.cause (
 WITH (fillfactor='70');
 
 ALTER TABLE ONLY pgmail.cause FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.certificate (
+    name text NOT NULL,
+    place text NOT NULL,
+    ends_at timestamp with time zone NOT NULL,
+    seen_at timestamp with time zone DEFAULT pgmail.now() NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.certificate FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.content_left (
     tenant_id integer NOT NULL,
@@ -7622,6 +8709,17 @@ CREATE VIEW pgmail.ledger WITH (security_invoker='true') AS
     dead,
     (enqueued - ((((((((((scheduled + queued) + sending) + deferred) + held) + sent) + bounced) + suppressed) + expired) + cancelled) + dead)) AS difference
    FROM figures;
+
+CREATE TABLE pgmail.lost_worker (
+    epoch bigint NOT NULL,
+    host text NOT NULL,
+    pid integer NOT NULL,
+    program text NOT NULL,
+    beat_at timestamp with time zone NOT NULL,
+    lost_at timestamp with time zone DEFAULT pgmail.now() NOT NULL
+);
+
+ALTER TABLE ONLY pgmail.lost_worker FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.message (
     tenant_id integer NOT NULL,
@@ -8354,6 +9452,33 @@ ALTER TABLE ONLY pgmail.tag ATTACH PARTITION pgmail.tag_default DEFAULT;
 ALTER TABLE ONLY pgmail.alembic_version
     ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
 
+ALTER TABLE ONLY pgmail.alert_delivery
+    ADD CONSTRAINT alert_delivery_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY pgmail.alert_horizon
+    ADD CONSTRAINT alert_horizon_pkey PRIMARY KEY (at);
+
+ALTER TABLE ONLY pgmail.alert_meter
+    ADD CONSTRAINT alert_meter_pkey PRIMARY KEY (tenant_id, stream, at);
+
+ALTER TABLE ONLY pgmail.alert
+    ADD CONSTRAINT alert_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY pgmail.alert_rule
+    ADD CONSTRAINT alert_rule_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY pgmail.alert_rule
+    ADD CONSTRAINT alert_rule_tenant_id_name_key UNIQUE NULLS NOT DISTINCT (tenant_id, name);
+
+ALTER TABLE ONLY pgmail.alert_silence
+    ADD CONSTRAINT alert_silence_tenant_id_rule_subject_key UNIQUE NULLS NOT DISTINCT (tenant_id, rule, subject);
+
+ALTER TABLE ONLY pgmail.alert_target
+    ADD CONSTRAINT alert_target_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY pgmail.alert_target
+    ADD CONSTRAINT alert_target_tenant_id_name_key UNIQUE NULLS NOT DISTINCT (tenant_id, name);
+
 ALTER TABLE ONLY pgmail.api_key
     ADD CONSTRAINT api_key_hash_key UNIQUE (hash);
 
@@ -8383,6 +9508,9 @@ ALTER TABLE ONLY pgmail.bucket
 
 ALTER TABLE ONLY pgmail.cause
     ADD CONSTRAINT cause_pkey PRIMARY KEY (tenant_id, at, kind, class, reason, code, enhanced, text);
+
+ALTER TABLE ONLY pgmail.certificate
+    ADD CONSTRAINT certificate_pkey PRIMARY KEY (name);
 
 ALTER TABLE ONLY pgmail.content_left
     ADD CONSTRAINT content_left_pkey PRIMARY KEY (tenant_id, message_id);
@@ -8452,6 +9580,9 @@ ALTER TABLE ONLY pgmail.leader
 
 ALTER TABLE ONLY pgmail.limits
     ADD CONSTRAINT limits_pkey PRIMARY KEY (scope, name);
+
+ALTER TABLE ONLY pgmail.lost_worker
+    ADD CONSTRAINT lost_worker_pkey PRIMARY KEY (epoch);
 
 ALTER TABLE ONLY pgmail.message
     ADD CONSTRAINT message_pkey PRIMARY KEY (tenant_id, id);
@@ -8558,6 +9689,14 @@ ALTER TABLE ONLY pgmail.worker_key
 ALTER TABLE ONLY pgmail.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (epoch);
 
+CREATE INDEX alert_by_tenant ON pgmail.alert USING btree (tenant_id, id);
+
+CREATE INDEX alert_delivery_done ON pgmail.alert_delivery USING btree (done_at) WHERE (state <> 'waiting'::text);
+
+CREATE INDEX alert_delivery_waiting ON pgmail.alert_delivery USING btree (target_id, id) WHERE (state = 'waiting'::text);
+
+CREATE UNIQUE INDEX alert_open ON pgmail.alert USING btree (rule_id, tenant_id, subject) NULLS NOT DISTINCT WHERE (state <> 'resolved'::text);
+
 CREATE INDEX audit_tenant ON pgmail.audit USING btree (tenant_id, id);
 
 CREATE INDEX event_feed ON ONLY pgmail.event USING btree (xid, id);
@@ -8614,6 +9753,20 @@ ALTER INDEX pgmail.recipient_message ATTACH PARTITION pgmail.recipient_default_t
 
 ALTER INDEX pgmail.tag_pkey ATTACH PARTITION pgmail.tag_default_pkey;
 
+ALTER TABLE pgmail.alert ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.alert_delivery ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.alert_horizon ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.alert_meter ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.alert_rule ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.alert_silence ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.alert_target ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.api_key ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.asset ENABLE ROW LEVEL SECURITY;
@@ -8631,6 +9784,8 @@ ALTER TABLE pgmail.bounced ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.bucket ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.cause ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.certificate ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.content_left ENABLE ROW LEVEL SECURITY;
 
@@ -8680,6 +9835,8 @@ ALTER TABLE pgmail.leader ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.limits ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.lost_worker ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.message ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.message_default ENABLE ROW LEVEL SECURITY;
@@ -8687,6 +9844,20 @@ ALTER TABLE pgmail.message_default ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.outcome ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.outcome_default ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY owner ON pgmail.alert TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.alert_delivery TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.alert_horizon TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.alert_meter TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.alert_rule TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.alert_silence TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.alert_target TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.api_key TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -8705,6 +9876,8 @@ CREATE POLICY owner ON pgmail.bounced TO pgmail_owner USING (true) WITH CHECK (t
 CREATE POLICY owner ON pgmail.bucket TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.cause TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.certificate TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.content_left TO pgmail_owner USING (true) WITH CHECK (true);
 
@@ -8753,6 +9926,8 @@ CREATE POLICY owner ON pgmail.lane_touch TO pgmail_owner USING (true) WITH CHECK
 CREATE POLICY owner ON pgmail.leader TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.limits TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.lost_worker TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.message TO pgmail_owner USING (true) WITH CHECK (true);
 
