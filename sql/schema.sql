@@ -1763,6 +1763,18 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.end_sessions(p_reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  update pgmail.session_secret
+     set secret = sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
+         made_at = pgmail.now();
+  perform pgmail.record_act(null, 'session.end_all', null, p_reason);
+end
+$$;
+
 CREATE FUNCTION pgmail.end_workers() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -3958,6 +3970,13 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.preview_v1(p_id uuid) RETURNS TABLE(message_id uuid, variables bytea, key_id integer)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select r.message_id, r.variables, r.key_id from pgmail.recipient r where r.tenant_id = pgmail.need_tenant() and r.id = p_id
+$$;
+
 CREATE FUNCTION pgmail.publish_template(p_name text, p_version integer, p_required text[], p_depends jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -6150,6 +6169,23 @@ begin
   end if;
   return null;
 end
+$$;
+
+CREATE FUNCTION pgmail.session_key_v1(p_tenant integer, p_id uuid) RETURNS TABLE(tenant_id integer, key_id uuid, name text, scopes text[], test boolean, streams text[], from_domains text[], networks text[], seconds_left double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select k.tenant_id, k.id, k.name, k.scopes, k.test, k.streams, k.from_domains, k.networks::text[],
+    extract(epoch from k.expires_at - pgmail.now())::double precision
+  from pgmail.api_key k
+  where k.tenant_id = p_tenant and k.id = p_id and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
+$$;
+
+CREATE FUNCTION pgmail.session_secret_v1() RETURNS bytea
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select s.secret from pgmail.session_secret s
 $$;
 
 CREATE TABLE pgmail.alert_rule (
@@ -9322,6 +9358,16 @@ CREATE TABLE pgmail.schema_version (
 
 ALTER TABLE ONLY pgmail.schema_version FORCE ROW LEVEL SECURITY;
 
+CREATE TABLE pgmail.session_secret (
+    singleton boolean DEFAULT true NOT NULL,
+    secret bytea NOT NULL,
+    made_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT session_secret_secret_check CHECK ((octet_length(secret) = 32)),
+    CONSTRAINT session_secret_singleton_check CHECK (singleton)
+);
+
+ALTER TABLE ONLY pgmail.session_secret FORCE ROW LEVEL SECURITY;
+
 CREATE TABLE pgmail.site_domain (
     domain text NOT NULL,
     site text NOT NULL,
@@ -9650,6 +9696,9 @@ ALTER TABLE ONLY pgmail.sender_domain
 ALTER TABLE ONLY pgmail.sender_domain
     ADD CONSTRAINT sender_domain_tenant_id_id_key UNIQUE (tenant_id, id);
 
+ALTER TABLE ONLY pgmail.session_secret
+    ADD CONSTRAINT session_secret_pkey PRIMARY KEY (singleton);
+
 ALTER TABLE ONLY pgmail.site_domain
     ADD CONSTRAINT site_domain_pkey PRIMARY KEY (domain);
 
@@ -9971,6 +10020,8 @@ CREATE POLICY owner ON pgmail.schema_version TO pgmail_owner USING (true) WITH C
 
 CREATE POLICY owner ON pgmail.sender_domain TO pgmail_owner USING (true) WITH CHECK (true);
 
+CREATE POLICY owner ON pgmail.session_secret TO pgmail_owner USING (true) WITH CHECK (true);
+
 CREATE POLICY owner ON pgmail.site_domain TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.slowed_site TO pgmail_owner USING (true) WITH CHECK (true);
@@ -10032,6 +10083,8 @@ ALTER TABLE pgmail.rollup ENABLE ROW LEVEL SECURITY;
 ALTER TABLE pgmail.schema_version ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.sender_domain ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE pgmail.session_secret ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.site_domain ENABLE ROW LEVEL SECURITY;
 
