@@ -3,36 +3,14 @@
 -- that are folded already, the head of each lane, a few small tables. Nothing counts a table that grows with mail.
 
 -- Lanes whose oldest mail is due for so many seconds, the latest first, and what stops each (028_pause: lane_stop). From the
--- gauge, where a chore keeps one; else found by skipping from lane to lane along the claim index, as repair_lanes does. Held mail
--- is due at the end of time.
+-- gauge, which a chore keeps: a few seconds late, and not read from the queue.
 create or replace function pgmail.late_lanes(p_seconds double precision, p_most integer default 100)
 returns table (tenant_id integer, stream text, site text, due_at timestamptz, kind text, words text)
-language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+language sql stable security definer set search_path = pgmail, pg_temp
 as $$
-#variable_conflict use_column
-declare before timestamptz := pgmail.now() - p_seconds * interval '1 second';
-begin
-  if to_regclass('pgmail.gauge') is not null then
-    return query
-    select g.tenant_id, g.stream, g.site, g.oldest_due_at, s.kind, s.words
-    from (select x.* from pgmail.gauge x where x.oldest_due_at <= before order by x.oldest_due_at limit p_most) g
-    cross join lateral pgmail.lane_stop(g.tenant_id, g.stream, g.priority, g.site) s;
-    return;
-  end if;
-  return query
-  with recursive present as (
-    (select q.tenant_id, q.lane, q.due_at from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane, q.due_at from pgmail.queue q
-      where (q.tenant_id, q.lane) > (p.tenant_id, p.lane) order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  ), late as materialized (
-    select p.* from present p where p.due_at <= before order by p.due_at limit p_most
-  )
-  select l.tenant_id, y.stream, y.site, l.due_at, s.kind, s.words
-  from late l join pgmail.lane y on y.tenant_id = l.tenant_id and y.id = l.lane
-  cross join lateral pgmail.lane_stop(l.tenant_id, y.stream, y.priority, y.site) s;
-end
+  select g.tenant_id, g.stream, g.site, g.oldest_due_at, s.kind, s.words
+  from (select x.* from pgmail.gauge x where x.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' order by x.oldest_due_at limit p_most) g
+  cross join lateral pgmail.lane_stop(g.tenant_id, g.stream, g.priority, g.site) s
 $$;
 
 -- How many of each stream were settled, and how, since so many seconds ago, where any were: this moment's totals less those of
@@ -206,33 +184,30 @@ begin
 end
 $$;
 
--- Facts of receiving sites, from the roll-ups of events, and of webhooks. Either is looked at where its tables are there.
+-- Facts of receiving sites, from the roll-ups of events, and of webhooks.
 create or replace function pgmail.alert_facts_traffic() returns setof pgmail.alert_fact
 language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off
 as $$
 declare now_ timestamptz := pgmail.now();
 begin
-  if to_regclass('pgmail.rollup') is not null then
-    return query
-    select r.rule_id, r.tenant_id, x.site, x.bounced / x.all_, format('Of the mail to %s %s of the last %s bounced (%s of %s).', x.site,
-      pgmail.share_words(x.bounced / x.all_), pgmail.span_words(r.window_seconds), pgmail.number_words(x.bounced::numeric), pgmail.number_words(x.all_::numeric))
-    from pgmail.alert_rules_of('site_bounce_rate') r
-    cross join lateral (
-      select u.key as site, coalesce(sum(u.n) filter (where u.kind <> 'sent'), 0)::float8 as bounced, sum(u.n)::float8 as all_
-      from pgmail.rollup u
-      where u.tenant_id = r.tenant_id and u.dim = 'site' and u.grain = 'minute' and u.at > now_ - r.window_seconds * interval '1 second'
-        and u.kind in ('sent', 'bounced_hard', 'bounced_soft', 'bounced_block', 'bounced_other') and coalesce(r.about, u.key) = u.key
-      group by u.key) x
-    where x.all_ >= greatest(r.minimum, 1) and x.bounced / x.all_ > r.threshold;
-  end if;
-  if to_regclass('pgmail.hook') is not null then
-    return query
-    select r.rule_id, h.tenant_id, h.id::text, extract(epoch from now_ - h.failing_since)::float8, format('The webhook to %s %s since %s: %s.',
-      split_part(h.url, '?', 1), case when h.enabled then 'fails' else 'failed, and is disabled' end, pgmail.at_words(h.failing_since),
-      rtrim(coalesce(h.reason, h.last_error, 'no answer'), '. '))
-    from pgmail.hook h join pgmail.alert_rules_of('webhook_failing') r on r.tenant_id = h.tenant_id and coalesce(r.about, h.id::text) = h.id::text
-    where h.removed_at is null and h.failing_since < now_ - r.threshold * interval '1 second';
-  end if;
+  return query
+  select r.rule_id, r.tenant_id, x.site, x.bounced / x.all_, format('Of the mail to %s %s of the last %s bounced (%s of %s).', x.site,
+    pgmail.share_words(x.bounced / x.all_), pgmail.span_words(r.window_seconds), pgmail.number_words(x.bounced::numeric), pgmail.number_words(x.all_::numeric))
+  from pgmail.alert_rules_of('site_bounce_rate') r
+  cross join lateral (
+    select u.key as site, coalesce(sum(u.n) filter (where u.kind <> 'sent'), 0)::float8 as bounced, sum(u.n)::float8 as all_
+    from pgmail.rollup u
+    where u.tenant_id = r.tenant_id and u.dim = 'site' and u.grain = 'minute' and u.at > now_ - r.window_seconds * interval '1 second'
+      and u.kind in ('sent', 'bounced_hard', 'bounced_soft', 'bounced_block', 'bounced_other') and coalesce(r.about, u.key) = u.key
+    group by u.key) x
+  where x.all_ >= greatest(r.minimum, 1) and x.bounced / x.all_ > r.threshold;
+
+  return query
+  select r.rule_id, h.tenant_id, h.id::text, extract(epoch from now_ - h.failing_since)::float8, format('The webhook to %s %s since %s: %s.',
+    split_part(h.url, '?', 1), case when h.enabled then 'fails' else 'failed, and is disabled' end, pgmail.at_words(h.failing_since),
+    rtrim(coalesce(h.reason, h.last_error, 'no answer'), '. '))
+  from pgmail.hook h join pgmail.alert_rules_of('webhook_failing') r on r.tenant_id = h.tenant_id and coalesce(r.about, h.id::text) = h.id::text
+  where h.removed_at is null and h.failing_since < now_ - r.threshold * interval '1 second';
 end
 $$;
 

@@ -19,7 +19,6 @@ class Fleet:
         self.db, self.clock = db, clock
         self.owner, self.leader, self.app = db.connect(), db.connect("worker"), db.connect("producer")
         self.moves, self.alive = [], []
-        self.gauged = kit.one(self.owner, "select to_regproc('pgmail.gauge_lanes_v1') is not null")
 
     def look(self, seconds=0):
         """Let time pass, and look; what moved."""
@@ -27,8 +26,7 @@ class Fleet:
             self.clock.advance(seconds)
         for epoch in self.alive:
             self.owner.execute("update pgmail.worker set beat_at = pgmail.now() where epoch = %s", [epoch])
-        if self.gauged:
-            self.leader.execute("select pgmail.gauge_lanes_v1()")
+        self.leader.execute("select pgmail.gauge_lanes_v1()")
         moved = rows(self.leader, "select move, rule, subject from pgmail.alert_step_v1()")
         self.moves += moved
         return moved
@@ -221,10 +219,6 @@ def notify_queue(fleet):
 
 
 def site_bounce_rate(fleet):
-    fleet.owner.execute(
-        "create table if not exists pgmail.rollup (tenant_id integer, dim text, grain text, at timestamptz, key text,"
-        " kind text, bucket smallint default 0, n bigint)"
-    )
     for kind, n in (("sent", 800), ("bounced_hard", 150), ("bounced_block", 50), ("deferred", 5_000)):
         fleet.owner.execute(
             "insert into pgmail.rollup (tenant_id, dim, grain, at, key, kind, n)"
@@ -235,11 +229,6 @@ def site_bounce_rate(fleet):
 
 
 def webhook_failing(fleet):
-    fleet.owner.execute(
-        "create table if not exists pgmail.hook (tenant_id integer, id uuid, url text, types text[], enabled boolean"
-        " default true, reason text, created_by text, last_error text, failing_since timestamptz,"
-        " removed_at timestamptz)"
-    )
     fleet.owner.execute(
         "insert into pgmail.hook (tenant_id, id, url, types, created_by, failing_since, last_error)"
         " values (1, pgmail.uuid7(), 'https://x.example/hook?secret', '{*}', 'me',"
