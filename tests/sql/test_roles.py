@@ -19,9 +19,9 @@ MANAGE = {
 }
 LOOK = {"stopped_by", "lane_name"}
 DOMAINS = {"add_domain", "remove_domain", "domain_checked"}
-FIGURES = {"metrics_queue_v1", "metrics_fleet_v1", "metrics_tables_v1"}
+METRICS = {"metrics_queue_v1", "metrics_fleet_v1", "metrics_tables_v1"}
 LEAD = {
-    *FIGURES,
+    *METRICS,
     *(
         "worker_start_v1",
         "worker_start_v2",
@@ -81,12 +81,13 @@ FUNCTIONS = {
     | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"}
     | ALERTS
     | HOOKS
-    | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1", "share_guesses_v1"},
-    "admin": PURE | LOOK | PRODUCER | MANAGE | FEED | FIGURES
+    | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1", "share_guesses_v1"}
+    | {"session_secret_v1", "session_key_v1", "preview_v1", "fleet_v1"},
+    "admin": PURE | LOOK | PRODUCER | MANAGE | FEED | METRICS
     | DOMAINS | {"trust_domain", "set_senders"}
     | {"make_key", "rotate_key"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
-    | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for"}
+    | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for", "fleet_v1"}
     | {"suspend_tenant", "resume_tenant", "erase_tenant", "revoke_tenant"}
     | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"}
     | HOOKS

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from litestar import Request, Response, get, post
 
-from pgmail.domain.sites import TEST_SITE, need_target
+from pgmail.access.reach import need_target
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
 from pgmail.dashboard.manage.questions import MANAGE, Ask, Field, Given, act, ask, given_of, why
+from pgmail.domain.sites import TEST_SITE
 from pgmail.errors import Refused
 from pgmail.store import insight, lanes
 from pgmail.store.tenant import acting_as
