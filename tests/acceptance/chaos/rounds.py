@@ -271,8 +271,15 @@ class Rounds:
     # --- accounts ---
 
     def _until_quiet(self) -> None:
-        still = "select count(*)::int as n from pgmail.queue where due_at <> 'infinity'"
-        self.here.wait(lambda: self.here.sql(still)[0].n == 0, 120, what="all mail came to its end")
+        """Wait until all mail has come to its end: as long as that takes, but not two minutes in which none does."""
+        left: int | None = None
+
+        def moved() -> tuple[int] | None:
+            now = self.here.sql("select count(*)::int as n from pgmail.queue where due_at <> 'infinity'")[0].n
+            return None if now == left else (now,)
+
+        while left != 0:
+            (left,) = self.here.wait(moved, 120, what=f"all mail came to its end, {left} are left")
 
     def _close(self, when: str) -> None:
         self.here.whole()
