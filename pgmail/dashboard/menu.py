@@ -27,6 +27,7 @@ class Entry(NamedTuple):
 
 MENU: tuple[Entry, ...] = (
     Entry("Overview", ROOT, "pulse"),
+    Entry("Alerts", f"{ROOT}/alerts", "bell"),
     Entry("Emails", f"{ROOT}/emails", "mail", ("read",)),
     Entry("Queue", f"{ROOT}/queue", "queue"),
     Entry("Dead letters", f"{ROOT}/dead-letters", "dead"),
@@ -35,6 +36,7 @@ MENU: tuple[Entry, ...] = (
     Entry("Suppressions", f"{ROOT}/suppressions", "block", live=True),
     Entry("Streams", f"{ROOT}/streams", "stream"),
     Entry("Domains", f"{ROOT}/domains", "domain", ("read",)),
+    Entry("Webhooks", f"{ROOT}/webhooks", "hook", ("manage",), live=True, all_streams=True),
     Entry("API keys", f"{ROOT}/keys", "key", ("admin",)),
     Entry("Workers", f"{ROOT}/workers", "worker"),
     Entry("Audit", f"{ROOT}/audit", "audit", ("manage",), live=True, all_streams=True),

@@ -19,7 +19,7 @@ from pgmail.dashboard import frame, live, words
 from pgmail.dashboard.charts import Series, chart
 from pgmail.dashboard.guard import SEE, caller_of, database_of
 from pgmail.dashboard.menu import ROOT
-from pgmail.store import insight
+from pgmail.store import alerts, insight
 from pgmail.store.database import Database
 from pgmail.store.insight import Overview, Span
 from pgmail.store.keys import Caller
@@ -31,6 +31,7 @@ EVERY_SECONDS = 2.0
 CHART_SECONDS = {"1h": 10.0, "24h": 60.0, "7d": 300.0}  # a chart moves by a pixel in about that time
 SPANS: tuple[Span, ...] = get_args(Span)
 PLACES = {"queue": f"{ROOT}/queue", "dead": f"{ROOT}/dead-letters"}  # where tiles lead
+MAX_FIRING = 100  # more are not counted in the banner
 STALE_SECONDS = 120.0  # from then on it is said how old the figures are
 
 
@@ -38,7 +39,7 @@ STALE_SECONDS = 120.0  # from then on it is said how old the figures are
 async def show_overview(request: AnyRequest) -> Response[str]:
     """The page."""
     span, caller = _span(request), caller_of(request)
-    found = await _ask(database_of(request), caller, span)
+    found, firing = await _ask(database_of(request), caller, span)
     return frame.page(
         request,
         "overview.html",
@@ -46,7 +47,7 @@ async def show_overview(request: AnyRequest) -> Response[str]:
         spans=SPANS,
         tiles=_tiles(found),
         charts=_charts(found),
-        **_facts(found),
+        **_facts(found, firing),
     )
 
 
@@ -58,8 +59,9 @@ async def stream_overview(request: AnyRequest) -> Stream:
 
     async def make() -> live.Parts:
         nonlocal drawn
-        found = await _ask(database, caller, span)
-        parts = {"tiles": _tiles(found), "notice": frame.rendered("overview_notice.html", **_facts(found))}
+        found, firing = await _ask(database, caller, span)
+        notice = frame.rendered("overview_notice.html", **_facts(found, firing))
+        parts = {"tiles": _tiles(found), "notice": notice}
         if time.monotonic() - drawn >= CHART_SECONDS[span]:
             drawn = time.monotonic()
             parts["charts"] = _charts(found)
@@ -69,10 +71,13 @@ async def stream_overview(request: AnyRequest) -> Stream:
     return live.stream(request, ("overview", caller.tenant_id, reach, span), make, EVERY_SECONDS)
 
 
-async def _ask(database: Database, caller: Caller, span: Span) -> Overview:
+async def _ask(database: Database, caller: Caller, span: Span) -> tuple[Overview, list[Any]]:
+    """Return the figures, and alerts that fire and are not silenced, the newest first."""
     streams = None if caller.streams is None else sorted(caller.streams)
     async with acting_as(database, caller) as connection:
-        return await insight.overview(connection, span, streams)
+        found = await insight.overview(connection, span, streams)
+        firing = await alerts.listing(connection, state="firing", limit=MAX_FIRING)
+    return found, [row for row in firing if not row.silenced]
 
 
 def _span(request: AnyRequest) -> Span:
@@ -84,9 +89,12 @@ def _tiles(found: Overview) -> str:
     return frame.rendered("overview_tiles.html", now=found.now, places=PLACES)
 
 
-def _facts(found: Overview) -> dict[str, Any]:
+def _facts(found: Overview, firing: list[Any]) -> dict[str, Any]:
     late = found.rolled_up_seconds
     return {
+        "firing": firing,
+        "more_firing": len(firing) == MAX_FIRING,
+        "grave": any(row.severity == "critical" for row in firing),
         "late": late if late is not None and late > STALE_SECONDS else None,
         "workers": found.now.workers,
         "depth": found.now.depth,

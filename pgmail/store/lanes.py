@@ -7,7 +7,7 @@ stand in `audit`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -126,3 +126,16 @@ async def lanes(
             "after_site": after_site,
         },
     )
+
+
+async def stops(connection: Connection, wanted: Sequence[tuple[str, str, str]]) -> list[Any]:
+    """Return what stops lanes of the tenant, each a stream, priority (a word) and site, in their order.
+
+    `name stream priority site kind scope stopped_name until words`, as `lanes` has them.
+    """
+    values = {
+        "streams": [stream for stream, _, _ in wanted],
+        "priorities": [PRIORITIES[word] for _, word, _ in wanted],
+        "sites": [site for _, _, site in wanted],
+    }
+    return await fetch_many(connection, queries("limits")["lane_stops"], values)

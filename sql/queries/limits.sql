@@ -103,6 +103,14 @@ from (
 cross join lateral pgmail.stopped_by(l.stream, l.priority, l.site) s
 order by l.stream, l.priority, l.site;
 
+-- name: lane_stops :many
+-- What stops each of these lanes now, in their order.
+select pgmail.lane_name(x.stream, x.priority, x.site) as name, x.stream,
+  case x.priority when 1 then 'high' when 2 then 'normal' else 'low' end as priority, x.site, s.kind, s.scope, s.name as stopped_name, s.until, s.words
+from unnest(%(streams)s::text[], %(priorities)s::smallint[], %(sites)s::text[]) with ordinality x(stream, priority, site, place)
+cross join lateral pgmail.stopped_by(x.stream, x.priority, x.site) s
+order by x.place;
+
 -- name: slow_site :one
 -- Pause a site that refuses again and again, for a while; until when, null if it is paused already.
 select pgmail.slow_site_v1(%(tenant)s, %(site)s, %(reason)s) as until;

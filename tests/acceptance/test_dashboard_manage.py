@@ -22,6 +22,9 @@ from tests.sql.kit import Hand
 pytestmark = [pytest.mark.one_server, needs_chromium]
 
 PAGES = {
+    "alerts": "/alerts",
+    "resolved": "/alerts?state=resolved",
+    "webhooks": "/webhooks",
     "queue": "/queue",
     "dead": "/dead-letters",
     "in-doubt": "/in-doubt",
@@ -236,10 +239,43 @@ def test_workers_and_the_queue_go_on_by_themselves(page, url, db):
     page.locator("tbody tr", has_text="test #").nth(before).wait_for()
 
 
-def test_every_page_is_fit_for_all_in_light_and_dark_and_on_a_phone(eyes, page, url):
+def test_an_alert_on_the_overview_leads_to_its_page_and_is_silenced(page, url):
+    page.goto(url)
+    page.get_by_role("link", name="See alerts").click()
+    page.get_by_role("button", name="Silence dead_letters receipts").click()
+    confirm(page, "known since noon", seconds="3600")
+    told(page, "dead_letters of receipts is silenced")
+    end = page.get_by_role("button", name="End the silence of dead_letters", exact=True)
+    end.click()
+    confirm(page, "it is over")
+    told(page, "dead_letters of receipts is told again")
+    end.wait_for(state="detached")
+    page.get_by_role("link", name="See where dead_letters comes from").click()
+    page.get_by_role("heading", name="Dead letters").wait_for()
+
+
+def test_a_webhook_is_found_disabled_and_its_log_told_once_more(page, url, db):
+    page.goto(url + "/webhooks")
+    page.get_by_role("link", name="mailbox is full").click()
+    page.get_by_role("button", name="Disable", exact=True).click()
+    confirm(page, "taken down")
+    told(page, "It is disabled")
+    page.get_by_role("button", name="Enable", exact=True).click()
+    confirm(page, "up again")
+    told(page, "It is enabled")
+    page.get_by_role("button", name="Replay", exact=True).first.click()
+    confirm(page, "they lost it")
+    told(page, "3 events told once more")
+    with db.connect() as owner:
+        assert kit.one(owner, "select count(*) from pgmail.hook_queue") == 3
+
+
+def test_every_page_is_fit_for_all_in_light_and_dark_and_on_a_phone(eyes, page, url, db):
     """axe-core finds nothing serious, nothing is wider than a phone, and its pictures are kept."""
     faults = []
-    for name, path in PAGES.items():
+    with db.connect() as owner:
+        webhook = kit.one(owner, "select id from pgmail.hook")
+    for name, path in (PAGES | {"webhook": f"/webhooks/endpoint?id={webhook}", "overview": ""}).items():
         page.emulate_media(color_scheme="light")
         page.set_viewport_size(WIDE)
         page.goto(url + path)
@@ -261,6 +297,7 @@ def test_every_question_is_fit_for_all(eyes, page, url):
     for name, path, button in (
         ("ask-pause", "/queue", "Pause mail"),
         ("ask-key", "/keys", "Make a key"),
+        ("ask-webhook", "/webhooks", "Add a webhook"),
         ("ask-discard", "/dead-letters", "Discard all"),
         ("ask-import", "/suppressions", "Import"),
     ):

@@ -47,5 +47,45 @@ def fill(db: Any, text: str = "mailbox is full, try again later", many: int = 3)
                 "select pgmail.save_template('welcome', 'Welcome, {{ name }}', null, %s, array['name'], '{}', %s)",
                 [version, live],
             )
+        _ears(owner, text)
         people = [row[0] for row in owner.execute("select recipient_id from pgmail.dead_letter")]
     return {"dead": dead, "waiting": waiting, "doubts": doubts, "dead_people": people}
+
+
+def _ears(owner: Any, text: str) -> None:
+    """An alert that fires and one that is over, a silence, who is told, and an endpoint that was called."""
+    alert = """
+        insert into pgmail.alert (tenant_id, rule_id, rule, kind, subject, severity, state, since, fired_at,
+          resolved_at, value, threshold, words, path)
+        select 1, r.id, r.name, r.kind, %(subject)s, r.severity, %(state)s,
+          now() - interval '9 minutes', now() - interval '4 minutes',
+          case when %(state)s = 'resolved' then now() end, 40, r.threshold, %(words)s, k.path
+        from pgmail.alert_rule r join pgmail.alert_kinds() k on k.kind = r.kind where r.kind = %(kind)s"""
+    for kind, subject, state in (
+        ("dead_letters", "receipts", "firing"),
+        ("bounce_rate", "careful", "firing"),
+        ("queue_depth", "careful", "resolved"),
+    ):
+        words = f"{kind} of {subject}: {text}"
+        owner.execute(alert, {"kind": kind, "subject": subject, "state": state, "words": words})
+    owner.execute("select pgmail.silence_alert('pause_forgotten', %s)", [text])
+    owner.execute(
+        "insert into pgmail.alert_target (tenant_id, name, kind, shown, secret, answer, failing_since)"
+        " values (1, 'pager', 'webhook', 'https://pager.example.com/…', '', %s, now())",
+        [text],
+    )
+    hook = kit.one(
+        owner,
+        "insert into pgmail.hook (tenant_id, id, url, description, types, created_by, failing_since, fails,"
+        " last_error)"
+        " values (1, pgmail.uuid7(), 'https://hooks.example.com/mail', %s, '{email.*}', 'key ada', now(), 3,"
+        " %s) returning id",
+        [text, text],
+    )
+    owner.execute(
+        "insert into pgmail.hook_attempt (tenant_id, hook_id, id, event_id, type, event_at, attempt, outcome,"
+        " status, ms, answer)"
+        " select 1, %s, pgmail.uuid7(), pgmail.uuid7(), 'email.bounced', now(), n, 'failed', 500, 12,"
+        " %s from generate_series(1, 3) n",
+        [hook, text],
+    )

@@ -8,6 +8,8 @@ from tests.dashboard.conftest import ROOT, new_key
 from tests.dashboard.stock import HOSTILE, fill
 
 PAGES = {
+    "alerts": "All is well",
+    "webhooks": "No webhooks yet",
     "queue": "Nothing waits",
     "dead-letters": "No dead letters",
     "in-doubt": "Nothing is in doubt",
@@ -36,6 +38,8 @@ EVERY = [
         "keys/create",
     ),
     *("domains/add", "templates/publish?name=welcome&version=2"),
+    *("alerts?state=resolved", "alerts/silence?rule=in_doubt", "alerts/unsilence?rule=in_doubt"),
+    *("alerts/rule?rule=in_doubt", "alerts/test?target=pager", "webhooks/add"),
 ]
 
 

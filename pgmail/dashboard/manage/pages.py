@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pgmail.dashboard.manage import (
+    alerts,
     audit,
     dead,
     domains,
@@ -15,10 +16,12 @@ from pgmail.dashboard.manage import (
     streams,
     suppressions,
     templates,
+    webhooks,
     workers,
 )
 
 HANDLERS: tuple[Any, ...] = (
+    *alerts.HANDLERS,
     *queue.HANDLERS,
     *dead.HANDLERS,
     *doubts.HANDLERS,
@@ -27,6 +30,7 @@ HANDLERS: tuple[Any, ...] = (
     *suppressions.HANDLERS,
     *streams.HANDLERS,
     *domains.HANDLERS,
+    *webhooks.HANDLERS,
     *keys.HANDLERS,
     *workers.HANDLERS,
     *audit.HANDLERS,

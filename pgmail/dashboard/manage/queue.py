@@ -6,6 +6,7 @@ stand at the top of the page.
 
 from __future__ import annotations
 
+import heapq
 import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from pgmail.store.tenant import acting_as
 AnyRequest = Request[Any, Any, Any]
 
 HOME = "/dashboard/queue"
-LANES = 50
+MOST = 50  # of each table: the deepest; a filter finds the others
 WORDS = {"site": "receiving site", "stream": "stream", "lane": "lane"}
 ENDS = (
     ("", "I resume it"),
@@ -49,6 +50,13 @@ class Waiting(NamedTuple):
     pause: Any | None  # the tenant's own or the fleet's, where it is paused
 
 
+class Lane(NamedTuple):
+    """How much waits in a lane, and what stops it: a row of `lanes.stops`."""
+
+    depth: int
+    stop: Any
+
+
 @get("/queue", scope=SEE)
 async def show_queue(request: AnyRequest) -> Response[Any]:
     """The page."""
@@ -67,21 +75,26 @@ async def _facts(request: AnyRequest) -> dict[str, Any]:
     async with acting_as(database_of(request), caller) as connection:
         waiting = await insight.queue(connection, None if caller.streams is None else sorted(caller.streams))
         pauses = await lanes.paused(connection)
-        found = await lanes.lanes(connection, limit=LANES + 1, stream=stream, site=site)
-    rows = [row for row in waiting.rows if row.site == TEST_SITE or not caller.test]
-    found = [row for row in found if caller.streams is None or row.stream in caller.streams]
-    found = [row for row in found if row.site == TEST_SITE or not caller.test]
-    stopped = [row for row in found if row.kind is not None]
+        rows = [row for row in waiting.rows if row.site == TEST_SITE or not caller.test]
+        found = [
+            row for row in rows if (not stream or row.stream == stream) and (not site or row.site == site)
+        ]
+        deepest = heapq.nsmallest(MOST, found, key=lambda row: (-row.depth, row.stream, row.site))
+        stops = await lanes.stops(connection, [(row.stream, row.priority, row.site) for row in deepest])
     return {
         "depth": sum(row.depth for row in rows),
         "counted_at": waiting.counted_at,
         "counts": {name: sum(getattr(row, name) for row in rows) for name in COUNTS},
         "oldest": min((row.oldest_due_at for row in rows if row.oldest_due_at), default=None),
         "streams": _by(rows, "stream", pauses),
-        "sites": _by(rows, "site", pauses),
+        "sites": _by(found, "site", pauses),
         "pauses": pauses,
-        "lanes": (stopped + [row for row in found if row.kind is None])[:LANES],
-        "more_lanes": len(found) > LANES,
+        "lanes": [Lane(row.depth, stop) for row, stop in zip(deepest, stops, strict=True)],
+        "all": {
+            "stream": len({row.stream for row in rows}),
+            "site": len({row.site for row in found}),
+            "lane": len(found),
+        },
         "stream": stream,
         "site": site,
         "may_act": may(caller, MANAGE),
@@ -91,23 +104,25 @@ async def _facts(request: AnyRequest) -> dict[str, Any]:
 
 
 def _by(rows: list[Any], what: str, pauses: list[Any]) -> list[Waiting]:
-    """Add rows up by stream or site, the deepest first."""
+    """Add rows up by stream or site: the deepest, the deepest first. Of the many others nothing but the depth."""
     held = {pause.name: pause for pause in pauses if pause.scope == what}
     groups: dict[str, list[Any]] = {}
+    depths: dict[str, int] = {}
     for row in rows:
-        groups.setdefault(getattr(row, what), []).append(row)
-    found = [
+        name = getattr(row, what)
+        groups.setdefault(name, []).append(row)
+        depths[name] = depths.get(name, 0) + row.depth
+    return [
         Waiting(
             name,
-            sum(row.depth for row in group),
-            {count: sum(getattr(row, count) for row in group) for count in COUNTS},
-            min((row.oldest_due_at for row in group if row.oldest_due_at), default=None),
-            tuple(dict.fromkeys(plain(row.waits_for) for row in group if row.waits_for)),
+            depths[name],
+            {count: sum(getattr(row, count) for row in groups[name]) for count in COUNTS},
+            min((row.oldest_due_at for row in groups[name] if row.oldest_due_at), default=None),
+            tuple(plain(words) for words in dict.fromkeys(row.waits_for for row in groups[name]) if words),
             held.get(name),
         )
-        for name, group in groups.items()
+        for name in heapq.nsmallest(MOST, depths, key=lambda name: (-depths[name], name))
     ]
-    return sorted(found, key=lambda row: (-row.depth, row.name))
 
 
 @get("/queue/pause", scope=MANAGE)
