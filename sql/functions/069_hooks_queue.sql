@@ -16,14 +16,14 @@ begin
   tenants := array(select distinct h.tenant_id from pgmail.hook h where h.enabled);
   if tenants = '{}' then
     idle := true;
-    update pgmail.hook_cursor set seen = null, until = null, xid = null, place = null, event_id = null where seen is not null;
+    update pgmail.hook_cursor set seen = null, seen_at = null, until = null, xid = null, place = null, event_id = null where seen is not null;
     return;
   end if;
   select * into f from pgmail.feed_now_v1();
   if not f.whole then return; end if;
   -- Another history: its xids say nothing of what was told.
   if c.seen is null or c.history is distinct from f.history or pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(f.now_) then
-    update pgmail.hook_cursor set history = f.history, seen = f.now_, until = null, xid = null, place = null, event_id = null;
+    update pgmail.hook_cursor set history = f.history, seen = f.now_, seen_at = clock_timestamp(), until = null, xid = null, place = null, event_id = null;
     return;
   end if;
   upto := coalesce(c.until, f.now_);
@@ -37,6 +37,10 @@ begin
       and exists (select from unnest(h.types) t where n.type = t or (right(t, 1) = '*' and starts_with(n.type, left(t, -1))))
       and (h.streams is null or n.stream = any (h.streams)) and (h.tags is null or n.tags @> h.tags)
     where n.type is not null
+      -- A dump of another cluster brings xids that this one comes to later: what is made by one that began after the snapshot is no
+      -- older than it. By the id, which says when it was written, and with a day for clocks that are wrong.
+      and not (n.xid >= pg_snapshot_xmax(c.seen)
+               and pgmail.uuid_time(coalesce(n.place, n.id)) < c.seen_at - interval '1 day')
     on conflict do nothing returning 1
   )
   select (select count(*) from wanted) as queued, n.xid, n.place, n.id from (select) o left join news n on n.type is null into e;
@@ -45,7 +49,7 @@ begin
   if e.xid is not null then
     update pgmail.hook_cursor set until = upto, xid = e.xid, place = e.place, event_id = e.id;
   elsif c.until is not null or f.now_::text <> c.seen::text then
-    update pgmail.hook_cursor set seen = upto, until = null, xid = null, place = null, event_id = null;
+    update pgmail.hook_cursor set seen = upto, seen_at = case when c.until is null then clock_timestamp() else c.seen_at end, until = null, xid = null, place = null, event_id = null;
   end if;
 end
 $$;
