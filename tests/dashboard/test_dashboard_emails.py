@@ -1,5 +1,6 @@
 """The list of emails and one email's page: what is found, what is shown, what strangers wrote stays text."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -287,6 +288,19 @@ async def events(page, path):
             elif line.startswith("data: "):
                 found.append((name, json.loads(line.removeprefix("data: "))))
     return found
+
+
+async def test_a_limited_key_is_not_told_live_of_emails_out_of_its_reach(db):
+    others = send(db)
+    with db.connect() as connection:
+        connection.execute("select pgmail.save_stream('news', '{}')")
+    mine = send(db, stream="news")
+    path = f"{ROOT}/live/emails?ids={others}+{mine}"
+    for limits, told in ({"streams": ["news"]}, {str(mine)}), ({"test": True, "scopes": ["read"]}, set()):
+        async with browser(db.dsn_for("api"), new_key(db, **limits)) as page:
+            asyncio.get_running_loop().call_later(1, page.app.state.live.stopping.set)
+            (_, parts), _ = await events(page, path)
+            assert {name.removeprefix("states-") for name in parts if name != "news"} == told
 
 
 async def test_a_final_email_tells_its_parts_and_ends(db, page):
