@@ -78,7 +78,7 @@ as $$
 $$;
 
 -- Takes what is due: p_most calls at most, for p_seconds, and of one endpoint p_each less those that the caller has under way
--- (p_busy, p_counts). An endpoint that fails is tried by one call at a time. Only what this process can sign for: p_keks names
+-- (p_busy, p_counts); first of the tenants with the fewest of those. An endpoint that fails is tried by one call at a time. Only what this process can sign for: p_keks names
 -- the key-encryption keys that it has. Of very many endpoints with
 -- something to be told 1,000 are looked at, from another one each time: p_turn is a number by chance, from 0 to 1.
 create or replace function pgmail.claim_hooks_v1(
@@ -116,14 +116,14 @@ begin
 
   return query
   with found as (
-    select * from unnest(tenants, hooks) u(t, h)
+    select u.t, u.h, coalesce(b.n, 0) as busy, sum(coalesce(b.n, 0)) over (partition by u.t) as tenant_busy
+    from unnest(tenants, hooks) u(t, h) left join unnest(p_busy, p_counts) b(id, n) on b.id = u.h
   ), ready as (
-    select h.*, case when h.fails >= 4 then 1 else p_each end - coalesce(b.n, 0) as room
+    select h.*, f.tenant_busy, case when h.fails >= 4 then 1 else p_each end - f.busy as room
     from found f join pgmail.hook h on h.tenant_id = f.t and h.id = f.h
-    left join unnest(p_busy, p_counts) b(id, n) on b.id = h.id
     where h.enabled and (h.rest_until is null or h.rest_until <= now_)
   ), picked as (
-    select r.url, p.*, row_number() over (partition by p.tenant_id, p.hook_id order by p.due_at) as turn
+    select r.url, r.tenant_busy, p.*, row_number() over (partition by p.tenant_id, p.hook_id order by p.due_at) as turn
     from ready r cross join lateral (
       select q.tenant_id, q.hook_id, q.event_id, q.due_at, s.secrets from pgmail.hook_queue q
       cross join (
@@ -137,7 +137,10 @@ begin
       order by q.due_at limit greatest(r.room, 0) for update of q skip locked) p
   ), taken as (
     update pgmail.hook_queue q set leased_until = now_ + make_interval(secs => p_seconds), claims = q.claims + 1
-    from (select * from picked order by turn, due_at limit p_most) p
+    from (
+      -- Whose tenant has the fewest calls under way goes first: endpoints that let us wait hold up nobody else's.
+      select k.* from (select x.*, x.tenant_busy + row_number() over (partition by x.tenant_id order by x.turn, x.due_at) as share from picked x) k
+      order by k.share, k.due_at limit p_most) p
     where q.tenant_id = p.tenant_id and q.hook_id = p.hook_id and q.event_id = p.event_id
     returning q.*, p.url, p.secrets
   )
