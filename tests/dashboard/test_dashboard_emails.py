@@ -315,6 +315,29 @@ async def test_a_final_email_tells_its_parts_and_ends(db, page):
     await eventually(lambda: len(page.app.state.live) == 0)
 
 
+async def test_a_key_looks_at_so_many_things_at_once_and_no_more(db, monkeypatch):
+    monkeypatch.setattr("pgmail.dashboard.live.MOST_OF_KEY", 2)
+    emails = [send(db) for _ in range(3)]
+
+    def path(email):
+        return f"{ROOT}/live/emails/{email}"
+
+    async with browser(db.dsn_for("api"), new_key(db)) as page, browser(db.dsn_for("api"), None) as other:
+        live = page.app.state.live
+        open_ = [asyncio.create_task(events(page, path(email))) for email in emails[:2]]
+        await eventually(lambda: len(live) == 2)
+        assert (await page.get(path(emails[2]))).status_code == 503
+        open_.append(asyncio.create_task(events(page, path(emails[0]))))  # which is looked at already
+        other.app = page.app
+        other._transport = page._transport
+        await other.sign_in(new_key(db, "another"))
+        open_.append(asyncio.create_task(events(other, path(emails[2]))))
+        await eventually(lambda: len(live) == 3, what="another key's is none of its business")
+        live.stopping.set()
+        for told in await asyncio.gather(*open_):
+            assert told[-1] == ("end", "stopping")
+
+
 async def test_live_parts_hold_nothing_of_a_session(db, page):
     email_id = send(db)
     with db.connect("producer") as connection:
