@@ -266,6 +266,18 @@ async def test_no_more_listen_than_the_setting_says(db, key):
         await eventually(let_in, what="its place is free once it is gone")
 
 
+async def test_a_tenant_that_took_all_places_makes_room_for_another(db, key):
+    with serving(db.dsn_for("api"), api_listeners=2) as url:
+        async with listening(url, key) as first, listening(url, key) as second, listening(url, stranger(db)):
+            (told,) = await second.take(1)
+            assert (told.type, told.data["reason"]) == ("dropped", "crowded")
+            answer = await ask(url, key, "/events/stream")
+            assert (answer.status_code, answer.json()["code"]) == (503, "too_many_listeners")
+            email = enqueue(db)
+            (event,) = await first.take(1)
+            assert event.data["data"]["email_id"] == email
+
+
 def socket(url, **more):
     return connect(url.replace("http", "ws") + "/events/ws" + more.pop("query", ""), **more)
 
