@@ -60,6 +60,18 @@ async def need_reach(
             raise Refused("not_found", "/id", f"no email or recipient has the id {wanted}", 404)
 
 
+async def reached_of(connection: Connection, caller: Caller, ids: Sequence[UUID]) -> list[UUID]:
+    """Return those of these emails or recipients that the caller may see, in their order."""
+    if caller.streams is None and not caller.test:
+        return list(ids)
+    found = {
+        row.id
+        for row in await keys.reach(connection, ids)
+        if (caller.streams is None or row.stream in caller.streams) and (row.test or not caller.test)
+    }
+    return [id_ for id_ in ids if id_ in found]
+
+
 def within_reach(caller: Caller, filter: Sited) -> Sited:
     """Return a filter that finds nothing but test email for a key for tests. Refused `live_only` for another site."""
     if not caller.test:

@@ -32,7 +32,14 @@ from pgmail.store.keys import Caller
 
 HELLO_SECONDS = 10.0
 CODES: Mapping[str, int] = MappingProxyType(
-    {"slow": 4008, "key_ended": 4401, "cursor_gone": 4410, "feed_not_ready": 4503, "shutting_down": 1012}
+    {
+        "slow": 4008,
+        "key_ended": 4401,
+        "cursor_gone": 4410,
+        "feed_not_ready": 4503,
+        "crowded": 4503,
+        "shutting_down": 1012,
+    }
 )
 
 AnySocket = WebSocket[Any, Any, Any]

@@ -17,7 +17,7 @@ import msgspec
 from litestar import Request, Response, get
 from litestar.response import Stream
 
-from pgmail.access.reach import streams_of
+from pgmail.access.reach import reached_of, streams_of
 from pgmail.dashboard import frame, live
 from pgmail.dashboard.guard import caller_of, database_of
 from pgmail.dashboard.menu import ROOT
@@ -138,6 +138,8 @@ async def stream_emails(request: AnyRequest) -> Stream:
     caller, database = caller_of(request), database_of(request)
     reached = streams_of(caller, stream)
     top = max(shown, default=None)
+    async with acting_as(database, caller) as connection:
+        shown = await reached_of(connection, caller, shown)
 
     async def make() -> live.Parts:
         async with acting_as(database, caller) as connection:

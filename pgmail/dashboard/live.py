@@ -7,7 +7,9 @@ only the newest counts. Nobody listening costs nothing.
     event: parts          data: {"id of an element": "its new HTML", ...}
     event: end            the session has ended, or the server ends: data says why ("signed_out", "stopping", "final")
 
-What can go wrong: the database is away. Then the parts stay as they are and it is asked again; the page says since when
+What can go wrong: one key looks at very many things at once, each of which asks the database. So it has `MOST_OF_KEY`
+channels of its own at most, and a process `MOST_LISTENERS` listeners; beyond, the page is shown as it was when it was
+loaded. The database is away: then the parts stay as they are and it is asked again; the page says since when
 nothing came.
 """
 
@@ -29,6 +31,8 @@ from pgmail.errors import PgmailError, Refused
 log = structlog.get_logger()
 
 CHECK_SECONDS = 2.0  # between two looks whether the session lives
+MOST_OF_KEY = 60  # things that a key looks at first; what others look at already costs nothing
+MOST_LISTENERS = 2_000
 PING_CHECKS = 5  # of which each so manieth says something, so that a connection that is gone is noticed
 
 Parts = dict[str, str]
@@ -38,7 +42,8 @@ Make = Callable[[], Awaitable[Parts | None]]
 class Channel:
     """What is looked at: its newest parts, and who is to be woken."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Hashable = None) -> None:
+        self.owner = owner
         self.parts: Parts = {}
         self.version = 0
         self.final = False
@@ -71,12 +76,25 @@ class Hub:
         """Return how many channels somebody listens to."""
         return len(self._channels)
 
+    def need_room(self, key: Hashable, owner: Hashable) -> None:
+        """Refuse (503 `too_many_listeners`) a listener for whom there is no room, on behalf of the API key `owner`."""
+        full = sum(channel.listeners for channel in self._channels.values()) >= MOST_LISTENERS
+        mine = sum(channel.owner == owner for channel in self._channels.values())
+        if full or (key not in self._channels and mine >= MOST_OF_KEY):
+            raise Refused("too_many_listeners", "", "too many live pages are open; close some", 503)
+
     @contextlib.asynccontextmanager
-    async def listen(self, key: Hashable, make: Make, every: float) -> AsyncIterator[Channel]:
-        """Lend a channel, which `make` is asked for `every` so many seconds. `make` is the first listener's."""
+    async def listen(
+        self, key: Hashable, make: Make, every: float, owner: Hashable = None
+    ) -> AsyncIterator[Channel]:
+        """Lend a channel, which `make` is asked for `every` so many seconds. `make` is the first listener's.
+
+        `owner` is the key that it is counted for. Raises Refused as `need_room`.
+        """
+        self.need_room(key, owner)
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = Channel()
+            channel = self._channels[key] = Channel(owner)
             channel.task = asyncio.create_task(_refresh(channel, make, every))
         channel.listeners += 1
         try:
@@ -104,8 +122,11 @@ async def _refresh(channel: Channel, make: Make, every: float) -> None:
 
 
 def stream(request: AnyRequest, key: Hashable, make: Make, every: float) -> Stream:
-    """Answer with the parts of a channel as they change, as long as the session lives."""
+    """Answer with the parts of a channel as they change, as long as the session lives. Refused as `need_room`."""
     hub: Hub = request.app.state.live
+    hub.need_room(
+        key, request.state.session.key_id
+    )  # refused while there is still a status to refuse it with
     headers = {**ALWAYS, "X-Accel-Buffering": "no"}
     return Stream(_events(request, hub, key, make, every), media_type="text/event-stream", headers=headers)
 
@@ -116,7 +137,7 @@ async def _events(
     yield b"retry: 2000\n\n"
     sent: Parts = {}
     version, quiet = 0, 0
-    async with hub.listen(key, make, every) as channel:
+    async with hub.listen(key, make, every, request.state.session.key_id) as channel:
         while not hub.stopping.is_set():
             news = channel.news
             if channel.version != version:

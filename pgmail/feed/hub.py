@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -27,7 +27,18 @@ from pgmail.clock import Clock, SystemClock
 from pgmail.domain.cursor import Cursor, Encoder
 from pgmail.errors import DatabaseAway, Refused
 from pgmail.feed.events import Event, Filter
-from pgmail.feed.listener import CLOSING, GONE, KEY_ENDED, NOT_READY, Chunk, Dropped, Form, Listener, chunk_of
+from pgmail.feed.listener import (
+    CLOSING,
+    CROWDED,
+    GONE,
+    KEY_ENDED,
+    NOT_READY,
+    Chunk,
+    Dropped,
+    Form,
+    Listener,
+    chunk_of,
+)
 from pgmail.feed.pages import Pages
 from pgmail.store import feed
 from pgmail.store.database import Database
@@ -67,8 +78,12 @@ class Hub:
         return len(self._all)
 
     def enter(self, caller: Caller, filter: Filter, form: Form) -> Listener:
-        """Take a place for somebody who will listen; give it back with `leave`. Refused `too_many_listeners` (503)."""
-        if self._closing or len(self._all) >= self._most:
+        """Take a place for somebody who will listen; give it back with `leave`. Refused `too_many_listeners` (503).
+
+        Where all are taken, a tenant that holds more of them than the caller's gives one up.
+        """
+        places = Counter(each.tenant_id for each in self._all if each.dropped is None)
+        if self._closing or (places.total() >= self._most and not self._made_room(places, caller.tenant_id)):
             because = "this server is shutting down" if self._closing else f"{self._most} listen here already"
             refused = Refused("too_many_listeners", "", f"{because}; ask again", 503)
             refused.retry_after = FULL_SECONDS
@@ -79,6 +94,16 @@ class Hub:
             self._task = asyncio.create_task(self._run(), name="feed")
         self._wanted.set()
         return listener
+
+    def _made_room(self, places: Counter[int], tenant: int) -> bool:
+        """Send the newest listener of the tenant with the most places away, for one that has fewer."""
+        ((crowd, taken),) = places.most_common(1)
+        # Who was sent away stays until its connection ends, and needs memory meanwhile.
+        if taken <= places[tenant] + 1 or len(self._all) >= 2 * self._most:
+            return False
+        others = [each for each in self._all if each.tenant_id == crowd and each.dropped is None]
+        max(others, key=lambda each: each.number).drop(CROWDED)
+        return True
 
     def leave(self, listener: Listener) -> None:
         """Give a place back. Twice is fine."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import count
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -18,12 +19,13 @@ from pgmail.store.keys import Caller
 Form = Literal["sse", "ws"]
 Chunk = bytes | tuple[str, ...]
 MAX_WAITING_BYTES = 1 << 20
+_numbers = count()
 
 
 class Dropped(NamedTuple):
     """Why a listener was sent away: a word for programs, and one for people."""
 
-    reason: Literal["slow", "key_ended", "cursor_gone", "shutting_down", "feed_not_ready"]
+    reason: Literal["slow", "key_ended", "cursor_gone", "shutting_down", "feed_not_ready", "crowded"]
     message: str
 
 
@@ -34,6 +36,7 @@ GONE = Dropped(
     "the database was restored, or is another one: go on without a cursor, and look at what you hold",
 )
 CLOSING = Dropped("shutting_down", "this server is shutting down; go on from the last event that you have")
+CROWDED = Dropped("crowded", "all places are taken, most of them by your organisation, and another one came")
 NOT_READY = Dropped(
     "feed_not_ready", "the indexes of the feed are being made; run `pgmail db upgrade` to its end"
 )
@@ -43,6 +46,7 @@ class Listener:
     """A queue of chunks for one connection. `form` says of which kind they are."""
 
     def __init__(self, caller: Caller, filter: Filter, form: Form) -> None:
+        self.number = next(_numbers)  # who came later has a greater one
         self.tenant_id: int = caller.tenant_id
         self.key_id: UUID = caller.key_id
         self.filter = filter.within(caller)

@@ -7,13 +7,16 @@ feed are not whole yet (`Now.whole`): a step would read whole tables.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from pgmail.domain import ids
 from pgmail.domain.cursor import HISTORY_BYTES, Cursor, Position, Snapshot
 from pgmail.sqlfiles import queries
 from pgmail.store.database import Database
+
+FOREIGN_SECONDS = 86_400  # older than a cursor's snapshot, with room for clocks that are wrong
 
 _Q = queries("feed")
 
@@ -66,10 +69,12 @@ async def page(
         "most": most,
     }
     rows = await database.many(_Q["page"], values)
-    if rows and rows[-1].type is None:
-        last = rows.pop()
-        return rows, Position(last.xid, last.place, last.id)
-    return rows, None
+    last = rows.pop() if rows and rows[-1].type is None else None
+    # A dump of another cluster brings transaction numbers that this one comes to later. What a transaction wrote that
+    # began after the snapshot is no older than it; by the id, which says when it was written.
+    oldest = ids.floor(datetime.fromtimestamp(max(cursor.made - FOREIGN_SECONDS, 0), UTC))
+    rows = [row for row in rows if row.xid < cursor.seen.xmax or (row.place or row.id) >= oldest]
+    return rows, None if last is None else Position(last.xid, last.place, last.id)
 
 
 async def live_keys(database: Database, keys: Iterable[tuple[int, UUID]]) -> set[UUID]:

@@ -88,7 +88,7 @@ language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
 begin
   perform from pgmail.hook_cursor for update;
-  update pgmail.hook_cursor set seen = pg_current_snapshot(), history = pgmail.feed_history_v1(),
+  update pgmail.hook_cursor set seen = pg_current_snapshot(), seen_at = clock_timestamp(), history = pgmail.feed_history_v1(),
     until = null, xid = null, place = null, event_id = null
   where seen is null;
 end

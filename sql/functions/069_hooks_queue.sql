@@ -16,14 +16,14 @@ begin
   tenants := array(select distinct h.tenant_id from pgmail.hook h where h.enabled);
   if tenants = '{}' then
     idle := true;
-    update pgmail.hook_cursor set seen = null, until = null, xid = null, place = null, event_id = null where seen is not null;
+    update pgmail.hook_cursor set seen = null, seen_at = null, until = null, xid = null, place = null, event_id = null where seen is not null;
     return;
   end if;
   select * into f from pgmail.feed_now_v1();
   if not f.whole then return; end if;
   -- Another history: its xids say nothing of what was told.
   if c.seen is null or c.history is distinct from f.history or pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(f.now_) then
-    update pgmail.hook_cursor set history = f.history, seen = f.now_, until = null, xid = null, place = null, event_id = null;
+    update pgmail.hook_cursor set history = f.history, seen = f.now_, seen_at = clock_timestamp(), until = null, xid = null, place = null, event_id = null;
     return;
   end if;
   upto := coalesce(c.until, f.now_);
@@ -37,6 +37,10 @@ begin
       and exists (select from unnest(h.types) t where n.type = t or (right(t, 1) = '*' and starts_with(n.type, left(t, -1))))
       and (h.streams is null or n.stream = any (h.streams)) and (h.tags is null or n.tags @> h.tags)
     where n.type is not null
+      -- A dump of another cluster brings xids that this one comes to later: what is made by one that began after the snapshot is no
+      -- older than it. By the id, which says when it was written, and with a day for clocks that are wrong.
+      and not (n.xid >= pg_snapshot_xmax(c.seen)
+               and pgmail.uuid_time(coalesce(n.place, n.id)) < c.seen_at - interval '1 day')
     on conflict do nothing returning 1
   )
   select (select count(*) from wanted) as queued, n.xid, n.place, n.id from (select) o left join news n on n.type is null into e;
@@ -45,7 +49,7 @@ begin
   if e.xid is not null then
     update pgmail.hook_cursor set until = upto, xid = e.xid, place = e.place, event_id = e.id;
   elsif c.until is not null or f.now_::text <> c.seen::text then
-    update pgmail.hook_cursor set seen = upto, until = null, xid = null, place = null, event_id = null;
+    update pgmail.hook_cursor set seen = upto, seen_at = case when c.until is null then clock_timestamp() else c.seen_at end, until = null, xid = null, place = null, event_id = null;
   end if;
 end
 $$;
@@ -74,7 +78,7 @@ as $$
 $$;
 
 -- Takes what is due: p_most calls at most, for p_seconds, and of one endpoint p_each less those that the caller has under way
--- (p_busy, p_counts). An endpoint that fails is tried by one call at a time. Only what this process can sign for: p_keks names
+-- (p_busy, p_counts); first of the tenants with the fewest of those. An endpoint that fails is tried by one call at a time. Only what this process can sign for: p_keks names
 -- the key-encryption keys that it has. Of very many endpoints with
 -- something to be told 1,000 are looked at, from another one each time: p_turn is a number by chance, from 0 to 1.
 create or replace function pgmail.claim_hooks_v1(
@@ -112,14 +116,14 @@ begin
 
   return query
   with found as (
-    select * from unnest(tenants, hooks) u(t, h)
+    select u.t, u.h, coalesce(b.n, 0) as busy, sum(coalesce(b.n, 0)) over (partition by u.t) as tenant_busy
+    from unnest(tenants, hooks) u(t, h) left join unnest(p_busy, p_counts) b(id, n) on b.id = u.h
   ), ready as (
-    select h.*, case when h.fails >= 4 then 1 else p_each end - coalesce(b.n, 0) as room
+    select h.*, f.tenant_busy, case when h.fails >= 4 then 1 else p_each end - f.busy as room
     from found f join pgmail.hook h on h.tenant_id = f.t and h.id = f.h
-    left join unnest(p_busy, p_counts) b(id, n) on b.id = h.id
     where h.enabled and (h.rest_until is null or h.rest_until <= now_)
   ), picked as (
-    select r.url, p.*, row_number() over (partition by p.tenant_id, p.hook_id order by p.due_at) as turn
+    select r.url, r.tenant_busy, p.*, row_number() over (partition by p.tenant_id, p.hook_id order by p.due_at) as turn
     from ready r cross join lateral (
       select q.tenant_id, q.hook_id, q.event_id, q.due_at, s.secrets from pgmail.hook_queue q
       cross join (
@@ -133,7 +137,10 @@ begin
       order by q.due_at limit greatest(r.room, 0) for update of q skip locked) p
   ), taken as (
     update pgmail.hook_queue q set leased_until = now_ + make_interval(secs => p_seconds), claims = q.claims + 1
-    from (select * from picked order by turn, due_at limit p_most) p
+    from (
+      -- Whose tenant has the fewest calls under way goes first: endpoints that let us wait hold up nobody else's.
+      select k.* from (select x.*, x.tenant_busy + row_number() over (partition by x.tenant_id order by x.turn, x.due_at) as share from picked x) k
+      order by k.share, k.due_at limit p_most) p
     where q.tenant_id = p.tenant_id and q.hook_id = p.hook_id and q.event_id = p.event_id
     returning q.*, p.url, p.secrets
   )

@@ -208,6 +208,7 @@ create table pgmail.hook_cursor (
   singleton boolean primary key default true check (singleton),
   history   uuid,
   seen      pg_snapshot,                      -- all of this was queued,
+  seen_at   timestamptz,                      -- and was seen at this moment or later
   until     pg_snapshot,                      -- and of this what stands before the position
   xid       xid8,
   place     uuid,

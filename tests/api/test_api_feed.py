@@ -147,6 +147,23 @@ async def test_a_cursor_of_the_future_is_of_another_database(api, db):
     assert (answer.status_code, answer.json()["code"]) == (410, "cursor_gone")
 
 
+async def test_what_a_dump_of_another_cluster_brought_is_not_told_when_its_numbers_come_up(api, db):
+    cursor = (await api.get("/events")).json()["cursor"]
+    enqueue(db)  # as if by the cluster that was dumped, which was ahead
+    with db.connect() as connection:
+        old = connection.execute("select pgmail.uuid_floor(now() - interval '3 days')").fetchone()[0]
+        connection.execute(
+            "update pgmail.message set id = %s, xid = (pg_current_xact_id()::text::bigint + 20)::text::xid8",
+            [old],
+        )
+        connection.execute("update pgmail.recipient set message_id = %s, id = %s", [old, old])
+        for _ in range(40):
+            connection.execute("select pg_current_xact_id()")
+    new = enqueue(db)
+    page = (await api.get("/events", params={"cursor": cursor})).json()
+    assert [event["data"]["email_id"] for event in page["data"]] == [new]
+
+
 async def test_until_the_indexes_are_whole_the_feed_says_so(api, db):
     with db.connect() as connection:
         connection.execute("drop index pgmail.event_feed")
@@ -247,6 +264,18 @@ async def test_no_more_listen_than_the_setting_says(db, key):
                     return True
 
         await eventually(let_in, what="its place is free once it is gone")
+
+
+async def test_a_tenant_that_took_all_places_makes_room_for_another(db, key):
+    with serving(db.dsn_for("api"), api_listeners=2) as url:
+        async with listening(url, key) as first, listening(url, key) as second, listening(url, stranger(db)):
+            (told,) = await second.take(1)
+            assert (told.type, told.data["reason"]) == ("dropped", "crowded")
+            answer = await ask(url, key, "/events/stream")
+            assert (answer.status_code, answer.json()["code"]) == (503, "too_many_listeners")
+            email = enqueue(db)
+            (event,) = await first.take(1)
+            assert event.data["data"]["email_id"] == email
 
 
 def socket(url, **more):

@@ -1,5 +1,6 @@
 """The list of emails and one email's page: what is found, what is shown, what strangers wrote stays text."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -289,6 +290,19 @@ async def events(page, path):
     return found
 
 
+async def test_a_limited_key_is_not_told_live_of_emails_out_of_its_reach(db):
+    others = send(db)
+    with db.connect() as connection:
+        connection.execute("select pgmail.save_stream('news', '{}')")
+    mine = send(db, stream="news")
+    path = f"{ROOT}/live/emails?ids={others}+{mine}"
+    for limits, told in ({"streams": ["news"]}, {str(mine)}), ({"test": True, "scopes": ["read"]}, set()):
+        async with browser(db.dsn_for("api"), new_key(db, **limits)) as page:
+            asyncio.get_running_loop().call_later(1, page.app.state.live.stopping.set)
+            (_, parts), _ = await events(page, path)
+            assert {name.removeprefix("states-") for name in parts if name != "news"} == told
+
+
 async def test_a_final_email_tells_its_parts_and_ends(db, page):
     email_id = send(db)
     with db.connect("producer") as connection:
@@ -299,6 +313,29 @@ async def test_a_final_email_tells_its_parts_and_ends(db, page):
     assert "Cancelled" in parts["standing"]
     assert end == ("end", "final")
     await eventually(lambda: len(page.app.state.live) == 0)
+
+
+async def test_a_key_looks_at_so_many_things_at_once_and_no_more(db, monkeypatch):
+    monkeypatch.setattr("pgmail.dashboard.live.MOST_OF_KEY", 2)
+    emails = [send(db) for _ in range(3)]
+
+    def path(email):
+        return f"{ROOT}/live/emails/{email}"
+
+    async with browser(db.dsn_for("api"), new_key(db)) as page, browser(db.dsn_for("api"), None) as other:
+        live = page.app.state.live
+        open_ = [asyncio.create_task(events(page, path(email))) for email in emails[:2]]
+        await eventually(lambda: len(live) == 2)
+        assert (await page.get(path(emails[2]))).status_code == 503
+        open_.append(asyncio.create_task(events(page, path(emails[0]))))  # which is looked at already
+        other.app = page.app
+        other._transport = page._transport
+        await other.sign_in(new_key(db, "another"))
+        open_.append(asyncio.create_task(events(other, path(emails[2]))))
+        await eventually(lambda: len(live) == 3, what="another key's is none of its business")
+        live.stopping.set()
+        for told in await asyncio.gather(*open_):
+            assert told[-1] == ("end", "stopping")
 
 
 async def test_live_parts_hold_nothing_of_a_session(db, page):

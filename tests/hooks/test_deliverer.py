@@ -168,6 +168,29 @@ async def test_a_slow_endpoint_holds_up_no_other(hooks, receiver, app):
         await eventually(lambda: len(receiver.of("/slow")) == 20)
 
 
+async def test_a_tenant_with_many_slow_endpoints_leaves_what_gets_free_to_others(hooks, receiver):
+    other = one(hooks.owner, "select pgmail.create_tenant('other')")
+    mine = [(await hooks.add(f"{receiver.url}/{n}")).id for n in range(4)]
+    theirs = (await hooks.add(f"{receiver.url}/theirs")).id
+    for table, column in (("hook", "id"), ("hook_secret", "hook_id")):
+        hooks.owner.execute(f"update pgmail.{table} set tenant_id = %s where {column} = %s", [other, theirs])
+    hooks.owner.execute(
+        "insert into pgmail.data_key (tenant_id, id, kek, wrapped, created_by) "
+        "select %s, id, kek, wrapped, created_by from pgmail.data_key",
+        [other],
+    )
+    hooks.owner.execute(
+        "insert into pgmail.hook_queue (tenant_id, hook_id, event_id, type, at, due_at) "
+        "select tenant_id, id, pgmail.uuid7(), 'webhook.test', now(), "
+        "now() - case id when %s then 1 else 60 end * interval '1 s' "
+        "from pgmail.hook, generate_series(1, 9)",
+        [theirs],
+    )  # what waits longest is the slow ones'
+    busy = dict.fromkeys(mine[1:], 2)
+    claimed = await store.claim(hooks.pool, ["first"], most=2, each=2, lease_seconds=60, busy=busy, turn=0.0)
+    assert [row.hook_id for row in claimed] == [theirs, theirs]
+
+
 async def test_calls_are_paced(hooks, receiver, app):
     await hooks.add(receiver.url, ["email.queued"])
     for _ in range(12):

@@ -64,6 +64,23 @@ async def test_a_step_that_is_rolled_back_queues_the_same_again(hooks, db, app):
     assert await hooks.fan_out() == 1
 
 
+async def test_what_a_dump_of_another_cluster_brought_is_not_told_when_its_numbers_come_up(hooks, app):
+    await hooks.add(URL)
+    await hooks.fan_out()
+    send(app)  # as if by the cluster that was dumped, which was ahead
+    old = one(hooks.owner, "select pgmail.uuid_floor(now() - interval '3 days')")
+    hooks.owner.execute(
+        "update pgmail.message set xid = (pg_current_xact_id()::text::bigint + 20)::text::xid8, id = %s",
+        [old],
+    )
+    hooks.owner.execute("update pgmail.recipient set message_id = %s, id = %s", [old, old])
+    for _ in range(40):
+        hooks.owner.execute("select pg_current_xact_id()")
+    new = send(app)
+    await hooks.fan_out()
+    assert rows(hooks.owner, "select email_id from pgmail.hook_queue") == [(new,)]
+
+
 @pytest.mark.parametrize(
     ("wish", "types"),
     [
