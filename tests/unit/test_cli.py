@@ -191,10 +191,10 @@ def test_the_owners_address_serves_where_no_common_one_is_set(monkeypatch):
 # ----------------------------------------------------------------------------------------------------------- output
 def test_cells_are_for_people():
     at = datetime(2026, 11, 21, 10, 0, 0, 5, tzinfo=timezone(timedelta(hours=1)))
-    cells = [None, "", True, False, at, 1.5, 2.0, {"a": 1}, {}, [1, "b"], [], "x\x1b[2Jy", 7]
+    cells = [None, "", True, False, at, 1.5, 2.0, {"a": 1}, {}, [1, "b"], [], "x\x1b[2Jy", 7, 1e10]
     assert [output.cell(value) for value in cells] == [
         *("-", "-", "yes", "no", "2026-11-21 09:00:00Z", "1.5", "2", "a=1", "-", "1, b", "-"),
-        *("x\N{REPLACEMENT CHARACTER}[2Jy", "7"),
+        *("x\N{REPLACEMENT CHARACTER}[2Jy", "7", "10000000000"),
     ]
 
 
