@@ -66,6 +66,12 @@ def test_help_works_for(name):
     assert "Usage:" in result.stdout
 
 
+def test_the_list_of_benches_keeps_its_lines():
+    shown = CliRunner().invoke(cli, ["bench", "-h"]).stdout
+    assert "\n  queue     the same with small mails" in shown
+    assert "\b" not in shown
+
+
 def test_what_prints_data_takes_json():
     silent = {
         "run",
@@ -86,7 +92,7 @@ def test_what_prints_data_takes_json():
         "trust",
         "classify",  # JSON lines, always
         "set",
-        *("silence", "unsilence", "test"),
+        *("silence", "unsilence", "test", "end-sessions"),
     }
     without = {
         words
