@@ -2675,7 +2675,7 @@ CREATE FUNCTION pgmail.hook_data(p_tenant integer, p_event uuid, p_email uuid, p
   select json_strip_nulls(json_build_object(
     'id', p_event, 'email_id', m.id, 'recipient_id', r.id, 'address', r.address, 'stream', m.stream, 'tags', nullif(m.tags, '{}'),
     'template', case when m.template is not null then json_build_object('id', m.template, 'version', m.template_version) end,
-    'email_created_at', pgmail.iso_time(m.created_at), 'test', nullif(m.test, false),
+    'email_created_at', to_char(m.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), 'test', nullif(m.test, false),
     'attempt', e.attempt, 'code', e.code, 'enhanced', e.enhanced, 'reply', e.reply, 'class', k.class, 'reason', k.name, 'phase', e.phase,
     'site', coalesce(e.site, r.site), 'relay', e.relay, 'remote_host', e.remote_host, 'tls', e.tls, 'ms', e.ms, 'worker', e.worker,
     'detail', nullif(case when p_event <> p_recipient then e.detail else concat_ws(', ',
@@ -5847,7 +5847,7 @@ CREATE FUNCTION pgmail.save_stream(p_name text, p_settings jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $_$
-declare t integer := pgmail.need_tenant(); s pgmail.stream; k text; named text[]; weighed real[];
+declare t integer := pgmail.need_tenant(); s pgmail.stream; k text; named text[]; weighed real[]; broken text; field text;
 begin
   if p_name !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of a-z 0-9 _ -, led by a letter or digit');
@@ -5878,7 +5878,18 @@ begin
     where x.tenant_id = t and x.name = p_name;
   exception
     when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then
-      perform pgmail.refuse('invalid_stream', '/' || coalesce((select min(x) from jsonb_object_keys(p_settings) x), 'name'), sqlerrm);
+      get stacked diagnostics broken = constraint_name;
+      field := substring(broken from '^stream_(.+)_[a-z]+$');
+      if field is null or not p_settings ? field then
+        select coalesce(min(x), 'name') into field from jsonb_object_keys(p_settings) x;
+      end if;
+      -- The constraint in words: the words that it allows, or its comparison.
+      perform pgmail.refuse('invalid_stream', '/' || field, coalesce((
+        select case when d.def like '%ARRAY[%'
+          then 'must be one of ' || (select string_agg(w[1], ', ') from regexp_matches(d.def, '''([a-z_]+)''', 'g') w)
+          else 'must be so that ' || lower(regexp_replace(d.def, '^CHECK |::double precision|[()]', '', 'g')) end
+        from pg_constraint c, lateral (select pg_get_constraintdef(c.oid)) d(def)
+        where c.conrelid = 'pgmail.stream'::regclass and c.conname = broken), sqlerrm));
   end;
   perform pgmail.record_act(t, 'stream.save', p_name, p_settings::text);
 end

@@ -48,7 +48,7 @@ def _sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
 @click.option("--peers", is_flag=True, help="Race other queues too: e2e, queue, enqueue and api.")
 @common.as_json
 def bench(*, name: str, peers: bool, as_json: bool, **given: object) -> None:
-    r"""Measure on an embedded PostgreSQL of its own; touches no mail of yours.
+    """Measure on an embedded PostgreSQL of its own; touches no mail of yours.
 
     \b
     e2e       mails a second from queue to sink: claim, render 4 kB text and HTML, send, settle
@@ -60,7 +60,7 @@ def bench(*, name: str, peers: bool, as_json: bool, **given: object) -> None:
     pinned    the pace while a transaction holds a snapshot open, by the pace before
     backlog   the pace out of small and large backlogs
     lanes     the pace out of few and many lanes, and of many tenants
-    """
+    """  # noqa: D301 - click keeps the lines after the octet that \b stands for
     options = {key: value for key, value in given.items() if value is not None}
     if wrong := sorted(options.keys() - TAKES[name]):
         raise click.UsageError(f"--{wrong[0]} is not for {name}")

@@ -84,8 +84,10 @@ def queue(as_json: bool) -> None:
             )
     for row in pauses:
         whose = " for the whole fleet" if row.fleet else ""
+        # By the word of the command that ends it: pgmail tenant resume, or pgmail resume.
+        stopped = "suspended" if row.scope == "tenant" else "paused"
         click.echo(
-            f"{row.scope} {row.name} is paused{whose}{_until(row.until)}, by {row.paused_by} "
+            f"{row.scope} {row.name} is {stopped}{whose}{_until(row.until)}, by {row.paused_by} "
             f"since {output.cell(row.paused_at)}: {row.reason}"
         )
 

@@ -83,7 +83,11 @@ def list_(as_json: bool) -> None:
             {"quotas": [output.plain(row) for row in rows], "closed": [output.plain(door) for door in doors]}
         )
         return
-    output.show(rows, _LIST, as_json=False, none="nothing is limited")
+    # The fleet's rule bounds each tenant apart: nothing is used of it as a whole.
+    shown = [
+        row | {"used_today": None} if row["scope"] == "fleet" else row for row in map(output.plain, rows)
+    ]
+    output.show(shown, _LIST, as_json=False, none="nothing is limited")
     if doors:
         click.echo()
         output.show(doors, _CLOSED, as_json=False)

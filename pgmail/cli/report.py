@@ -99,6 +99,8 @@ def _show(found: Any, by: str, limit: int) -> None:
     if found.total is not None and len(found.lines) > 1:
         rows.append(output.plain(found.total))
     for row in rows:
+        if by == "hour":
+            row["key"] = row["key"].replace("T", " ")  # as all times in tables
         row["sent_rate"] = None if row["sent_rate"] is None else f"{100 * row['sent_rate']:.1f}"
     output.table([by, *_LINES.values()], [[row["key"], *(row[key] for key in _LINES)] for row in rows])
     if len(shown) < len(found.lines):

@@ -21,7 +21,7 @@ def retention() -> None:
 @retention.command()
 @common.as_json
 def show(as_json: bool) -> None:
-    """Show what is set, how old the oldest mail is, and what should have gone and has not."""
+    """Show what is set, the oldest week that is kept, and what should have gone and has not."""
 
     async def ask() -> Any:
         from pgmail.store import retention as store  # noqa: PLC0415

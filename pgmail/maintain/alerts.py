@@ -160,7 +160,8 @@ class AlertTeller:
         if self._http is None:
             self._http = self._make_http()
         answer = await self._http.post(url, body, headers, seconds=CALL_SECONDS)
-        said = answer.error or f"HTTP {answer.status}: {' '.join(answer.text.split())[:200]}"
+        said = " ".join(answer.text.split())[:200]
+        said = answer.error or f"HTTP {answer.status}" + (f": {said}" if said else "")
         return Outcome(answer.good, said, final=answer.status == 410)  # Gone (RFC 9110, section 15.5.11)
 
     async def _mail(self, row: Any, secret: alerting.Secret) -> Outcome:

@@ -62,7 +62,7 @@ as $$
   select json_strip_nulls(json_build_object(
     'id', p_event, 'email_id', m.id, 'recipient_id', r.id, 'address', r.address, 'stream', m.stream, 'tags', nullif(m.tags, '{}'),
     'template', case when m.template is not null then json_build_object('id', m.template, 'version', m.template_version) end,
-    'email_created_at', pgmail.iso_time(m.created_at), 'test', nullif(m.test, false),
+    'email_created_at', to_char(m.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), 'test', nullif(m.test, false),
     'attempt', e.attempt, 'code', e.code, 'enhanced', e.enhanced, 'reply', e.reply, 'class', k.class, 'reason', k.name, 'phase', e.phase,
     'site', coalesce(e.site, r.site), 'relay', e.relay, 'remote_host', e.remote_host, 'tls', e.tls, 'ms', e.ms, 'worker', e.worker,
     'detail', nullif(case when p_event <> p_recipient then e.detail else concat_ws(', ',

@@ -103,7 +103,7 @@ $$;
 create or replace function pgmail.save_stream(p_name text, p_settings jsonb) returns void
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.need_tenant(); s pgmail.stream; k text; named text[]; weighed real[];
+declare t integer := pgmail.need_tenant(); s pgmail.stream; k text; named text[]; weighed real[]; broken text; field text;
 begin
   if p_name !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of a-z 0-9 _ -, led by a letter or digit');
@@ -134,7 +134,18 @@ begin
     where x.tenant_id = t and x.name = p_name;
   exception
     when check_violation or not_null_violation or invalid_text_representation or numeric_value_out_of_range then
-      perform pgmail.refuse('invalid_stream', '/' || coalesce((select min(x) from jsonb_object_keys(p_settings) x), 'name'), sqlerrm);
+      get stacked diagnostics broken = constraint_name;
+      field := substring(broken from '^stream_(.+)_[a-z]+$');
+      if field is null or not p_settings ? field then
+        select coalesce(min(x), 'name') into field from jsonb_object_keys(p_settings) x;
+      end if;
+      -- The constraint in words: the words that it allows, or its comparison.
+      perform pgmail.refuse('invalid_stream', '/' || field, coalesce((
+        select case when d.def like '%ARRAY[%'
+          then 'must be one of ' || (select string_agg(w[1], ', ') from regexp_matches(d.def, '''([a-z_]+)''', 'g') w)
+          else 'must be so that ' || lower(regexp_replace(d.def, '^CHECK |::double precision|[()]', '', 'g')) end
+        from pg_constraint c, lateral (select pg_get_constraintdef(c.oid)) d(def)
+        where c.conrelid = 'pgmail.stream'::regclass and c.conname = broken), sqlerrm));
   end;
   perform pgmail.record_act(t, 'stream.save', p_name, p_settings::text);
 end

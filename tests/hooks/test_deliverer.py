@@ -32,6 +32,9 @@ async def test_an_event_arrives_signed_with_its_facts_and_no_content(hooks, rece
         {"kind": "welcome"},
         "example.org",
     )
+    # To the microsecond, as GET /events has it.
+    created = one(hooks.owner, "select created_at from pgmail.message where id = %s", [email])
+    assert datetime.fromisoformat(data["email_created_at"]) == created
     assert b"Secret" not in got.body
     assert hooks.log() == [("email.queued", 1, "delivered", 204, None)]
     assert hooks.waiting() == []

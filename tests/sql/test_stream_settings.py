@@ -55,3 +55,20 @@ def test_the_longest_schedule_that_the_api_takes_is_taken(owner):
     }
     kit.stream(owner, "news", **most)
     assert kit.rows(owner, "select retry_factor from pgmail.stream where name = 'news'") == [(1000,)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "words"),
+    [
+        ({"priority": 2, "seal": "no"}, "/seal", "must be one of off, where_possible, required"),
+        ({"on_doubt": "what"}, "/on_doubt", "must be one of resend, hold"),
+        ({"max_attempts": 1001}, "/max_attempts", "must be so that max_attempts <= 1000"),
+        ({"priority": 4}, "/priority", "must be so that priority >= 1 and priority <= 3"),
+        ({"retry_factor": 0.5}, "/retry_factor", "must be so that retry_factor >= 1"),
+    ],
+)
+def test_a_refusal_names_the_setting_and_says_what_it_may_be(owner, settings, field, words):
+    with pytest.raises(psycopg.Error) as refused:
+        owner.execute("select pgmail.save_stream('news', %s)", [Jsonb(settings)])
+    assert refused.value.diag.message_detail == field
+    assert refused.value.diag.message_primary == f"{field}: {words}"

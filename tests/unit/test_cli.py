@@ -66,6 +66,12 @@ def test_help_works_for(name):
     assert "Usage:" in result.stdout
 
 
+def test_the_list_of_benches_keeps_its_lines():
+    shown = CliRunner().invoke(cli, ["bench", "-h"]).stdout
+    assert "\n  queue     the same with small mails" in shown
+    assert "\b" not in shown
+
+
 def test_what_prints_data_takes_json():
     silent = {
         "run",
@@ -86,7 +92,7 @@ def test_what_prints_data_takes_json():
         "trust",
         "classify",  # JSON lines, always
         "set",
-        *("silence", "unsilence", "test"),
+        *("silence", "unsilence", "test", "end-sessions"),
     }
     without = {
         words
@@ -191,10 +197,10 @@ def test_the_owners_address_serves_where_no_common_one_is_set(monkeypatch):
 # ----------------------------------------------------------------------------------------------------------- output
 def test_cells_are_for_people():
     at = datetime(2026, 11, 21, 10, 0, 0, 5, tzinfo=timezone(timedelta(hours=1)))
-    cells = [None, "", True, False, at, 1.5, 2.0, {"a": 1}, {}, [1, "b"], [], "x\x1b[2Jy", 7]
+    cells = [None, "", True, False, at, 1.5, 2.0, {"a": 1}, {}, [1, "b"], [], "x\x1b[2Jy", 7, 1e10]
     assert [output.cell(value) for value in cells] == [
         *("-", "-", "yes", "no", "2026-11-21 09:00:00Z", "1.5", "2", "a=1", "-", "1, b", "-"),
-        *("x\N{REPLACEMENT CHARACTER}[2Jy", "7"),
+        *("x\N{REPLACEMENT CHARACTER}[2Jy", "7", "10000000000"),
     ]
 
 

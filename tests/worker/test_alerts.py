@@ -178,7 +178,7 @@ async def test_a_test_is_tried_once_and_its_answer_kept(db, owner, teller, recei
     made = one(owner, "select pgmail.test_alert_target('hook', true)")
     await teller.step()
     assert rows(owner, "select state, answer from pgmail.alert_delivery_state(%s, true)", [made]) == [
-        ("failed", "HTTP 404: ")
+        ("failed", "HTTP 404")
     ]
     assert receiver.got[0].json["type"] == "alert.test"
 
