@@ -2185,17 +2185,17 @@ CREATE FUNCTION pgmail.feed_index_next(p_after text DEFAULT ''::text) RETURNS TA
     select b.base, c.oid, c.relname::text as name,
       exists (select from pg_index x join pg_inherits h on h.inhrelid = x.indexrelid
               where x.indrelid = c.oid and h.inhparent = to_regclass(format('pgmail.%I', b.base || '_feed'))) as attached,
-      (select x.indisvalid from pg_index x where x.indrelid = c.oid and x.indexrelid = to_regclass(format('pgmail.%I', c.relname || '_feed'))) as valid
+      (select x.indisvalid from pg_index x where x.indrelid = c.oid and x.indexrelid = to_regclass(format('pgmail.%I', c.relname || '_xid_id_idx'))) as valid
     from unnest(array['message', 'event']) b(base)
     join pg_inherits i on i.inhparent = to_regclass('pgmail.' || b.base)
     join pg_class c on c.oid = i.inhrelid
     where to_regclass(format('pgmail.%I', b.base || '_feed')) is not null   -- not so in a schema of an older revision
   )
   select p.name, (select count(*) from part x where x.attached)::integer + 1, (select count(*) from part)::integer,
-    case when p.valid is false then array[format('drop index concurrently if exists pgmail.%I', p.name || '_feed')] else '{}' end
+    case when p.valid is false then array[format('drop index concurrently if exists pgmail.%I', p.name || '_xid_id_idx')] else '{}' end
     || case when p.valid is true then '{}' else array[format('create index concurrently %I on pgmail.%I (xid, id)%s',
-         p.name || '_feed', p.name, case when p.base = 'message' then ' where xid is not null' else '' end)] end
-    || format('alter index pgmail.%I attach partition pgmail.%I', p.base || '_feed', p.name || '_feed')
+         p.name || '_xid_id_idx', p.name, case when p.base = 'message' then ' where xid is not null' else '' end)] end
+    || format('alter index pgmail.%I attach partition pgmail.%I', p.base || '_feed', p.name || '_xid_id_idx')
   from part p where not p.attached and p.name > p_after
   order by p.name limit 1
 $$;
@@ -9769,7 +9769,7 @@ CREATE INDEX audit_tenant ON pgmail.audit USING btree (tenant_id, id);
 
 CREATE INDEX event_feed ON ONLY pgmail.event USING btree (xid, id);
 
-CREATE INDEX event_default_feed ON pgmail.event_default USING btree (xid, id);
+CREATE INDEX event_default_xid_id_idx ON pgmail.event_default USING btree (xid, id);
 
 CREATE INDEX hook_attempt_event ON pgmail.hook_attempt USING btree (tenant_id, hook_id, event_id);
 
@@ -9781,7 +9781,7 @@ CREATE INDEX lane_by_version ON pgmail.lane USING btree (version);
 
 CREATE INDEX message_feed ON ONLY pgmail.message USING btree (xid, id) WHERE (xid IS NOT NULL);
 
-CREATE INDEX message_default_feed ON pgmail.message_default USING btree (xid, id) WHERE (xid IS NOT NULL);
+CREATE INDEX message_default_xid_id_idx ON pgmail.message_default USING btree (xid, id) WHERE (xid IS NOT NULL);
 
 CREATE INDEX queue_claim ON pgmail.queue USING btree (tenant_id, lane, due_at, id);
 
@@ -9803,13 +9803,13 @@ CREATE INDEX suppression_expiry ON pgmail.suppression USING btree (expires_at) W
 
 ALTER INDEX pgmail.attachment_pkey ATTACH PARTITION pgmail.attachment_default_pkey;
 
-ALTER INDEX pgmail.event_feed ATTACH PARTITION pgmail.event_default_feed;
-
 ALTER INDEX pgmail.event_pkey ATTACH PARTITION pgmail.event_default_pkey;
 
-ALTER INDEX pgmail.message_feed ATTACH PARTITION pgmail.message_default_feed;
+ALTER INDEX pgmail.event_feed ATTACH PARTITION pgmail.event_default_xid_id_idx;
 
 ALTER INDEX pgmail.message_pkey ATTACH PARTITION pgmail.message_default_pkey;
+
+ALTER INDEX pgmail.message_feed ATTACH PARTITION pgmail.message_default_xid_id_idx;
 
 ALTER INDEX pgmail.outcome_pkey ATTACH PARTITION pgmail.outcome_default_pkey;
 

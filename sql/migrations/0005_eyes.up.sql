@@ -20,9 +20,9 @@ begin
            where i.inhparent in ('pgmail.message'::regclass, 'pgmail.event'::regclass) loop
     execute format('select not exists (select from pgmail.%I)', p.relname) into empty;
     if empty then
-      execute format('create index %I on pgmail.%I (xid, id) %s', p.relname || '_feed', p.relname,
+      execute format('create index %I on pgmail.%I (xid, id) %s', p.relname || '_xid_id_idx', p.relname,
         case when p.base = 'pgmail.message' then 'where xid is not null' end);
-      execute format('alter index %s_feed attach partition pgmail.%I', p.base, p.relname || '_feed');
+      execute format('alter index %s_feed attach partition pgmail.%I', p.base, p.relname || '_xid_id_idx');
     end if;
   end loop;
 end

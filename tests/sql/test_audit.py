@@ -13,6 +13,7 @@ ROLES = ("api", "worker", "maintain", "producer", "reader", "admin")
 # What changes nothing that people decide on: mail itself, what the API's key check notes, what processes note.
 NO_ACT = {
     *("send", "send_many", "check_key_v1", "check_key_v2", "note_keys_v1", "mark_v1", "recall_v1"),
+    "share_guesses_v1",  # a count of tries; those that are told leave a row by note_guesses_v1
     "recount",  # counts anew and answers; changes nothing
 }
 
