@@ -49,7 +49,7 @@ async def show_alerts(request: AnyRequest) -> Response[Any]:
             limit=PER_PAGE + 1,
             after=read_id(after) if after else None,
         )
-        facts = {
+        facts: dict[str, Any] = {
             "silences": await store.silences(connection),
             "rules": await store.rules(connection),
             "targets": await store.targets(connection),

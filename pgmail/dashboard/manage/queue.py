@@ -35,7 +35,7 @@ ENDS = (
     ("86400", "a day has passed"),
     ("604800", "a week has passed"),
 )
-_SECONDS = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d):\d\d(?:\.\d+)?\+00\b")
+_SECONDS = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d):\d\d UTC\b")
 COUNTS = ("queued", "scheduled", "deferred", "held", "sending")
 
 
