@@ -2,7 +2,7 @@
 
 A webhook's secret is in the answer that made it, and nowhere else. What can go wrong: a key that is limited to
 streams would be told of all of them through an endpoint of its own. So endpoints are for keys without such limits,
-and for live ones.
+and for live ones; and to make or change one takes a key that may read as well as manage.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 from litestar import Request, delete, get, patch, post
 from msgspec import UNSET, Meta, UnsetType
 
+from pgmail.access.keyring import need_scope
 from pgmail.access.reach import need_all_streams, need_live
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
@@ -83,6 +84,13 @@ def _all_of_it(request: AnyRequest) -> Caller:
     return caller
 
 
+def _told_of_it(request: AnyRequest) -> Caller:
+    """Return the caller as `_all_of_it`, of a key that may read too: an endpoint is told what GET /events tells."""
+    caller = _all_of_it(request)
+    need_scope(caller, "read")
+    return caller
+
+
 def _endpoints(request: AnyRequest) -> Endpoints:
     found: Endpoints = request.app.state.endpoints
     return found
@@ -91,7 +99,7 @@ def _endpoints(request: AnyRequest) -> Endpoints:
 @post("/webhooks", status_code=200, operation_class=operation("Webhook"), opt={"scope": "manage"})
 async def add_webhook(request: AnyRequest) -> dict[str, Any]:
     """Add an endpoint. Its `signing_secret` is in the answer, this once."""
-    caller = _all_of_it(request)
+    caller = _told_of_it(request)
     body = read_struct((await read_json(request)).value, NewWebhook)
     new = store.NewHook(
         url=body.endpoint,
@@ -126,7 +134,7 @@ async def get_webhook(request: AnyRequest) -> dict[str, Any]:
 @patch("/webhooks/{id:str}", operation_class=operation("WebhookChange", path="id"), opt={"scope": "manage"})
 async def change_webhook(request: AnyRequest) -> dict[str, Any]:
     """Change an endpoint, or enable it again: it is called at once then."""
-    caller, wanted = _all_of_it(request), path_id(request)
+    caller, wanted = _told_of_it(request), path_id(request)
     body = read_struct((await read_json(request)).value, WebhookChange)
     changes = {
         name: value

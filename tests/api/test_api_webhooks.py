@@ -1,10 +1,12 @@
 """`/webhooks`: made, shown, changed, rotated, tested and replayed, by who may, and with its secret told once."""
 
 import os
+from uuid import UUID
 
 import pytest
 
 from pgmail.config import Settings
+from pgmail.domain.keys import make_key
 from pgmail.domain.webhooks import read_secret
 from pgmail.sealing.keks import Keks
 from tests.api.conftest import client, new_key
@@ -155,9 +157,24 @@ async def test_a_sample_is_queued_and_the_log_is_listed_and_replayed(api, owner)
     ).endswith("mended")
 
 
-async def test_keys_that_only_send_or_are_limited_or_for_tests_have_no_endpoints(db):
-    from pgmail.domain.keys import make_key
+async def test_a_key_that_may_not_read_lets_no_endpoint_be_told(db):
+    key, hint, hash_ = make_key()
+    with db.connect("admin") as admin:
+        admin.execute(
+            "select pgmail.make_key('manager', %s, %s, %s)", [hint, hash_, '{"scopes": ["manage"]}']
+        )
+    async with client(db.dsn_for("api"), key, keks=Keks({"a": os.urandom(32)})) as api:
+        answers = [
+            await api.post("/webhooks", json={"endpoint": URL}),
+            await api.patch(f"/webhooks/{UUID(int=1)}", json={"endpoint": URL}),
+        ]
+        assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [
+            (403, "missing_scope")
+        ] * 2
+        assert (await api.get("/webhooks")).status_code == 200
 
+
+async def test_keys_that_only_send_or_are_limited_or_for_tests_have_no_endpoints(db):
     for limits in ('{"scopes": ["send", "read"]}', '{"streams": ["transactional"]}', '{"test": true}'):
         key, hint, hash_ = make_key(test="test" in limits)
         with db.connect("admin") as admin:

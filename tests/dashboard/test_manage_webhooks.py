@@ -18,7 +18,7 @@ URL = "https://hooks.example.com/mail"
 @pytest.fixture
 async def page(db):
     keks = Keks({"first": os.urandom(32)})
-    async with browser(db.dsn_for("api"), new_key(db, scopes=["manage"]), keks=keks) as made:
+    async with browser(db.dsn_for("api"), new_key(db, scopes=["read", "manage"]), keks=keks) as made:
         yield made
 
 
@@ -78,7 +78,7 @@ async def test_what_no_endpoint_can_be_is_refused_and_stays_in_the_form(page):
 
 
 async def test_without_keys_to_seal_with_the_question_says_what_to_do(db):
-    async with browser(db.dsn_for("api"), new_key(db, scopes=["manage"])) as page:
+    async with browser(db.dsn_for("api"), new_key(db, scopes=["read", "manage"])) as page:
         answer = await page.act(f"{ROOT}/webhooks/add", {"endpoint": URL})
         assert answer.status_code == 422
         assert "PGMAIL_SEAL_KEYS" in answer.text
@@ -170,3 +170,12 @@ async def test_another_tenants_endpoint_is_not_there(db):
         assert answer.status_code == 404
         assert "All is well" in (await stranger.get(f"{ROOT}/alerts")).text
         assert "receipts" not in (await stranger.get(f"{ROOT}/alerts")).text
+
+
+async def test_a_key_that_may_not_read_lets_no_webhook_be_told(db):
+    keks = Keks({"first": os.urandom(32)})
+    async with browser(db.dsn_for("api"), new_key(db, scopes=["manage"]), keks=keks) as page:
+        answer = await page.act(f"{ROOT}/webhooks/add", {"endpoint": URL})
+        assert answer.status_code == 422
+        assert "the scope read" in answer.text
+    assert acts(db) == []

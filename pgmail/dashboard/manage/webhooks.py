@@ -11,6 +11,7 @@ from typing import Any
 
 from litestar import Request, Response, get, post
 
+from pgmail.access.keyring import need_scope
 from pgmail.access.reach import need_all_streams, need_live
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import caller_of, database_of
@@ -80,7 +81,7 @@ async def add(request: AnyRequest) -> Response[Any]:
     """Add an endpoint and show its secret, this once."""
     given = await given_of(request)
     try:
-        caller = _all_of_it(request)
+        caller = _told_of_it(request)
         new = store.NewHook(
             url=given.one("endpoint"),
             types=given.words("events") or ["email.*"],
@@ -125,7 +126,7 @@ async def change(request: AnyRequest) -> Response[Any]:
         reason = given.reason()
         if not changes:
             return "Nothing was changed."
-        async with acting_as(database_of(request), _all_of_it(request)) as connection:
+        async with acting_as(database_of(request), _told_of_it(request)) as connection:
             await _endpoints(request).change(connection, row.id, changes, reason)
         return "The webhook is changed."
 
@@ -258,6 +259,13 @@ def _all_of_it(request: AnyRequest) -> Caller:
     caller = caller_of(request)
     need_live(caller)
     need_all_streams(caller)
+    return caller
+
+
+def _told_of_it(request: AnyRequest) -> Caller:
+    """Return the caller as `_all_of_it`, of a key that may read too: an endpoint is told what the feed tells."""
+    caller = _all_of_it(request)
+    need_scope(caller, "read")
     return caller
 
 
