@@ -462,9 +462,9 @@ begin
     and w.bounced + w.dead > 0 and w.sent + w.bounced + w.dead >= greatest(r.minimum, 1)
   cross join lateral pgmail.alert_since(r.tenant_id, w.stream, r.window_seconds + 86400) d
   cross join lateral (
-    select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / (w.sent + w.bounced + w.dead) as rate,
+    select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / nullif(w.sent + w.bounced + w.dead, 0) as rate,
       greatest(case when (d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead) >= greatest(r.minimum, 1)
-                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / ((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead)) end, 0.01) as usual) x
+                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / nullif((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead), 0) end, 0.01) as usual) x
   where x.rate >= coalesce(r.floor, 0) and x.rate > r.threshold * x.usual;
 
   return query
@@ -3004,12 +3004,34 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.late_lanes(p_seconds double precision, p_most integer DEFAULT 100) RETURNS TABLE(tenant_id integer, stream text, site text, due_at timestamp with time zone, kind text, words text)
+CREATE FUNCTION pgmail.late_lanes(p_seconds double precision, p_most integer DEFAULT 1000) RETURNS TABLE(tenant_id integer, stream text, site text, due_at timestamp with time zone, kind text, words text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
     AS $$
+  with special as materialized (
+    select l.name as site from pgmail.limits l where l.scope = 'site' union select pgmail.test_site()
+  ), paused as materialized (
+    select p.tenant_id, p.scope, p.name from pgmail.pause p where p.until is null or p.until > pgmail.now()
+  ), late as (
+    select g.tenant_id, g.stream, g.priority, g.site, g.oldest_due_at, y.site as special
+    from pgmail.gauge g left join special y on y.site = g.site
+    where g.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' and not exists (select from pgmail.fence)
+      and not exists (select from paused p where p.scope = 'tenant' and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+      and not exists (select from paused p where p.scope = 'stream' and p.name = g.stream and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+      and not exists (select from paused p where p.scope = 'site' and p.name = g.site and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+      and not exists (select from paused p where p.scope = 'lane' and p.name = pgmail.lane_name(g.stream, g.priority, g.site)
+                        and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+  ), alike as (
+    select distinct on (l.tenant_id, l.stream, l.priority, l.special) l.* from late l
+    order by l.tenant_id, l.stream, l.priority, l.special, l.oldest_due_at
+  ), placed as (
+    select a.*, row_number() over (partition by a.tenant_id, a.stream order by a.oldest_due_at) as of_stream,
+      row_number() over (order by a.oldest_due_at) as of_all
+    from alike a
+  )
   select g.tenant_id, g.stream, g.site, g.oldest_due_at, s.kind, s.words
-  from (select x.* from pgmail.gauge x where x.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' order by x.oldest_due_at limit p_most) g
+  from (select x.* from placed x where x.of_stream = 1 or x.of_all <= p_most offset 0) g
   cross join lateral pgmail.lane_stop(g.tenant_id, g.stream, g.priority, g.site) s
 $$;
 

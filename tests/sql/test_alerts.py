@@ -493,3 +493,35 @@ def test_an_upgrade_leaves_what_an_operator_set(db, fleet):
     migrate.upgrade(db.dsn, prefix=PREFIX)
     kept = rows(fleet.owner, "select threshold, shipped from pgmail.alert_rule where name = 'queue_depth'")
     assert kept == [(7.0, False)]
+
+
+def gauges(fleet, tenant, stream, sites, seconds, priority=2):
+    """Lanes as the chore saw them, whose oldest mail is due for so long."""
+    fleet.owner.execute(
+        "insert into pgmail.gauge (tenant_id, lane, stream, priority, site, oldest_due_at)"
+        " select %s, n + 10000 * %s::bigint, %s, %s, 's' || n || '.example', pgmail.now() - %s * interval '1 second'"
+        " from generate_series(1, %s) n",
+        [tenant, tenant, stream, priority, seconds, sites],
+    )
+
+
+def late(fleet, most=1000):
+    return {
+        (row[0], row[1])
+        for row in rows(
+            fleet.owner,
+            "select tenant_id, stream from pgmail.late_lanes(900, %s) where kind is not null",
+            [most],
+        )
+    }
+
+
+def test_lanes_that_are_late_or_paused_in_hundreds_hide_no_other_tenants(fleet):
+    admin = fleet.db.connect("admin")
+    fleet.owner.execute("select pgmail.create_tenant('shop')")
+    other = kit.one(fleet.owner, "select id from pgmail.tenant where name = 'shop'")
+    gauges(fleet, 1, "transactional", 300, 9_000)
+    gauges(fleet, other, "transactional", 1, 1_000)
+    assert late(fleet, most=1) == {(1, "transactional"), (other, "transactional")}
+    admin.execute("select pgmail.pause_mail('stream', 'transactional', 'they asked us to')")
+    assert late(fleet) == {(other, "transactional")}
