@@ -417,7 +417,8 @@ begin
   select r.rule_id, d.tenant_id, '', d.n::float8, format('%s held since %s may have been sent; a person decides (pgmail doubt list).',
     case when d.n > 10000 then 'More than 10,000 recipients are' when d.n = 1 then 'One recipient is' else pgmail.number_words(d.n) || ' recipients are' end,
     case when d.n = 1 then 'it' else 'they' end)
-  from (select q.tenant_id, count(*) as n from (select x.tenant_id from pgmail.queue x where x.in_doubt limit 10001) q group by 1) d
+  from (select t.id as tenant_id, y.n from pgmail.tenant t cross join lateral (
+          select count(*) as n from (select from pgmail.queue x where x.tenant_id = t.id and x.in_doubt limit 10001) z) y) d
   join pgmail.alert_rules_of('in_doubt') r on r.tenant_id = d.tenant_id and d.n >= greatest(r.threshold, 1);
 
   return query
@@ -5639,7 +5640,7 @@ begin
         select x.site from pgmail.recipient x where x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) end, '(unknown)') as site,
       e.relay, m.template || coalesce('@' || m.template_version, '') as template, m.tags,
       case when e.type = any (counted) and e.id >= c.since then pgmail.figure_of(e.type, e.detail) end as kind,
-      case when e.type = 'email.in_doubt' then 'in_doubt' when e.type = any (wrong_) then coalesce(nullif(split_part(e.detail, ': ', 1), ''), 'unknown') end as reason,
+      case when e.type = 'email.in_doubt' then 'in_doubt' when e.type = any (wrong_) then left(coalesce(nullif(split_part(e.detail, ': ', 1), ''), 'unknown'), 100) end as reason,
       case when e.type = 'email.sent' then pgmail.took_bucket(coalesce(m.scheduled_at, m.created_at), e.at) end as bucket,
       e.code, e.enhanced, case when e.type = any (wrong_) then coalesce(nullif(e.reply, ''), e.detail, '') end as said,
       case when e.type = any (wrong_) then (

@@ -139,7 +139,8 @@ begin
   select r.rule_id, d.tenant_id, '', d.n::float8, format('%s held since %s may have been sent; a person decides (pgmail doubt list).',
     case when d.n > 10000 then 'More than 10,000 recipients are' when d.n = 1 then 'One recipient is' else pgmail.number_words(d.n) || ' recipients are' end,
     case when d.n = 1 then 'it' else 'they' end)
-  from (select q.tenant_id, count(*) as n from (select x.tenant_id from pgmail.queue x where x.in_doubt limit 10001) q group by 1) d
+  from (select t.id as tenant_id, y.n from pgmail.tenant t cross join lateral (
+          select count(*) as n from (select from pgmail.queue x where x.tenant_id = t.id and x.in_doubt limit 10001) z) y) d
   join pgmail.alert_rules_of('in_doubt') r on r.tenant_id = d.tenant_id and d.n >= greatest(r.threshold, 1);
 
   return query

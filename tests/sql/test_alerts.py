@@ -525,3 +525,16 @@ def test_lanes_that_are_late_or_paused_in_hundreds_hide_no_other_tenants(fleet):
     assert late(fleet, most=1) == {(1, "transactional"), (other, "transactional")}
     admin.execute("select pgmail.pause_mail('stream', 'transactional', 'they asked us to')")
     assert late(fleet) == {(other, "transactional")}
+
+
+def test_one_tenants_mail_in_doubt_hides_no_others(fleet):
+    fleet.owner.execute("select pgmail.create_tenant('shop')")
+    fleet.owner.execute(
+        "insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, in_doubt)"
+        " select t, gen_random_uuid(), gen_random_uuid(), 1, 'infinity', true"
+        " from unnest(array[1, 2], array[12000, 1]) u(t, n), generate_series(1, n)"
+    )
+    found = rows(
+        fleet.owner, "select tenant_id, value from pgmail.alert_facts_mail() where words like '%held%'"
+    )
+    assert sorted(found) == [(1, 10_001), (2, 1)]
