@@ -417,7 +417,8 @@ begin
   select r.rule_id, d.tenant_id, '', d.n::float8, format('%s held since %s may have been sent; a person decides (pgmail doubt list).',
     case when d.n > 10000 then 'More than 10,000 recipients are' when d.n = 1 then 'One recipient is' else pgmail.number_words(d.n) || ' recipients are' end,
     case when d.n = 1 then 'it' else 'they' end)
-  from (select q.tenant_id, count(*) as n from (select x.tenant_id from pgmail.queue x where x.in_doubt limit 10001) q group by 1) d
+  from (select t.id as tenant_id, y.n from pgmail.tenant t cross join lateral (
+          select count(*) as n from (select from pgmail.queue x where x.tenant_id = t.id and x.in_doubt limit 10001) z) y) d
   join pgmail.alert_rules_of('in_doubt') r on r.tenant_id = d.tenant_id and d.n >= greatest(r.threshold, 1);
 
   return query
@@ -462,9 +463,9 @@ begin
     and w.bounced + w.dead > 0 and w.sent + w.bounced + w.dead >= greatest(r.minimum, 1)
   cross join lateral pgmail.alert_since(r.tenant_id, w.stream, r.window_seconds + 86400) d
   cross join lateral (
-    select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / (w.sent + w.bounced + w.dead) as rate,
+    select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / nullif(w.sent + w.bounced + w.dead, 0) as rate,
       greatest(case when (d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead) >= greatest(r.minimum, 1)
-                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / ((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead)) end, 0.01) as usual) x
+                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / nullif((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead), 0) end, 0.01) as usual) x
   where x.rate >= coalesce(r.floor, 0) and x.rate > r.threshold * x.usual;
 
   return query
@@ -3004,12 +3005,34 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.late_lanes(p_seconds double precision, p_most integer DEFAULT 100) RETURNS TABLE(tenant_id integer, stream text, site text, due_at timestamp with time zone, kind text, words text)
+CREATE FUNCTION pgmail.late_lanes(p_seconds double precision, p_most integer DEFAULT 1000) RETURNS TABLE(tenant_id integer, stream text, site text, due_at timestamp with time zone, kind text, words text)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
     AS $$
+  with special as materialized (
+    select l.name as site from pgmail.limits l where l.scope = 'site' union select pgmail.test_site()
+  ), paused as materialized (
+    select p.tenant_id, p.scope, p.name from pgmail.pause p where p.until is null or p.until > pgmail.now()
+  ), late as (
+    select g.tenant_id, g.stream, g.priority, g.site, g.oldest_due_at, y.site as special
+    from pgmail.gauge g left join special y on y.site = g.site
+    where g.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' and not exists (select from pgmail.fence)
+      and not exists (select from paused p where p.scope = 'tenant' and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+      and not exists (select from paused p where p.scope = 'stream' and p.name = g.stream and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+      and not exists (select from paused p where p.scope = 'site' and p.name = g.site and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+      and not exists (select from paused p where p.scope = 'lane' and p.name = pgmail.lane_name(g.stream, g.priority, g.site)
+                        and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+  ), alike as (
+    select distinct on (l.tenant_id, l.stream, l.priority, l.special) l.* from late l
+    order by l.tenant_id, l.stream, l.priority, l.special, l.oldest_due_at
+  ), placed as (
+    select a.*, row_number() over (partition by a.tenant_id, a.stream order by a.oldest_due_at) as of_stream,
+      row_number() over (order by a.oldest_due_at) as of_all
+    from alike a
+  )
   select g.tenant_id, g.stream, g.site, g.oldest_due_at, s.kind, s.words
-  from (select x.* from pgmail.gauge x where x.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' order by x.oldest_due_at limit p_most) g
+  from (select x.* from placed x where x.of_stream = 1 or x.of_all <= p_most offset 0) g
   cross join lateral pgmail.lane_stop(g.tenant_id, g.stream, g.priority, g.site) s
 $$;
 
@@ -5617,7 +5640,7 @@ begin
         select x.site from pgmail.recipient x where x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) end, '(unknown)') as site,
       e.relay, m.template || coalesce('@' || m.template_version, '') as template, m.tags,
       case when e.type = any (counted) and e.id >= c.since then pgmail.figure_of(e.type, e.detail) end as kind,
-      case when e.type = 'email.in_doubt' then 'in_doubt' when e.type = any (wrong_) then coalesce(nullif(split_part(e.detail, ': ', 1), ''), 'unknown') end as reason,
+      case when e.type = 'email.in_doubt' then 'in_doubt' when e.type = any (wrong_) then left(coalesce(nullif(split_part(e.detail, ': ', 1), ''), 'unknown'), 100) end as reason,
       case when e.type = 'email.sent' then pgmail.took_bucket(coalesce(m.scheduled_at, m.created_at), e.at) end as bucket,
       e.code, e.enhanced, case when e.type = any (wrong_) then coalesce(nullif(e.reply, ''), e.detail, '') end as said,
       case when e.type = any (wrong_) then (

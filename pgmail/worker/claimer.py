@@ -134,7 +134,7 @@ class Claimer(Loop):
                 _log.warning("claim.waits", error=str(error), retry_seconds=pause)
                 await self._nap(pause)
                 pause = min(pause * 2, 5.0)
-        await self._hand_back_all()
+        await self.hand_back()
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - as in Service
         """Stop claiming at once."""
@@ -150,7 +150,7 @@ class Claimer(Loop):
             probe.cancel()
             with contextlib.suppress(asyncio.CancelledError, DatabaseAway):
                 await probe
-        await self._hand_back_all()
+        await self.hand_back()
 
     async def _round(self) -> None:
         self._wake.clear()
@@ -548,8 +548,8 @@ class Claimer(Loop):
                 _log.warning("claim.answer_lost", leases=len(lost))
                 self._take_back(lost)
 
-    async def _hand_back_all(self) -> None:
-        """On drain: what no slot has begun goes back at once."""
+    async def hand_back(self) -> None:
+        """Return what no slot has begun, and what slots gave back: on drain, and once more after it."""
         waiting = [*self._outbox.take_all(), *self._lapsed]
         self._lapsed = []
         self._returned.extend((job.lease, None) for job in waiting)

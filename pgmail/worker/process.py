@@ -168,7 +168,7 @@ async def run_worker(
         paused=rules.paused, heavy=HeavyRoom(HEAVY_AT_ONCE, concurrency // HEAVY_ROOM),
         deliveries=Deliveries(Names(settings.metrics_sites.split()), tracing),
     )  # fmt: skip
-    slots = Slots(sender, outbox, concurrency, relays.recall)
+    slots = Slots(sender, outbox, concurrency, relays.recall, claimer.hand_back)
     told = (presence, leader, claimer, outbox, sender.deliveries, settler, relays, database, beats)
     others = beside(database, lambda: claimer.out >= concurrency) if beside is not None else []
     parts: list[Service] = [

@@ -1,14 +1,14 @@
 """The slots of a process: so many mails on the wire at once, each a task that takes the next job.
 
 Stopped while mail is on its way (the worker was declared dead, it crashed, or its drain took too long), slots call
-back what was not sent yet, at once. Mail whose end of data is out is not theirs to stop any more: its reply is
-waited for, for a short while, so that it is recorded.
+back what was not sent yet, at once, and give it back. Mail whose end of data is out is not theirs to stop any more:
+its reply is waited for, for a short while, so that it is recorded.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from pgmail.service import Loop
 from pgmail.worker.outbox import Outbox
@@ -21,10 +21,16 @@ class Slots(Loop):
     """Runs `n` slots over an outbox. Draining lets each finish the mail it has begun."""
 
     def __init__(
-        self, sender: Sender, outbox: Outbox, n: int, recall: Callable[[], None] = lambda: None
+        self,
+        sender: Sender,
+        outbox: Outbox,
+        n: int,
+        recall: Callable[[], None] = lambda: None,
+        hand_back: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`recall` ends what transports have and did not send yet."""
+        """`recall` ends what transports have and did not send yet; `hand_back` returns the leases of that."""
         super().__init__("slots")
+        self._hand_back = hand_back
         self._sender, self._outbox, self._n, self._recall = sender, outbox, n, recall
         self._resting: set[asyncio.Task[None]] = set()
 
@@ -44,6 +50,9 @@ class Slots(Loop):
         if self._task is not None and not self._task.done():
             self._recall()
             await asyncio.wait({self._task}, timeout=REPLY_SECONDS)
+            # The claimer has stopped before: what stays leased would be rescued as mail that may have been sent.
+            if self._hand_back is not None:
+                await self._hand_back()
         await super().stop()
 
     async def _slot(self) -> None:

@@ -71,7 +71,7 @@ begin
         select x.site from pgmail.recipient x where x.tenant_id = e.tenant_id and x.id = e.recipient_id limit 1) end, '(unknown)') as site,
       e.relay, m.template || coalesce('@' || m.template_version, '') as template, m.tags,
       case when e.type = any (counted) and e.id >= c.since then pgmail.figure_of(e.type, e.detail) end as kind,
-      case when e.type = 'email.in_doubt' then 'in_doubt' when e.type = any (wrong_) then coalesce(nullif(split_part(e.detail, ': ', 1), ''), 'unknown') end as reason,
+      case when e.type = 'email.in_doubt' then 'in_doubt' when e.type = any (wrong_) then left(coalesce(nullif(split_part(e.detail, ': ', 1), ''), 'unknown'), 100) end as reason,
       case when e.type = 'email.sent' then pgmail.took_bucket(coalesce(m.scheduled_at, m.created_at), e.at) end as bucket,
       e.code, e.enhanced, case when e.type = any (wrong_) then coalesce(nullif(e.reply, ''), e.detail, '') end as said,
       case when e.type = any (wrong_) then (

@@ -2,14 +2,37 @@
 -- subject that is over its threshold, with a sentence; the state machine (068_alert_step) makes alerts of them. Cheap: totals
 -- that are folded already, the head of each lane, a few small tables. Nothing counts a table that grows with mail.
 
--- Lanes whose oldest mail is due for so many seconds, the latest first, and what stops each (028_pause: lane_stop). From the
--- gauge, which a chore keeps: a few seconds late, and not read from the queue.
-create or replace function pgmail.late_lanes(p_seconds double precision, p_most integer default 100)
+-- Lanes whose oldest mail is due for so many seconds and that no operator stopped, and what stops each (028_pause: lane_stop).
+-- From the gauge, which a chore keeps: a few seconds late, and not read from the queue. Sites that no limit names are stopped
+-- by the same, so the latest stands for all of a stream and priority. Of each stream the latest one is there, however many
+-- others are late; of the rest the p_most latest.
+create or replace function pgmail.late_lanes(p_seconds double precision, p_most integer default 1000)
 returns table (tenant_id integer, stream text, site text, due_at timestamptz, kind text, words text)
-language sql stable security definer set search_path = pgmail, pg_temp
+language sql stable security definer set search_path = pgmail, pg_temp set jit = off
 as $$
+  with special as materialized (
+    select l.name as site from pgmail.limits l where l.scope = 'site' union select pgmail.test_site()
+  ), paused as materialized (
+    select p.tenant_id, p.scope, p.name from pgmail.pause p where p.until is null or p.until > pgmail.now()
+  ), late as (
+    select g.tenant_id, g.stream, g.priority, g.site, g.oldest_due_at, y.site as special
+    from pgmail.gauge g left join special y on y.site = g.site
+    where g.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' and not exists (select from pgmail.fence)
+      and not exists (select from paused p where p.scope = 'tenant' and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+      and not exists (select from paused p where p.scope = 'stream' and p.name = g.stream and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+      and not exists (select from paused p where p.scope = 'site' and p.name = g.site and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+      and not exists (select from paused p where p.scope = 'lane' and p.name = pgmail.lane_name(g.stream, g.priority, g.site)
+                        and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+  ), alike as (
+    select distinct on (l.tenant_id, l.stream, l.priority, l.special) l.* from late l
+    order by l.tenant_id, l.stream, l.priority, l.special, l.oldest_due_at
+  ), placed as (
+    select a.*, row_number() over (partition by a.tenant_id, a.stream order by a.oldest_due_at) as of_stream,
+      row_number() over (order by a.oldest_due_at) as of_all
+    from alike a
+  )
   select g.tenant_id, g.stream, g.site, g.oldest_due_at, s.kind, s.words
-  from (select x.* from pgmail.gauge x where x.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' order by x.oldest_due_at limit p_most) g
+  from (select x.* from placed x where x.of_stream = 1 or x.of_all <= p_most offset 0) g
   cross join lateral pgmail.lane_stop(g.tenant_id, g.stream, g.priority, g.site) s
 $$;
 
@@ -116,7 +139,8 @@ begin
   select r.rule_id, d.tenant_id, '', d.n::float8, format('%s held since %s may have been sent; a person decides (pgmail doubt list).',
     case when d.n > 10000 then 'More than 10,000 recipients are' when d.n = 1 then 'One recipient is' else pgmail.number_words(d.n) || ' recipients are' end,
     case when d.n = 1 then 'it' else 'they' end)
-  from (select q.tenant_id, count(*) as n from (select x.tenant_id from pgmail.queue x where x.in_doubt limit 10001) q group by 1) d
+  from (select t.id as tenant_id, y.n from pgmail.tenant t cross join lateral (
+          select count(*) as n from (select from pgmail.queue x where x.tenant_id = t.id and x.in_doubt limit 10001) z) y) d
   join pgmail.alert_rules_of('in_doubt') r on r.tenant_id = d.tenant_id and d.n >= greatest(r.threshold, 1);
 
   return query
@@ -160,9 +184,9 @@ begin
     and w.bounced + w.dead > 0 and w.sent + w.bounced + w.dead >= greatest(r.minimum, 1)
   cross join lateral pgmail.alert_since(r.tenant_id, w.stream, r.window_seconds + 86400) d
   cross join lateral (
-    select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / (w.sent + w.bounced + w.dead) as rate,
+    select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / nullif(w.sent + w.bounced + w.dead, 0) as rate,
       greatest(case when (d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead) >= greatest(r.minimum, 1)
-                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / ((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead)) end, 0.01) as usual) x
+                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / nullif((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead), 0) end, 0.01) as usual) x
   where x.rate >= coalesce(r.floor, 0) and x.rate > r.threshold * x.usual;
 
   return query

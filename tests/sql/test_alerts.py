@@ -493,3 +493,48 @@ def test_an_upgrade_leaves_what_an_operator_set(db, fleet):
     migrate.upgrade(db.dsn, prefix=PREFIX)
     kept = rows(fleet.owner, "select threshold, shipped from pgmail.alert_rule where name = 'queue_depth'")
     assert kept == [(7.0, False)]
+
+
+def gauges(fleet, tenant, sites, seconds):
+    """Lanes as the chore saw them, whose oldest mail is due for so long."""
+    fleet.owner.execute(
+        "insert into pgmail.gauge (tenant_id, lane, stream, priority, site, oldest_due_at)"
+        " select %s, n, 'transactional', 2, 's' || n || '.example', pgmail.now() - %s * interval '1 second'"
+        " from generate_series(1, %s) n",
+        [tenant, seconds, sites],
+    )
+
+
+def late(fleet, most=1000):
+    return {
+        (row[0], row[1])
+        for row in rows(
+            fleet.owner,
+            "select tenant_id, stream from pgmail.late_lanes(900, %s) where kind is not null",
+            [most],
+        )
+    }
+
+
+def test_lanes_that_are_late_or_paused_in_hundreds_hide_no_other_tenants(fleet):
+    admin = fleet.db.connect("admin")
+    fleet.owner.execute("select pgmail.create_tenant('shop')")
+    other = kit.one(fleet.owner, "select id from pgmail.tenant where name = 'shop'")
+    gauges(fleet, 1, 300, 9_000)
+    gauges(fleet, other, 1, 1_000)
+    assert late(fleet, most=1) == {(1, "transactional"), (other, "transactional")}
+    admin.execute("select pgmail.pause_mail('stream', 'transactional', 'they asked us to')")
+    assert late(fleet) == {(other, "transactional")}
+
+
+def test_one_tenants_mail_in_doubt_hides_no_others(fleet):
+    fleet.owner.execute("select pgmail.create_tenant('shop')")
+    fleet.owner.execute(
+        "insert into pgmail.queue (tenant_id, id, message_id, lane, due_at, in_doubt)"
+        " select t, gen_random_uuid(), gen_random_uuid(), 1, 'infinity', true"
+        " from unnest(array[1, 2], array[12000, 1]) u(t, n), generate_series(1, n)"
+    )
+    found = rows(
+        fleet.owner, "select tenant_id, value from pgmail.alert_facts_mail() where words like '%held%'"
+    )
+    assert sorted(found) == [(1, 10_001), (2, 1)]

@@ -263,6 +263,15 @@ def test_causes_group_alike_answers_with_examples_and_are_bounded(app, owner, db
     assert kit.one(owner, "select count(*) from pgmail.cause where text <> '(other)'") == 3
 
 
+def test_a_fault_as_long_as_it_may_be_that_names_no_reason_stops_no_figures(app, owner, db):
+    hand = Hand(db.connect("worker"))
+    kit.send(app)
+    words = "".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(1000))  # what no compression makes small
+    hand.settle(hand.claim(), "dead", error=words)
+    assert roll(hand.connection) > 0
+    assert kit.one(owner, "select sum(n) from pgmail.cause") == 1
+
+
 def test_gauges_find_the_oldest_due_and_the_states_of_each_lane(app, owner, db, db_clock):
     db_clock.freeze()
     began = db_clock.now()

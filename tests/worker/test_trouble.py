@@ -14,6 +14,7 @@ from pgmail.sandbox.postgres import EmbeddedPostgres
 from pgmail.sandbox.sink_rules import Answer, Asked
 from pgmail.store import migrate
 from pgmail.store.faults import FencedOut
+from pgmail.transport.relay import SmtpRelay
 from pgmail.worker import claimer, lanes, process
 from pgmail.worker.content import Library
 from tests.fix_db import Database, Server
@@ -145,6 +146,29 @@ async def test_mail_that_outlasts_the_drain_is_in_doubt_and_given_back_with_the_
     await hired.stop()
     assert state(app, mail) == "queued"
     assert doubts(owner, recipients(app, mail)[0]) == 1
+    assert differences(owner) == [0]
+
+
+async def test_mail_that_outlasts_the_drain_and_surely_was_not_sent_is_given_back_and_not_in_doubt(
+    app, owner, crew
+):
+    met = asyncio.Event()
+
+    async def silent(reader, writer):  # takes connections, and never greets
+        met.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        relay = SmtpRelay.from_url(f"smtp://127.0.0.1:{port}")
+        hired = await crew.hire({"default": relay}, concurrency=2, drain_seconds=0.2)
+        mail = send(app)
+        await met.wait()
+        await hired.stop()
+    assert state(app, mail) == "queued"
+    assert doubts(owner, recipients(app, mail)[0]) == 0
+    assert one(owner, "select max(rescues) from pgmail.queue") == 0
     assert differences(owner) == [0]
 
 
