@@ -87,8 +87,8 @@ FUNCTIONS = {
     | DOMAINS | {"trust_domain", "set_senders"}
     | {"make_key", "rotate_key"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
-    | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for", "fleet_v1", "end_sessions"}
-    | {"suspend_tenant", "resume_tenant", "erase_tenant", "revoke_tenant"}
+    | {"set_limit", "remove_limit", "set_tenant", "set_retention", "retention_state", "erase_for", "fleet_v1"}
+    | {"end_sessions", "suspend_tenant", "resume_tenant", "erase_tenant", "revoke_tenant"}
     | {"stop_for_restore", "restore_doubts", "decide_restore", "accept_restore"}
     | HOOKS
     | ALERTS | LOOK_AT_DATABASE

@@ -262,3 +262,20 @@ async def test_a_process_without_its_database_tells_once_and_once_that_it_is_bac
     await away.close()
     assert [got.json["type"] for got in receiver.got] == ["alert.firing", "alert.firing", "alert.resolved"]
     assert "cannot reach the database" in receiver.got[0].json["text"]
+
+
+async def test_one_slow_look_keeps_nobody_blind_and_slow_ones_come_more_rarely(monkeypatch):
+    now, costs = [1000.0], [3.0, 0.1, 3.0, 3.0]
+
+    async def slow(_):
+        now[0] += costs.pop(0)
+        return []
+
+    async def nothing(_):
+        return None
+
+    monkeypatch.setattr("pgmail.maintain.alerts.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("pgmail.maintain.alerts.store.step", slow)
+    monkeypatch.setattr("pgmail.maintain.alerts.store.purge", nothing)
+    look = AlertLook(None, seconds=10.0)
+    assert [round(await look.step()) for _ in range(4)] == [10, 10, 10, 150]
