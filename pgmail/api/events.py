@@ -51,7 +51,7 @@ _RESUME = "as the last event's id; goes on after it"
     scope=READ,
     operation_class=operation(query=("cursor", "since", "limit", *FILTERS)),
 )
-async def list_happened(request: AnyRequest) -> Response[bytes]:
+async def list_happened(request: AnyRequest) -> Response[dict[str, Any]]:
     """Tell what happened after a cursor, oldest first, and the cursor to ask with next time.
 
     Without a cursor it begins with what happens from now on, or from `since` on.
@@ -165,7 +165,7 @@ def filter_of(given: dict[str, str], caller: Caller) -> Filter:
     return Filter(types=types or None, email=id_, tag=None if tag is None else (name, value), stream=stream)
 
 
-def _page(events: list[bytes], cursor: Cursor, *, more: bool) -> Response[bytes]:
+def _page(events: list[bytes], cursor: Cursor, *, more: bool) -> Response[Any]:
     # The events are JSON already, made once for all who are told them.
     body = b'{"object":"list","data":[%b],"cursor":"%b","has_more":%b}' % (
         b",".join(events),

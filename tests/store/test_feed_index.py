@@ -6,6 +6,7 @@ import pytest
 from pgmail.store import migrate
 from tests.fix_db import PREFIX
 from tests.sql.kit import one, rows, send
+from tests.store.test_upgrade_under_load import install
 
 PARTS = "select count(*) from pg_inherits where inhparent in ('pgmail.message'::regclass, 'pgmail.event'::regclass)"
 ATTACHED = PARTS.replace("message'", "message_feed'").replace("event'", "event_feed'")
@@ -13,9 +14,9 @@ WHOLE = "select whole from pgmail.feed_now_v1()"
 
 
 @pytest.fixture
-def full_db(empty_db):
+def full_db(empty_db, monkeypatch):
     """A database of the version before, with mail in this week's partition and in the default one."""
-    migrate.upgrade(empty_db.dsn, prefix=PREFIX, revision="0004", roles=False)
+    install(empty_db, monkeypatch, 4)
     with empty_db.connect() as connection:
         email = send(connection)
         connection.execute("select pgmail.cancel(%s)", [email])
