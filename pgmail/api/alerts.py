@@ -21,6 +21,7 @@ from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
+from pgmail.domain.check_body import check_values
 from pgmail.errors import Refused
 from pgmail.store import alerts as store
 from pgmail.store.tenant import acting_as
@@ -125,6 +126,7 @@ async def set_rule(request: AnyRequest) -> dict[str, Any]:
     name, settings = params.path_name(request), (await read_json(request)).value
     if not isinstance(settings, dict):
         raise Refused("invalid_body", "", "must be an object")
+    check_values(settings)
     settings = dict(settings)
     reason = settings.pop("reason", None)
     if reason is not None and not isinstance(reason, str):

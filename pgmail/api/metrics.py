@@ -34,7 +34,7 @@ class Shown:
         self.shared = settings.api_processes > 1
 
 
-@get("/metrics", operation_class=operation())
+@get("/metrics", media_type="text/plain", operation_class=operation())
 async def show_metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Tell the figures of this process, as Prometheus reads them."""
     state = request.app.state
@@ -49,4 +49,5 @@ async def show_metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         )
         raise Refused("several_processes", "", because, 409)
     body, media_type = await shown.page.write(request.headers.get("accept", ""))
+    media_type = media_type.replace("; charset=utf-8", "")  # the framework adds it
     return Response(body, media_type=media_type, headers={"Cache-Control": "no-store"})
