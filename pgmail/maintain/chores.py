@@ -8,7 +8,6 @@ then, too (its statements lock what they move). A step that fails is logged and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from pgmail.errors import DatabaseAway, PgmailError
 _log = structlog.get_logger()
 
 RETRY_SECONDS = 5.0
+AGAIN_SECONDS = 0.5
 
 
 class Chore(Protocol):
@@ -45,12 +45,12 @@ class Chores:
 
     async def rest(self) -> None:
         """Stop, and return when all stand still."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        alive, self._tasks = set(self._tasks), []
+        while alive:
+            for task in alive:
+                task.cancel()
+            # Once more to who took the first for the end of something else, as code around timeouts may.
+            _, alive = await asyncio.wait(alive, timeout=AGAIN_SECONDS)
 
 
 async def _run(chore: Chore) -> None:

@@ -83,13 +83,21 @@ def test_every_guarded_route_declares_scopes_that_there_are():
         assert set(wanted) <= set(SCOPES), f"{method} {path}"
 
 
+ENDLESS = {"/events/stream"}  # its answer does not end; tests/api/test_api_feed.py has it
+ALSO_READ = {"POST /webhooks", "PATCH /webhooks/{id}"}  # who hears of events must be allowed to read, too
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 async def test_a_key_passes_the_routes_of_its_scope_and_no_others(door, scope):
     api, _ = await door(scopes=[scope])
     for method, path, declared in routes():
         wanted = {declared} if isinstance(declared, str) else set(declared)
+        if path in ENDLESS:
+            continue
         answer = await api.request(method, path, content=b"[", headers={"Content-Type": "application/json"})
         refused = answer.status_code == 403 and answer.json()["code"] == "missing_scope"
+        if f"{method} {re.sub('[0-9a-f-]{36}', '{id}', path)}" in ALSO_READ and scope in wanted:
+            wanted = {"read"}
         assert refused == (scope != "admin" and scope not in wanted), (method, path, answer.text)
         if refused:
             assert answer.json()["name"] == "restricted_api_key"
@@ -426,12 +434,17 @@ HIDDEN = {
 async def test_a_key_for_tests_changes_nothing_that_is_the_whole_tenants(door):
     """A route that changes something is closed to such keys until it says otherwise."""
     mine, _ = await door(test=True, scopes=["admin"])
+    wrong = []
     for method, path, _ in routes():
+        if path in ENDLESS:
+            continue
         answer = await mine.request(method, path, content=b"[", headers={"Content-Type": "application/json"})
         refused = answer.status_code == 403 and answer.json()["code"] == "live_only"
         name = f"{method} {re.sub('[0-9a-f-]{36}', '{id}', path)}"
         shut = name not in TESTS_MAY if method != "GET" else name in HIDDEN
-        assert refused == shut, (name, answer.text)
+        if refused != shut:
+            wrong.append((name, answer.text))
+    assert not wrong
 
 
 async def test_a_key_for_tests_may_send_unless_more_is_said(door):

@@ -47,3 +47,27 @@ async def test_a_chore_that_fails_comes_again_and_hurts_no_other(monkeypatch) ->
         while bad.steps < 3 or good.steps < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
     await both.rest()
+
+
+class Deaf(Counted):
+    """Takes its first cancellation for something else."""
+
+    async def step(self) -> float:
+        self.stepped.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.steps += 1
+            if self.steps > 1:
+                raise
+        return 0
+
+
+async def test_a_chore_that_swallows_its_cancellation_is_cancelled_again(monkeypatch) -> None:
+    monkeypatch.setattr(chores, "AGAIN_SECONDS", 0.01)
+    deaf = Deaf("deaf")
+    both = Chores([deaf])
+    both.lead()
+    await asyncio.wait_for(deaf.stepped.wait(), 10)
+    await asyncio.wait_for(both.rest(), 10)
+    assert deaf.steps == 2
