@@ -428,6 +428,9 @@ HIDDEN = {
     "GET /suppressions/export",
     "GET /reports",
     "GET /reports/causes",
+    "GET /webhooks",
+    "GET /webhooks/{id}",
+    "GET /webhooks/{id}/deliveries",
 }
 
 
