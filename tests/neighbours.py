@@ -140,13 +140,14 @@ def state_of(owner: psycopg.Connection[Any], tenant: int = 1) -> dict[str, str]:
 
 _ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 _TOKEN = re.compile(r"erased-[0-9a-f]{32}")  # of the caller's own salt
+_SNAPSHOT = re.compile(r"\b[0-9]+:[0-9]+:[0-9,]*")  # of transactions, of all on this server
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ][0-9:.+Z-]+|datetime\.datetime\([^)]*(?:\([^)]*\))?[^)]*\)")
 
 
 def alike(text: str) -> str:
-    """A text without what differs between two answers that tell the same: names, ids, times."""
+    """A text without what differs between two answers that tell the same: names, ids, times, snapshots."""
     text = text.replace("nobodyy", "default").replace("nobod", "alpha").replace("nobody_", "pgmail_")
-    return _TIME.sub("<time>", _TOKEN.sub("<token>", _ID.sub("<id>", text)))
+    return _SNAPSHOT.sub("<snapshot>", _TIME.sub("<time>", _TOKEN.sub("<token>", _ID.sub("<id>", text))))
 
 
 def told(connection: psycopg.Connection[Any], statement: Any, params: Any = None) -> str:
