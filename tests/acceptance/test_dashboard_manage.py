@@ -270,7 +270,10 @@ def test_a_webhook_is_found_disabled_and_its_log_told_once_more(page, url, db):
         assert kit.one(owner, "select count(*) from pgmail.hook_queue") == 3
 
 
-def test_every_page_is_fit_for_all_in_light_and_dark_and_on_a_phone(eyes, page, url, db):
+@pytest.mark.parametrize(
+    "schemes", [("light",), pytest.param(("light", "dark"), marks=pytest.mark.long)], ids=["light", "both"]
+)
+def test_every_page_is_fit_for_all_in_light_and_dark_and_on_a_phone(eyes, page, url, db, schemes):
     """axe-core finds nothing serious, nothing is wider than a phone, and its pictures are kept."""
     faults = []
     with db.connect() as owner:
@@ -281,7 +284,7 @@ def test_every_page_is_fit_for_all_in_light_and_dark_and_on_a_phone(eyes, page, 
         page.goto(url + path)
         if name == "template":
             page.locator("iframe[data-frame]").wait_for()
-        for scheme in ("light", "dark"):
+        for scheme in schemes:
             page.emulate_media(color_scheme=scheme)
             eyes.shot(f"{name}-{scheme}")
             faults += [(name, scheme, found) for found in eyes.findings()]
