@@ -3631,12 +3631,15 @@ CREATE FUNCTION pgmail.oldest_snapshot(OUT who text, OUT pid integer, OUT accoun
 declare next_ bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint; h record; known timestamptz;
 begin
   select * into h from (
-    -- A session without a snapshot keeps nothing, however long it is idle in its transaction.
-    select 'session' as what, a.pid as id, a.usename::text as owner, a.application_name::text as app, a.state::text as doing, null::text as name,
+    -- A session without a snapshot keeps nothing, however long it is idle in its transaction; nor does a mere reader of
+    -- another database. A writer there does: each new snapshot counts from the oldest transaction id of all databases.
+    select 'session' as what, a.pid as id, a.usename::text as owner, a.application_name::text as app, a.state::text as doing,
+      case when a.datname <> current_database() then a.datname::text end as name,
       next_ - greatest(age(a.backend_xid), age(a.backend_xmin)) as xid, coalesce(a.xact_start, a.query_start) as began,
       (a.backend_xid is not null and age(a.backend_xid) >= coalesce(age(a.backend_xmin), 0))::integer as own
     from pg_stat_activity a
     where (a.backend_xid is not null or a.backend_xmin is not null) and a.pid <> pg_backend_pid()
+      and (a.backend_xid is not null or coalesce(a.datname, current_database()) = current_database())
       and (a.backend_type is null or a.backend_type in ('client backend', 'walsender', 'background worker'))
     union all
     select 'prepared', null, p.owner::text, null, null, p.gid, next_ - age(p.transaction), p.prepared, 1 from pg_prepared_xacts p
@@ -3650,7 +3653,8 @@ begin
   seconds := greatest(extract(epoch from clock_timestamp() - h.began), extract(epoch from pgmail.now() - known), 0);
   pid := h.id; account := h.owner; application := nullif(h.app, ''); state := h.doing;
   if h.what = 'session' then
-    who := format('the session %s of %s%s%s', h.id, coalesce(h.owner, 'nobody'), coalesce(' (' || nullif(h.app, '') || ')', ''), coalesce(', ' || h.doing, ''));
+    who := format('the session %s of %s%s%s%s', h.id, coalesce(h.owner, 'nobody'), coalesce(' (' || nullif(h.app, '') || ')', ''),
+      coalesce(' in the database ' || h.name, ''), coalesce(', ' || h.doing, ''));
     mend := format('select pg_terminate_backend(%s)', h.id);
   elsif h.what = 'prepared' then
     who := format('the prepared transaction %L of %s', h.name, h.owner);

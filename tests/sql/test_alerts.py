@@ -8,6 +8,7 @@ from pgmail.store import migrate
 from tests.fix_db import PREFIX
 from tests.sql import kit
 from tests.sql.kit import rows
+from tests.waiting import eventually_now
 
 A_DAY = 86_400
 
@@ -55,7 +56,10 @@ class Fleet:
 @pytest.fixture
 def fleet(db, db_clock):
     db_clock.freeze()
-    return Fleet(db, db_clock)
+    made = Fleet(db, db_clock)
+    # It would see transactions of other tests, which share the server, grow old as this test's clock is moved.
+    made.set("old_transaction", enabled=False)
+    return made
 
 
 def worker(fleet):
@@ -201,9 +205,19 @@ def old_transaction(fleet):
     holder.execute("set transaction isolation level repeatable read")
     holder.execute("select count(*) from pg_class")
     fleet.owner.execute("select pg_current_xact_id()")
+    fleet.set("old_transaction", enabled=True)
     fleet.look()
     fleet.clock.advance(1900)
-    return [], holder.close
+
+    def closed():
+        holder.close()
+        # The server is the whole run's: a transaction of another test, begun before the clock was moved, is old too.
+        age = "select seconds from pgmail.oldest_snapshot()"
+        eventually_now(
+            lambda: (kit.one(fleet.owner, age) or 0) < 1000, 60, what="other tests' transactions end"
+        )
+
+    return [], closed
 
 
 def notify_queue(fleet):
