@@ -159,13 +159,16 @@ end
 $$;
 
 -- The snapshot from which on all that happened at p_at or later is new: from about ten minutes before, since xids are given out
--- when a transaction first writes and not when it says what happened. Found by halves, along the order of the feed.
+-- when a transaction first writes and not when it says what happened. Found by halves, along the order of the feed. What has
+-- not committed yet is new, however old its xid: an idle transaction brings back nothing but itself.
 create or replace function pgmail.feed_since_v1(p_at timestamptz) returns pg_snapshot
 language plpgsql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
-declare low bigint; high bigint; middle bigint; next_ bigint; at_ timestamptz; wanted timestamptz := p_at - interval '10 minutes';
+declare
+  low bigint; high bigint; middle bigint; next_ bigint; at_ timestamptz; wanted timestamptz := p_at - interval '10 minutes';
+  seen pg_snapshot := pg_current_snapshot(); running text; first text;
 begin
-  high := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+  high := pg_snapshot_xmax(seen)::text::bigint;
   select least((select e.xid from pgmail.event e order by e.xid, e.id limit 1)::text::bigint,
                (select m.xid from pgmail.message m where m.xid is not null order by m.xid, m.id limit 1)::text::bigint, high) into low;
   -- All below low is before the moment, all from high on is not.
@@ -178,6 +181,7 @@ begin
       order by u.xid limit 1;
     if at_ is not null and next_ < high and at_ < wanted then low := next_ + 1; else high := middle; end if;
   end loop;
-  return format('%s:%s:', high, high)::pg_snapshot;
+  select string_agg(x::text, ',' order by x), min(x)::text into running, first from pg_snapshot_xip(seen) x where x < high::text::xid8;
+  return format('%s:%s:%s', coalesce(first, high::text), high, running)::pg_snapshot;
 end
 $$;

@@ -153,6 +153,8 @@ def test_rows_of_another_cluster_are_never_new(db):
 
 def test_since_begins_before_the_moment_and_not_long_before(db):
     owner, producer = db.connect(), db.connect("producer")
+    late = db.connect("producer", autocommit=False)
+    send(late)  # a transaction that is older than all, and is not over
     for minutes in (120, 60, 15, 5, 0):
         email = send(producer)
         owner.execute(
@@ -165,6 +167,8 @@ def test_since_begins_before_the_moment_and_not_long_before(db):
     assert len(read(owner, snapshot)[0]) == 5
     snapshot = one(owner, "select pgmail.feed_since_v1(now() + interval '1 hour')::text")
     assert read(owner, snapshot)[0] == []
+    late.commit()
+    assert len(read(owner, snapshot)[0]) == 1
 
 
 def test_another_history_is_another_cursor(db):
