@@ -14,36 +14,22 @@ from uuid import UUID
 from litestar import Request
 from litestar.connection import ASGIConnection
 
+from pgmail.access import asked
 from pgmail.domain import ids, when
-from pgmail.domain.keys import Scope
 from pgmail.errors import Refused
 from pgmail.seals import Sealer
-from pgmail.store.database import Database
 from pgmail.store.emails import Page
-from pgmail.store.keys import Caller
 
 MAX_PAGE = 100
 PAGING = ("limit", "after", "before")
 
-# Scopes of routes; any one of them will do.
-SEE: tuple[Scope, ...] = ("read", "manage")  # what is managed is seen by who manages it
-CHANGE: tuple[Scope, ...] = ("send", "manage")  # who may only send changes what its key sent
+# Routes find these beside what else they read of a request; the dashboard shares them.
+SEE, CHANGE = asked.SEE, asked.CHANGE
+caller_of, database_of = asked.caller_of, asked.database_of
 
 AnyRequest = Request[Any, Any, Any]
 
 _BARE_OFFSET = re.compile(r" (\d\d(?::?\d\d)?)$", re.ASCII)  # a + in a query means a space
-
-
-def database_of(request: AnyRequest) -> Database:
-    """Return the app's pool."""
-    database: Database = request.app.state.database
-    return database
-
-
-def caller_of(request: AnyRequest) -> Caller:
-    """Return whose request it is; the guard put it there."""
-    caller: Caller = request.auth
-    return caller
 
 
 def sealer_of(request: AnyRequest) -> Sealer:
