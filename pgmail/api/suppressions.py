@@ -7,9 +7,6 @@ compared in its normal form, which the answers show.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,7 +28,6 @@ from pgmail.store.tenant import acting_as
 AnyRequest = Request[Any, Any, Any]
 
 MOST = 1_000  # entries a request
-COLUMNS = ("address", "stream", "reason", "source", "created_at", "created_by", "expires_at")
 _FILTERS = ("address", "stream", "reason")
 
 
@@ -109,29 +105,7 @@ async def export_suppressions(request: AnyRequest) -> Stream:
     given = params.query(request, "stream", "reason")
     database, caller = database_of(request), caller_of(request)
     chosen = {"stream": given.get("stream"), "reason": given.get("reason")}
-    pages = store.pages(lambda: acting_as(database, caller), **chosen)
-    first: list[Any] = await anext(pages, [])  # before the answer begins: a database that is away is a 503
-    return Stream(_csv(first, pages), media_type="text/csv")
-
-
-async def _csv(first: list[Any], pages: AsyncIterator[list[Any]]) -> AsyncIterator[str]:
-    yield _lines([COLUMNS])
-    yield _lines(_cells(row) for row in first)
-    async for rows in pages:
-        yield _lines(_cells(row) for row in rows)
-
-
-def _cells(row: Any) -> list[Any]:
-    return [
-        row.address, row.stream, row.reason, row.source, shapes.moment(row.created_at), row.created_by,
-        shapes.moment(row.expires_at),
-    ]  # fmt: skip
-
-
-def _lines(rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+    return Stream(await store.export(lambda: acting_as(database, caller), **chosen), media_type="text/csv")
 
 
 @get("/suppressions", scope=SEE, test=False, operation_class=operation(query=(*_FILTERS, "limit", "after")))
