@@ -22,6 +22,7 @@ from pgmail.store.emails import Page
 
 MAX_PAGE = 100
 PAGING = ("limit", "after", "before")
+ITEM = "the id of an item of the list"
 
 # Routes find these beside what else they read of a request; the dashboard shares them.
 SEE, CHANGE = asked.SEE, asked.CHANGE
@@ -92,7 +93,7 @@ def page_of(given: dict[str, str]) -> Page:
     """Return the page that was asked for. Raises Refused `invalid_parameter`."""
     if "after" in given and "before" in given:
         raise Refused("invalid_parameter", "/before", "a page comes after or before an id, not both")
-    return Page(limit_of(given), _cursor(given, "after"), _cursor(given, "before"))
+    return Page(limit_of(given), id_of(given, "after", ITEM), id_of(given, "before", ITEM))
 
 
 def moment_of(given: dict[str, str], name: str) -> datetime | None:
@@ -107,10 +108,11 @@ def moment_of(given: dict[str, str], name: str) -> datetime | None:
     return moment
 
 
-def _cursor(given: dict[str, str], name: str) -> UUID | None:
+def id_of(given: dict[str, str], name: str, what: str = "an id") -> UUID | None:
+    """Return an id, or None if there is none. Raises Refused `invalid_parameter`."""
     if name not in given:
         return None
     try:
         return UUID(given[name])
     except ValueError:
-        raise Refused("invalid_parameter", f"/{name}", "must be the id of an item of the list") from None
+        raise Refused("invalid_parameter", f"/{name}", f"must be {what}") from None

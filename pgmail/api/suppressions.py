@@ -7,7 +7,6 @@ compared in its normal form, which the answers show.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -20,7 +19,6 @@ from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
 from pgmail.domain import address as addresses
-from pgmail.domain import when
 from pgmail.errors import Refused
 from pgmail.store import suppressions as store
 from pgmail.store.tenant import acting_as
@@ -58,7 +56,7 @@ async def add_suppression(request: AnyRequest) -> dict[str, Any]:
             reason=new.reason,
             source=new.source,
             stream=new.stream,
-            expires_at=_expiry(new.expires_at),
+            expires_at=shapes.coming(new.expires_at, "expires_at"),
         )
         rows = await store.listing(connection, limit=1, address=address, stream=new.stream)
     return _suppression(rows[0])
@@ -74,7 +72,11 @@ async def _add_many(request: AnyRequest, values: list[Any]) -> dict[str, Any]:
             need_target(caller_of(request), new.stream)
             entries.append(
                 store.Entry(
-                    _given(new), new.stream, new.reason, new.source, expires_at=_expiry(new.expires_at)
+                    _given(new),
+                    new.stream,
+                    new.reason,
+                    new.source,
+                    expires_at=shapes.coming(new.expires_at, "expires_at"),
                 )
             )
         except Refused as refused:
@@ -167,18 +169,6 @@ def _normal(text: str) -> str:
         return addresses.parse(text).address
     except ValueError as error:
         raise Refused("invalid_address", "/address", str(error)) from None
-
-
-def _expiry(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        at = when.parse_iso(text)
-    except ValueError as error:
-        raise Refused("invalid_time", "/expires_at", str(error)) from None
-    if at <= datetime.now(UTC):
-        raise Refused("time_in_past", "/expires_at", "it has passed")
-    return at
 
 
 def _suppression(row: Any) -> dict[str, Any]:

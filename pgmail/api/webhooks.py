@@ -7,7 +7,6 @@ endpoint of its own; who may stands in `pgmail.hooks.asked`.
 from __future__ import annotations
 
 from typing import Annotated, Any
-from uuid import UUID
 
 import msgspec
 from litestar import Request, delete, get, patch, post
@@ -205,7 +204,7 @@ async def list_deliveries(request: AnyRequest) -> dict[str, Any]:
     if (outcome := given.get("outcome")) is not None and outcome not in _OUTCOMES:
         raise Refused("invalid_parameter", "/outcome", f"must be one of {', '.join(_OUTCOMES)}")
     filter_ = store.AttemptFilter(
-        event=_uuid(given, "event"),
+        event=params.id_of(given, "event"),
         type=given.get("type"),
         outcome=outcome,
         since=params.moment_of(given, "since"),
@@ -213,17 +212,10 @@ async def list_deliveries(request: AnyRequest) -> dict[str, Any]:
     )
     async with acting_as(database_of(request), caller) as connection:
         await store.get(connection, wanted)
-        rows = await store.attempts(connection, wanted, filter_, limit=limit + 1, after=_uuid(given, "after"))
+        rows = await store.attempts(
+            connection, wanted, filter_, limit=limit + 1, after=params.id_of(given, "after")
+        )
     return shapes.listed([_delivery(row) for row in rows[:limit]], more=len(rows) > limit)
-
-
-def _uuid(given: dict[str, str], name: str) -> UUID | None:
-    if name not in given:
-        return None
-    try:
-        return UUID(given[name])
-    except ValueError:
-        raise Refused("invalid_parameter", f"/{name}", "must be an id") from None
 
 
 def _moment(text: str | None, field: str) -> str | None:
