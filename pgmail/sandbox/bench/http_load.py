@@ -7,7 +7,6 @@ are no success, or connections that break. Both are a SandboxError, for a rate o
 from __future__ import annotations
 
 import asyncio
-import http.client
 import shutil
 import subprocess
 import time
@@ -65,19 +64,6 @@ def load(request: Request, connections: int, seconds: float, folder: Path) -> Lo
     if shutil.which("wrk"):
         return _wrk(request, connections, seconds, folder)
     return own(request, connections, seconds)
-
-
-def ready(url: str) -> bool:
-    """Whether a GET is answered with 200."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=5)
-    try:
-        connection.request("GET", parts.path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def own(request: Request, connections: int, seconds: float) -> Load:
