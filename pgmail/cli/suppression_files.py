@@ -123,7 +123,7 @@ def import_(file: str, expires_at: str | None, dry_run: bool, as_json: bool, **g
     with ExitStack() as stack:
         source = sys.stdin.buffer if file == "-" else stack.enter_context(Path(file).open("rb"))
         # What is no UTF-8 becomes U+FFFD, and a fault of its row.
-        lines = io.TextIOWrapper(source, encoding="utf-8", errors="replace", newline="")  # type: ignore[arg-type,unused-ignore]
+        lines = io.TextIOWrapper(source, encoding="utf-8", errors="replace", newline="")  # type: ignore[arg-type,unused-ignore]  # binary
         common.run(act(read(lines)))
     if as_json:
         output.print_json(counts | {"dry_run": dry_run, "faults": faults})

@@ -111,7 +111,7 @@ class _Connection(asyncio.Protocol):
         self._since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # TCP's
         self._send()
 
     def data_received(self, data: bytes) -> None:
