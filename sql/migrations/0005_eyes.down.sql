@@ -22,6 +22,8 @@ drop function if exists pgmail.figure_of(text, text);
 drop function if exists pgmail.gauge_lanes_v1();
 drop function if exists pgmail.gauge_states_v1();
 drop function if exists pgmail.lane_facts(integer, bigint);
+drop function if exists pgmail.lane_heads();
+drop function if exists pgmail.oldest_in_lanes();
 drop table pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause, pgmail.insight_cursor;
 alter table pgmail.tally drop column lanes, drop column per_lane;
 -- end of insight
