@@ -185,6 +185,14 @@ def moment(value: str | None, field: str) -> datetime | None:
         raise Refused("invalid_time", f"/{field}", str(error)) from None
 
 
+email_id = click.argument("id", callback=identifier)
+
+
+def now() -> datetime:
+    """This host's time, aware."""
+    return datetime.now(UTC)
+
+
 def whole_or_none(text: str, option: str, what: str = "a whole number") -> int | None:
     """The number of an option that takes the word none as well. Wrong usage for anything else."""
     if text == "none":
@@ -193,11 +201,3 @@ def whole_or_none(text: str, option: str, what: str = "a whole number") -> int |
         return int(text)
     except ValueError:
         raise click.BadParameter(f"{text!r} is neither {what} nor none", param_hint=option) from None
-
-
-email_id = click.argument("id", callback=identifier)
-
-
-def now() -> datetime:
-    """This host's time, aware."""
-    return datetime.now(UTC)
