@@ -56,7 +56,7 @@ begin
   end loop;
 end
 $do$;
-drop function pgmail.tenant_or_fleet(boolean);
+drop function if exists pgmail.tenant_or_fleet(boolean);
 drop type pgmail.alert_fact;
 drop table pgmail.alert_delivery, pgmail.alert_target, pgmail.alert_silence, pgmail.alert, pgmail.alert_rule, pgmail.alert_meter,
   pgmail.alert_horizon, pgmail.lost_worker, pgmail.certificate;
