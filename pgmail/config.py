@@ -414,7 +414,7 @@ def load(
         reading.take(rows()[name], text, "option", f"--{name.replace('_', '-')}")
     if reading.faults:
         raise SettingsError(reading.faults)
-    settings = Settings(**reading.values, sources=reading.sources)  # type: ignore[arg-type]
+    settings = Settings(**reading.values, sources=reading.sources)  # type: ignore[arg-type]  # by name, each as its row says
     if faults := _check_together(settings):
         raise SettingsError(faults)
     return settings

@@ -111,7 +111,7 @@ def judge(setting: Setting, value: object) -> Value:
             raise ValueError(fault)
         return value
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"must be {_number(setting)}, not {shown}")  # noqa: TRY004
+        raise ValueError(f"must be {_number(setting)}, not {shown}")  # noqa: TRY004 - a setting
     low = -math.inf if row.low is None else row.low
     high = math.inf if row.high is None else row.high
     # A number that is not one (nan) fails the comparison, too.

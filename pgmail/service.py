@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 START_GRACE_SECONDS = 0.2  # for a part to be ready, after this was told to stop
@@ -144,6 +144,16 @@ async def run_all(services: Sequence[Service], *, until: asyncio.Event, drain_se
             faults.append(error)
     if faults:
         raise faults[0]
+
+
+async def first_of(*waits: Awaitable[object], seconds: float | None = None) -> None:
+    """Return when one of them is over, or after so many seconds; the others are cancelled. What one raises is not."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _started(service: Service, until: asyncio.Event) -> bool:

@@ -165,7 +165,7 @@ class Attempt:
         """Tell it: the wait in the queue, then the attempt with its parts. Raises nothing: mail matters more."""
         try:
             self._tell()
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001 - mail matters more
             _log.exception("tracing.failed")
 
     def _tell(self) -> None:

@@ -172,7 +172,7 @@ CREATE FUNCTION pgmail.add_alert_target(p_name text, p_kind text, p_shown text, 
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $_$
-declare t integer := pgmail.alert_tenant(p_fleet); id_ uuid;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); id_ uuid;
 begin
   if coalesce(p_name, '') !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of A-Z a-z 0-9 _ . -, led by a letter or digit');
@@ -260,7 +260,7 @@ CREATE FUNCTION pgmail.alert_delivery_state(p_id uuid, p_fleet boolean DEFAULT f
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.alert_tenant(p_fleet);
+declare t integer := pgmail.tenant_or_fleet(p_fleet);
 begin
   select d.state, d.answer into state, answer from pgmail.alert_delivery d where d.id = p_id and d.tenant_id is not distinct from t;
 end
@@ -606,7 +606,7 @@ CREATE FUNCTION pgmail.alert_rules(p_all boolean DEFAULT false) RETURNS TABLE(na
 #variable_conflict use_column
 declare t integer; every boolean := p_all;
 begin
-  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   return query
   select r.name, n.name, r.kind, r.about, r.enabled, r.threshold, k.unit, r.floor, r.minimum, r.window_seconds, r.for_seconds, r.calm_seconds,
     r.renotify_seconds, r.severity, r.note, r.shipped, r.changed_at, r.changed_by,
@@ -636,7 +636,7 @@ CREATE FUNCTION pgmail.alert_silences(p_all boolean DEFAULT false) RETURNS TABLE
 #variable_conflict use_column
 declare t integer; every boolean := p_all;
 begin
-  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   return query
   select s.rule, s.subject, n.name, s.tenant_id is null, s.reason, s.until, s.silenced_at, s.silenced_by
   from pgmail.alert_silence s left join pgmail.tenant n on n.id = s.tenant_id
@@ -771,26 +771,13 @@ CREATE FUNCTION pgmail.alert_targets(p_all boolean DEFAULT false) RETURNS TABLE(
 #variable_conflict use_column
 declare t integer; every boolean := p_all;
 begin
-  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   return query
   select x.id, x.name, n.name, x.kind, x.shown, x.kek is not null, x.severity, x.created_at, x.created_by, x.told_at, x.failing_since, x.answer,
     (select count(*)::integer from pgmail.alert_delivery d where d.target_id = x.id and d.state = 'waiting')
   from pgmail.alert_target x left join pgmail.tenant n on n.id = x.tenant_id
   where every or x.tenant_id = t
   order by x.name, n.name nulls first;
-end
-$$;
-
-CREATE FUNCTION pgmail.alert_tenant(p_fleet boolean) RETURNS integer
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-begin
-  if not p_fleet then return pgmail.need_tenant(); end if;
-  if exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
-    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
-  end if;
-  return null;
 end
 $$;
 
@@ -820,7 +807,7 @@ CREATE FUNCTION pgmail.alerts(p_all boolean DEFAULT false, p_state text DEFAULT 
 #variable_conflict use_column
 declare t integer; every boolean := p_all; last_ pgmail.alert;
 begin
-  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   select x.* into last_ from pgmail.alert x where x.id = p_after;
   return query
   select x.id, x.rule, x.kind, n.name, x.subject, x.severity, x.state, x.since, x.fired_at, x.resolved_at, x.value, x.threshold, k.unit, x.words, x.path,
@@ -2515,14 +2502,8 @@ CREATE FUNCTION pgmail.gauge_lanes_v1() RETURNS integer
 declare n integer;
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('pgmail.gauge', 0)) then return null; end if;
-  with recursive present as (
-    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
-      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  ), found as materialized (
-    select p.tenant_id, p.lane, x.due_at from present p left join lateral (
+  with found as materialized (
+    select p.tenant_id, p.lane, x.due_at from pgmail.lane_heads() p left join lateral (
       select q.due_at from pgmail.queue q
       where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
       order by q.due_at, q.id limit 1) x on true
@@ -2910,6 +2891,22 @@ begin
     where q.tenant_id = p_tenant and q.lane = p_lane limit 1;
   end if;
 end
+$$;
+
+CREATE FUNCTION pgmail.lane_heads() RETURNS TABLE(tenant_id integer, lane bigint, due_at timestamp with time zone, message_id uuid, id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER ROWS 100
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+  with recursive present as (
+    (select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  )
+  select p.tenant_id, p.lane, p.due_at, p.message_id, p.id from present p
 $$;
 
 CREATE FUNCTION pgmail.lane_id(p_tenant integer, p_stream text, p_priority integer, p_site text) RETURNS bigint
@@ -3344,30 +3341,13 @@ CREATE FUNCTION pgmail.metrics_queue_v1(p_tenants boolean DEFAULT false) RETURNS
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
-  with recursive present as (
-    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
-      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  ), lanes as (
-    select p.tenant_id, l.stream, h.held, h.in_doubt, x.due_at
-    from present p
-    join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
+  with lanes as (
+    select o.tenant_id, o.stream, h.held, h.in_doubt, o.due_at
+    from pgmail.oldest_in_lanes() o
     cross join lateral (
       select count(*) as held, count(*) filter (where y.in_doubt) as in_doubt
       from (select q.in_doubt from pgmail.queue q
-            where q.tenant_id = p.tenant_id and q.lane = p.lane and q.due_at = 'infinity' limit 1000) y) h
-    left join lateral (
-      select q.due_at from pgmail.queue q
-      where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
-        and not exists (
-          select from pgmail.pause s
-          where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
-            and (s.scope = 'tenant'
-                 or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream
-                                          else pgmail.lane_name(l.stream, l.priority, l.site) end))
-      order by q.due_at, q.id limit 1) x on true
+            where q.tenant_id = o.tenant_id and q.lane = o.lane and q.due_at = 'infinity' limit 1000) y) h
   ), figures as (
     select l.tenant_id, l.stream, f.figure, f.value
     from (select g.tenant_id, g.stream, sum(g.held)::float8 as held, sum(g.in_doubt)::float8 as in_doubt,
@@ -3603,28 +3583,24 @@ CREATE FUNCTION pgmail.oldest_due() RETURNS TABLE(tenant_id integer, due_at time
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
+    AS $$ select o.tenant_id, min(o.due_at) from pgmail.oldest_in_lanes() o where o.due_at is not null group by o.tenant_id $$;
+
+CREATE FUNCTION pgmail.oldest_in_lanes() RETURNS TABLE(tenant_id integer, lane bigint, stream text, due_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER ROWS 100
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
     AS $$
-  with recursive present as (
-    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
-      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  )
-  select p.tenant_id, min(x.due_at)
-  from present p
-  join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
-  cross join lateral (
-    select q.due_at from pgmail.queue q
-    where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
-    order by q.due_at, q.id limit 1) x
-  where not exists (
-    select from pgmail.pause s
-    where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
-      -- A suspended tenant's is all of its mail: what an operator stopped is nobody else's reason to wait.
-      and (s.scope = 'tenant'
-           or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end))
-  group by p.tenant_id
+  select p.tenant_id, p.lane, l.stream,
+    case when not exists (
+        select from pgmail.pause s
+        where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
+          and (s.scope = 'tenant'
+               or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end))
+      then (select q.due_at from pgmail.queue q
+            where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
+            order by q.due_at, q.id limit 1) end
+  from pgmail.lane_heads() p join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
 $$;
 
 CREATE FUNCTION pgmail.oldest_snapshot(OUT who text, OUT pid integer, OUT account text, OUT application text, OUT state text, OUT seconds double precision, OUT mend text) RETURNS record
@@ -3763,7 +3739,7 @@ CREATE FUNCTION pgmail.pause_mail(p_scope text, p_name text, p_reason text, p_un
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.pause_tenant(p_fleet); named text;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); named text;
 begin
   named := pgmail.pause_target(t, p_scope, p_name);
   if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
@@ -3817,19 +3793,6 @@ begin
     perform pgmail.refuse('unknown_stream', '/' || p_scope, format('no stream is named %L', left(stream_, 63)));
   end if;
   return case p_scope when 'stream' then stream_ else concat_ws('/', stream_, word, site_) end;
-end
-$$;
-
-CREATE FUNCTION pgmail.pause_tenant(p_fleet boolean) RETURNS integer
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pgmail', 'pg_temp'
-    AS $$
-begin
-  if not p_fleet then return pgmail.need_tenant(); end if;
-  if exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
-    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
-  end if;
-  return null;
 end
 $$;
 
@@ -5045,7 +5008,7 @@ CREATE FUNCTION pgmail.remove_alert_rule(p_name text, p_reason text DEFAULT NULL
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.alert_tenant(p_fleet);
+declare t integer := pgmail.tenant_or_fleet(p_fleet);
 begin
   if t is null and exists (select from pgmail.alert_kinds() k where k.kind = p_name) then
     perform pgmail.refuse('not_allowed', '/name', format('%s comes with pgmail; switch it off instead: pgmail alert set %s --off', p_name, p_name), 409);
@@ -5061,7 +5024,7 @@ CREATE FUNCTION pgmail.remove_alert_target(p_name text, p_reason text DEFAULT NU
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.alert_tenant(p_fleet); id_ uuid;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); id_ uuid;
 begin
   delete from pgmail.alert_target x where x.name = p_name and x.tenant_id is not distinct from t returning x.id into id_;
   if id_ is null then return false; end if;
@@ -5140,15 +5103,8 @@ CREATE FUNCTION pgmail.repair_lanes_v1() RETURNS integer
     AS $$
 declare n integer;
 begin
-  with recursive present as (
-    (select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q
-      where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
-      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  ), lost as materialized (
-    select p.* from present p
+  with lost as materialized (
+    select p.* from pgmail.lane_heads() p
     where p.due_at <= pgmail.now()
       and not exists (select 1 from pgmail.lane l where l.tenant_id = p.tenant_id and l.id = p.lane and l.active)
   ), repaired as (
@@ -5442,7 +5398,7 @@ CREATE FUNCTION pgmail.resume_mail(p_scope text, p_name text, p_reason text DEFA
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.pause_tenant(p_fleet); named text; other pgmail.pause;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); named text; other pgmail.pause;
 begin
   -- A stream that has gone since is no reason to keep its pause.
   named := case p_scope when 'stream' then p_name else pgmail.pause_target(t, p_scope, p_name) end;
@@ -6272,7 +6228,7 @@ CREATE FUNCTION pgmail.set_alert_rule(p_name text, p_settings jsonb, p_reason te
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $_$
-declare t integer := pgmail.alert_tenant(p_fleet); r pgmail.alert_rule; k record; field text; given jsonb; was bigint;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); r pgmail.alert_rule; k record; field text; given jsonb; was bigint;
 begin
   if coalesce(p_name, '') !~ '^[a-z][a-z0-9_]{0,62}$' then
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of a-z, 0-9 and _, led by a letter');
@@ -6870,7 +6826,7 @@ CREATE FUNCTION pgmail.silence_alert(p_rule text, p_reason text, p_until timesta
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.alert_tenant(p_fleet); subject_ text := coalesce(p_subject, '*');
+declare t integer := pgmail.tenant_or_fleet(p_fleet); subject_ text := coalesce(p_subject, '*');
 begin
   if not exists (select from pgmail.alert_rule r where r.name = p_rule and (r.tenant_id is null or r.tenant_id = t or t is null)) then
     perform pgmail.refuse('unknown_rule', '/name', format('no rule is named %L', left(p_rule, 63)), 404);
@@ -7668,6 +7624,19 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.tenant_or_fleet(p_fleet boolean) RETURNS integer
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  if not p_fleet then return pgmail.need_tenant(); end if;
+  if exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
+    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
+  end if;
+  return null;
+end
+$$;
+
 CREATE FUNCTION pgmail.tenant_role_sql(p_prefix text, p_role text, p_tenant text, p_kind text, p_content boolean DEFAULT false) RETURNS SETOF text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -7710,7 +7679,7 @@ CREATE FUNCTION pgmail.test_alert_target(p_name text, p_fleet boolean DEFAULT fa
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.alert_tenant(p_fleet); target_ uuid; id_ uuid;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); target_ uuid; id_ uuid;
 begin
   select x.id into target_ from pgmail.alert_target x where x.name = p_name and x.tenant_id is not distinct from t;
   if target_ is null then perform pgmail.refuse('not_found', '/name', format('no target is named %L', left(p_name, 63)), 404); end if;
@@ -7845,7 +7814,7 @@ CREATE FUNCTION pgmail.unsilence_alert(p_rule text, p_reason text DEFAULT NULL::
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-declare t integer := pgmail.alert_tenant(p_fleet); held boolean;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); held boolean;
 begin
   delete from pgmail.alert_silence s
   where s.tenant_id is not distinct from t and s.rule = p_rule and s.subject = coalesce(p_subject, '*')

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import msgspec
 from litestar import Request, delete, get, post, put
@@ -62,10 +61,7 @@ async def list_alerts(request: AnyRequest) -> dict[str, Any]:
     limit, state = params.limit_of(given), given.get("state", "open")
     if state not in STATES:
         raise Refused("invalid_parameter", "/state", f"must be one of {', '.join(STATES)}")
-    try:
-        after = UUID(given["after"]) if "after" in given else None
-    except ValueError:
-        raise Refused("invalid_parameter", "/after", "must be the id of an item of the list") from None
+    after = params.id_of(given, "after", params.ITEM)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         rows = await store.listing(
             connection, state=state, rule=given.get("rule"), limit=limit + 1, after=after

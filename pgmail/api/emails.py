@@ -6,6 +6,7 @@ late to change anything (422 `too_late`, where Resend's SDKs would read a 200 as
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -31,6 +32,7 @@ from pgmail.store.keys import Caller
 from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
+Act = Callable[[store.Connection, UUID, str | None], Awaitable[dict[str, Any]]]
 log = structlog.get_logger()
 
 _FILTERS = ("state", "tag", "stream", "recipient", "created_after", "created_before")
@@ -166,11 +168,7 @@ async def update_email(request: AnyRequest) -> dict[str, Any]:
 )
 async def cancel_email(request: AnyRequest) -> dict[str, Any]:
     """Cancel what is not being sent or settled. Cancelling twice is fine."""
-    wanted = path_id(request)
-    body = read_struct((await read_json(request, empty={})).value or {}, Why)
-    async with acting_as(database_of(request), caller_of(request)) as connection:
-        await need_reach(connection, caller_of(request), [wanted], change=True)
-        answer = await store.cancel(connection, wanted, body.reason)
+    wanted, answer = await _act(request, store.cancel)
     return _changed(wanted, answer, "cancelled")
 
 
@@ -183,11 +181,7 @@ async def cancel_email(request: AnyRequest) -> dict[str, Any]:
 )
 async def hold_email(request: AnyRequest) -> dict[str, Any]:
     """Stop what is not being sent or settled, until it is released. Holding twice is fine."""
-    wanted = path_id(request)
-    body = read_struct((await read_json(request, empty={})).value or {}, Why)
-    async with acting_as(database_of(request), caller_of(request)) as connection:
-        await need_reach(connection, caller_of(request), [wanted], change=True)
-        answer = await store.hold(connection, wanted, body.reason)
+    wanted, answer = await _act(request, store.hold)
     return _changed(wanted, answer, "held")
 
 
@@ -200,11 +194,7 @@ async def hold_email(request: AnyRequest) -> dict[str, Any]:
 )
 async def release_email(request: AnyRequest) -> dict[str, Any]:
     """Let what is held go again, at its old time. What is held in doubt is refused (409 `in_doubt`)."""
-    wanted = path_id(request)
-    body = read_struct((await read_json(request, empty={})).value or {}, Why)
-    async with acting_as(database_of(request), caller_of(request)) as connection:
-        await need_reach(connection, caller_of(request), [wanted], change=True)
-        answer = await store.release(connection, wanted, body.reason)
+    wanted, answer = await _act(request, store.release)
     if answer["status"] == "busy":
         raise Refused("busy", "/id", "another transaction is changing it at this moment: ask again", 409)
     if not answer["released"]:
@@ -244,6 +234,15 @@ def _refusals(
             {"index": row.position, "message": str(fault), "code": fault.code, "field": fault.field}
         )
     return answer
+
+
+async def _act(request: AnyRequest, act: Act) -> tuple[UUID, dict[str, Any]]:
+    """Do something about an email, or one recipient of it, for the reason of the body; its id, and what SQL answers."""
+    wanted, caller = path_id(request), caller_of(request)
+    body = read_struct((await read_json(request, empty={})).value or {}, Why)
+    async with acting_as(database_of(request), caller) as connection:
+        await need_reach(connection, caller, [wanted], change=True)
+        return wanted, await act(connection, wanted, body.reason)
 
 
 def _changed(id: UUID, answer: dict[str, Any], key: str) -> dict[str, Any]:

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pgmail.client_bodies import check_inline
+from pgmail.client_bodies import prepared
 from pgmail.domain.check import check_email, check_idempotency_key
-from pgmail.domain.email import prepare
 from pgmail.domain.keylimits import within
 from pgmail.errors import Refused
 from pgmail.store.keys import Caller
@@ -81,9 +80,9 @@ def ready_email(
             raise Refused("invalid_idempotency_key", "/idempotency_key", because)
         body = {**body, "idempotency_key": key}
     if bound is not None:
-        checked = _bounded(_checked(body, now, keyed=key is not None), bound)
+        checked = _bounded(prepared(body, now, keyed=key is not None), bound)
     else:
-        checked = body if plain and left_to_sql(body) else _checked(body, now, keyed=key is not None)
+        checked = body if plain and left_to_sql(body) else prepared(body, now, keyed=key is not None)
     ready = checked if seal is None else seal(checked)
     return Ready(_encode(ready).decode(), checked.get("idempotency_key"))
 
@@ -118,10 +117,10 @@ def ready_batch(
             continue
         try:
             if bound is None:
-                checked = _checked(item, now, keyed=key is not None)
+                checked = prepared(item, now, keyed=key is not None)
             else:
                 given = as_test(item) if bound.test else item
-                checked = _bounded(_checked(given, now, keyed=key is not None), bound)
+                checked = _bounded(prepared(given, now, keyed=key is not None), bound)
             items.append(checked if seal is None else seal(checked))
             keyed = keyed or item.get("idempotency_key") is not None
         except Refused as fault:
@@ -156,7 +155,7 @@ def left_to_sql(body: Any) -> bool:
 def explain(fault: Refused, body: Any, key: str | None, now: datetime) -> Refused:
     """Return what the law here says of an email that SQL refused; if it knows nothing, what SQL said."""
     try:
-        _checked(body, now, keyed=key is not None)
+        prepared(body, now, keyed=key is not None)
         check_idempotency_key(key)
     except Refused as early:
         return early
@@ -194,13 +193,3 @@ def _storable(value: Any, depth: int) -> bool:
     if kind is dict:
         return all(_storable(item, depth - 1) for item in value.values())
     return kind is list and all(_storable(item, depth - 1) for item in value)
-
-
-def _checked(body: Any, now: datetime, *, keyed: bool) -> dict[str, Any]:
-    try:
-        check_email(body, now=now)
-    except Refused as fault:
-        if fault.code != "time_in_past" or not (keyed or body.get("idempotency_key")):
-            raise
-    check_inline(body)
-    return prepare(body, now)

@@ -7,7 +7,6 @@ forgot. So a reason is required, `until` ends one by itself, and each list shows
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -18,7 +17,6 @@ from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
-from pgmail.domain import when
 from pgmail.errors import Refused
 from pgmail.store import lanes as store
 from pgmail.store.streams import PRIORITIES
@@ -76,7 +74,9 @@ async def pause_lanes(request: AnyRequest) -> dict[str, Any]:
     scope, name = new.chosen()
     need_target(caller_of(request), "" if scope == "site" else name.partition("/")[0])
     async with acting_as(database_of(request), caller_of(request)) as connection:
-        made = await store.pause(connection, scope, name, reason=new.reason, until=_end(new.until))
+        made = await store.pause(
+            connection, scope, name, reason=new.reason, until=shapes.coming(new.until, "until")
+        )
         (row,) = await store.paused(connection, scope, made)
     return _pause(row)
 
@@ -100,18 +100,6 @@ def _place(after: str | None) -> tuple[str, str, str] | None:
     if priority not in PRIORITIES or not site:
         raise Refused("invalid_parameter", "/after", "must be the id of an item of the list")
     return stream, priority, site
-
-
-def _end(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        at = when.parse_iso(text)
-    except ValueError as error:
-        raise Refused("invalid_time", "/until", str(error)) from None
-    if at <= datetime.now(UTC):
-        raise Refused("time_in_past", "/until", "it has passed")
-    return at
 
 
 def _lane(row: Any) -> dict[str, Any]:

@@ -14,36 +14,23 @@ from uuid import UUID
 from litestar import Request
 from litestar.connection import ASGIConnection
 
+from pgmail.access import asked
 from pgmail.domain import ids, when
-from pgmail.domain.keys import Scope
 from pgmail.errors import Refused
 from pgmail.seals import Sealer
-from pgmail.store.database import Database
 from pgmail.store.emails import Page
-from pgmail.store.keys import Caller
 
 MAX_PAGE = 100
 PAGING = ("limit", "after", "before")
+ITEM = "the id of an item of the list"
 
-# Scopes of routes; any one of them will do.
-SEE: tuple[Scope, ...] = ("read", "manage")  # what is managed is seen by who manages it
-CHANGE: tuple[Scope, ...] = ("send", "manage")  # who may only send changes what its key sent
+# Routes find these beside what else they read of a request; the dashboard shares them.
+SEE, CHANGE = asked.SEE, asked.CHANGE
+caller_of, database_of = asked.caller_of, asked.database_of
 
 AnyRequest = Request[Any, Any, Any]
 
 _BARE_OFFSET = re.compile(r" (\d\d(?::?\d\d)?)$", re.ASCII)  # a + in a query means a space
-
-
-def database_of(request: AnyRequest) -> Database:
-    """Return the app's pool."""
-    database: Database = request.app.state.database
-    return database
-
-
-def caller_of(request: AnyRequest) -> Caller:
-    """Return whose request it is; the guard put it there."""
-    caller: Caller = request.auth
-    return caller
 
 
 def sealer_of(request: AnyRequest) -> Sealer:
@@ -106,7 +93,7 @@ def page_of(given: dict[str, str]) -> Page:
     """Return the page that was asked for. Raises Refused `invalid_parameter`."""
     if "after" in given and "before" in given:
         raise Refused("invalid_parameter", "/before", "a page comes after or before an id, not both")
-    return Page(limit_of(given), _cursor(given, "after"), _cursor(given, "before"))
+    return Page(limit_of(given), id_of(given, "after", ITEM), id_of(given, "before", ITEM))
 
 
 def moment_of(given: dict[str, str], name: str) -> datetime | None:
@@ -121,10 +108,11 @@ def moment_of(given: dict[str, str], name: str) -> datetime | None:
     return moment
 
 
-def _cursor(given: dict[str, str], name: str) -> UUID | None:
+def id_of(given: dict[str, str], name: str, what: str = "an id") -> UUID | None:
+    """Return an id, or None if there is none. Raises Refused `invalid_parameter`."""
     if name not in given:
         return None
     try:
         return UUID(given[name])
     except ValueError:
-        raise Refused("invalid_parameter", f"/{name}", "must be the id of an item of the list") from None
+        raise Refused("invalid_parameter", f"/{name}", f"must be {what}") from None

@@ -48,6 +48,19 @@ def read_moment(text: str, field: str) -> datetime:
         raise Refused("invalid_time", f"/{field}", str(error)) from None
 
 
+def coming(text: str | None, field: str) -> datetime | None:
+    """Return a moment of a body that is yet to come, ISO 8601. Refused `invalid_time`, `time_in_past`."""
+    if text is None:
+        return None
+    try:
+        at = when.parse_iso(text)
+    except ValueError as error:
+        raise Refused("invalid_time", f"/{field}", str(error)) from None
+    if at <= datetime.now(UTC):
+        raise Refused("time_in_past", f"/{field}", "it has passed")
+    return at
+
+
 def listed(data: list[Shape], *, more: bool = False) -> Shape:
     """Return a list as Resend's API has it."""
     return {"object": "list", "data": data, "has_more": more}

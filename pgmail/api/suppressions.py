@@ -7,10 +7,6 @@ compared in its normal form, which the answers show.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import AsyncIterator, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -23,7 +19,6 @@ from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
 from pgmail.domain import address as addresses
-from pgmail.domain import when
 from pgmail.errors import Refused
 from pgmail.store import suppressions as store
 from pgmail.store.tenant import acting_as
@@ -31,7 +26,6 @@ from pgmail.store.tenant import acting_as
 AnyRequest = Request[Any, Any, Any]
 
 MOST = 1_000  # entries a request
-COLUMNS = ("address", "stream", "reason", "source", "created_at", "created_by", "expires_at")
 _FILTERS = ("address", "stream", "reason")
 
 
@@ -62,7 +56,7 @@ async def add_suppression(request: AnyRequest) -> dict[str, Any]:
             reason=new.reason,
             source=new.source,
             stream=new.stream,
-            expires_at=_expiry(new.expires_at),
+            expires_at=shapes.coming(new.expires_at, "expires_at"),
         )
         rows = await store.listing(connection, limit=1, address=address, stream=new.stream)
     return _suppression(rows[0])
@@ -78,7 +72,11 @@ async def _add_many(request: AnyRequest, values: list[Any]) -> dict[str, Any]:
             need_target(caller_of(request), new.stream)
             entries.append(
                 store.Entry(
-                    _given(new), new.stream, new.reason, new.source, expires_at=_expiry(new.expires_at)
+                    _given(new),
+                    new.stream,
+                    new.reason,
+                    new.source,
+                    expires_at=shapes.coming(new.expires_at, "expires_at"),
                 )
             )
         except Refused as refused:
@@ -109,29 +107,7 @@ async def export_suppressions(request: AnyRequest) -> Stream:
     given = params.query(request, "stream", "reason")
     database, caller = database_of(request), caller_of(request)
     chosen = {"stream": given.get("stream"), "reason": given.get("reason")}
-    pages = store.pages(lambda: acting_as(database, caller), **chosen)
-    first: list[Any] = await anext(pages, [])  # before the answer begins: a database that is away is a 503
-    return Stream(_csv(first, pages), media_type="text/csv")
-
-
-async def _csv(first: list[Any], pages: AsyncIterator[list[Any]]) -> AsyncIterator[str]:
-    yield _lines([COLUMNS])
-    yield _lines(_cells(row) for row in first)
-    async for rows in pages:
-        yield _lines(_cells(row) for row in rows)
-
-
-def _cells(row: Any) -> list[Any]:
-    return [
-        row.address, row.stream, row.reason, row.source, shapes.moment(row.created_at), row.created_by,
-        shapes.moment(row.expires_at),
-    ]  # fmt: skip
-
-
-def _lines(rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+    return Stream(await store.export(lambda: acting_as(database, caller), **chosen), media_type="text/csv")
 
 
 @get("/suppressions", scope=SEE, test=False, operation_class=operation(query=(*_FILTERS, "limit", "after")))
@@ -193,18 +169,6 @@ def _normal(text: str) -> str:
         return addresses.parse(text).address
     except ValueError as error:
         raise Refused("invalid_address", "/address", str(error)) from None
-
-
-def _expiry(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        at = when.parse_iso(text)
-    except ValueError as error:
-        raise Refused("invalid_time", "/expires_at", str(error)) from None
-    if at <= datetime.now(UTC):
-        raise Refused("time_in_past", "/expires_at", "it has passed")
-    return at
 
 
 def _suppression(row: Any) -> dict[str, Any]:

@@ -1,30 +1,25 @@
 """`/webhooks`: endpoints that are told of the tenant's events, in the shape of Resend's public API.
 
-A webhook's secret is in the answer that made it, and nowhere else. What can go wrong: a key that is limited to
-streams would be told of all of them through an endpoint of its own. So endpoints are for keys without such limits,
-and for live ones; and to make or change one takes a key that may read as well as manage.
+A webhook's secret is in the answer that made it, and nowhere else. What can go wrong: a key that may not have an
+endpoint of its own; who may stands in `pgmail.hooks.asked`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any
-from uuid import UUID
 
 import msgspec
 from litestar import Request, delete, get, patch, post
 from msgspec import UNSET, Meta, UnsetType
 
-from pgmail.access.keyring import need_scope
-from pgmail.access.reach import need_all_streams, need_live
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
-from pgmail.api.params import caller_of, database_of, path_id
+from pgmail.api.params import database_of, path_id
 from pgmail.domain.webhooks import MAX_OVERLAP_SECONDS
 from pgmail.errors import Refused
-from pgmail.hooks.endpoints import Endpoints
+from pgmail.hooks.asked import endpoints_of, manager_of, teller_of
 from pgmail.store import hooks as store
-from pgmail.store.keys import Caller
 from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
@@ -76,30 +71,10 @@ class Replay(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
 
 
-def _all_of_it(request: AnyRequest) -> Caller:
-    """Return the caller, unless its key is limited to tests or streams (Refused, 403)."""
-    caller = caller_of(request)
-    need_live(caller)
-    need_all_streams(caller)
-    return caller
-
-
-def _told_of_it(request: AnyRequest) -> Caller:
-    """Return the caller as `_all_of_it`, of a key that may read too: an endpoint is told what GET /events tells."""
-    caller = _all_of_it(request)
-    need_scope(caller, "read")
-    return caller
-
-
-def _endpoints(request: AnyRequest) -> Endpoints:
-    found: Endpoints = request.app.state.endpoints
-    return found
-
-
 @post("/webhooks", status_code=200, operation_class=operation("Webhook"), opt={"scope": "manage"})
 async def add_webhook(request: AnyRequest) -> dict[str, Any]:
     """Add an endpoint. Its `signing_secret` is in the answer, this once."""
-    caller = _told_of_it(request)
+    caller = teller_of(request)
     body = read_struct((await read_json(request)).value, NewWebhook)
     new = store.NewHook(
         url=body.endpoint,
@@ -109,14 +84,14 @@ async def add_webhook(request: AnyRequest) -> dict[str, Any]:
         description=body.description,
     )
     async with acting_as(database_of(request), caller) as connection:
-        id_, secret = await _endpoints(request).add(connection, new, body.signing_secret)
+        id_, secret = await endpoints_of(request).add(connection, new, body.signing_secret)
         return _webhook(await store.get(connection, id_)) | {"signing_secret": secret}
 
 
 @get("/webhooks", operation_class=operation(), opt={"scope": "manage"})
 async def list_webhooks(request: AnyRequest) -> dict[str, Any]:
     """List endpoints, oldest first: how each does, and what waits for it."""
-    caller = _all_of_it(request)
+    caller = manager_of(request)
     params.query(request)
     async with acting_as(database_of(request), caller) as connection:
         rows = await store.listing(connection)
@@ -126,7 +101,7 @@ async def list_webhooks(request: AnyRequest) -> dict[str, Any]:
 @get("/webhooks/{id:str}", operation_class=operation(path="id"), opt={"scope": "manage"})
 async def get_webhook(request: AnyRequest) -> dict[str, Any]:
     """One endpoint."""
-    caller, wanted = _all_of_it(request), path_id(request)
+    caller, wanted = manager_of(request), path_id(request)
     async with acting_as(database_of(request), caller) as connection:
         return _webhook(await store.get(connection, wanted))
 
@@ -134,7 +109,7 @@ async def get_webhook(request: AnyRequest) -> dict[str, Any]:
 @patch("/webhooks/{id:str}", operation_class=operation("WebhookChange", path="id"), opt={"scope": "manage"})
 async def change_webhook(request: AnyRequest) -> dict[str, Any]:
     """Change an endpoint, or enable it again: it is called at once then."""
-    caller, wanted = _told_of_it(request), path_id(request)
+    caller, wanted = teller_of(request), path_id(request)
     body = read_struct((await read_json(request)).value, WebhookChange)
     changes = {
         name: value
@@ -142,14 +117,14 @@ async def change_webhook(request: AnyRequest) -> dict[str, Any]:
         if value is not UNSET and name != "reason"
     }
     async with acting_as(database_of(request), caller) as connection:
-        await _endpoints(request).change(connection, wanted, changes, body.reason)
+        await endpoints_of(request).change(connection, wanted, changes, body.reason)
         return _webhook(await store.get(connection, wanted))
 
 
 @delete("/webhooks/{id:str}", status_code=200, operation_class=operation(path="id"), opt={"scope": "manage"})
 async def remove_webhook(request: AnyRequest) -> dict[str, Any]:
     """Take an endpoint away, with what waits for it and its log."""
-    caller, wanted = _all_of_it(request), path_id(request)
+    caller, wanted = manager_of(request), path_id(request)
     async with acting_as(database_of(request), caller) as connection:
         await store.remove(connection, wanted)
     return {"object": "webhook", "id": str(wanted), "deleted": True}
@@ -163,10 +138,10 @@ async def remove_webhook(request: AnyRequest) -> dict[str, Any]:
 )
 async def rotate_webhook(request: AnyRequest) -> dict[str, Any]:
     """Sign with a new secret from now on, and with the old one beside it until the overlap has passed."""
-    caller, wanted = _all_of_it(request), path_id(request)
+    caller, wanted = manager_of(request), path_id(request)
     body = read_struct((await read_json(request, empty={})).value or {}, SecretRotation)
     async with acting_as(database_of(request), caller) as connection:
-        secret, ends = await _endpoints(request).rotate(
+        secret, ends = await endpoints_of(request).rotate(
             connection, wanted, body.overlap, secret=body.signing_secret, reason=body.reason
         )
         found = _webhook(await store.get(connection, wanted))
@@ -178,7 +153,7 @@ async def rotate_webhook(request: AnyRequest) -> dict[str, Any]:
 )
 async def test_webhook(request: AnyRequest) -> dict[str, Any]:
     """Send a sample event, signed as any; its deliveries tell what came of it, by `event`."""
-    caller, wanted = _all_of_it(request), path_id(request)
+    caller, wanted = manager_of(request), path_id(request)
     async with acting_as(database_of(request), caller) as connection:
         event = await store.test(connection, wanted)
     return {"object": "webhook_test", "id": str(wanted), "event": str(event)}
@@ -192,7 +167,7 @@ async def test_webhook(request: AnyRequest) -> dict[str, Any]:
 )
 async def replay_webhook(request: AnyRequest) -> dict[str, Any]:
     """Tell events of the log once more, under the same ids: those that failed, or as the filter says."""
-    caller, wanted = _all_of_it(request), path_id(request)
+    caller, wanted = manager_of(request), path_id(request)
     body = read_struct((await read_json(request, empty={})).value or {}, Replay)
     filter_ = {
         name: value
@@ -223,13 +198,13 @@ async def replay_webhook(request: AnyRequest) -> dict[str, Any]:
 )
 async def list_deliveries(request: AnyRequest) -> dict[str, Any]:
     """List calls to an endpoint, newest first: what was answered, in how many milliseconds, when it comes again."""
-    caller, wanted = _all_of_it(request), path_id(request)
+    caller, wanted = manager_of(request), path_id(request)
     given = params.query(request, "limit", "after", "event", "type", "outcome", "since", "until")
     limit = params.limit_of(given)
     if (outcome := given.get("outcome")) is not None and outcome not in _OUTCOMES:
         raise Refused("invalid_parameter", "/outcome", f"must be one of {', '.join(_OUTCOMES)}")
     filter_ = store.AttemptFilter(
-        event=_uuid(given, "event"),
+        event=params.id_of(given, "event"),
         type=given.get("type"),
         outcome=outcome,
         since=params.moment_of(given, "since"),
@@ -237,17 +212,10 @@ async def list_deliveries(request: AnyRequest) -> dict[str, Any]:
     )
     async with acting_as(database_of(request), caller) as connection:
         await store.get(connection, wanted)
-        rows = await store.attempts(connection, wanted, filter_, limit=limit + 1, after=_uuid(given, "after"))
+        rows = await store.attempts(
+            connection, wanted, filter_, limit=limit + 1, after=params.id_of(given, "after")
+        )
     return shapes.listed([_delivery(row) for row in rows[:limit]], more=len(rows) > limit)
-
-
-def _uuid(given: dict[str, str], name: str) -> UUID | None:
-    if name not in given:
-        return None
-    try:
-        return UUID(given[name])
-    except ValueError:
-        raise Refused("invalid_parameter", f"/{name}", "must be an id") from None
 
 
 def _moment(text: str | None, field: str) -> str | None:

@@ -191,3 +191,13 @@ email_id = click.argument("id", callback=identifier)
 def now() -> datetime:
     """This host's time, aware."""
     return datetime.now(UTC)
+
+
+def whole_or_none(text: str, option: str, what: str = "a whole number") -> int | None:
+    """The number of an option that takes the word none as well. Wrong usage for anything else."""
+    if text == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither {what} nor none", param_hint=option) from None

@@ -107,7 +107,7 @@ def resolve(how: str | None, reason: str | None, yes: bool, as_json: bool, **cho
 
         wanted = chosen["ids"] or _filter(chosen)
         async with common.database() as connection:
-            return await many.act_on_all(lambda: doubts.resolve(connection, how, wanted, reason))  # type: ignore[arg-type]
+            return await many.act_on_all(lambda: doubts.resolve(connection, how, wanted, reason))  # type: ignore[arg-type]  # a flag's value
 
     many.tell("resolved", common.run(act()), as_json=as_json, none="nothing in doubt matches")
 

@@ -97,7 +97,7 @@ def set_(
     if rate is not None:
         changes |= {"messages": None} if rate == "none" else _rate(rate)
     if connections is not None:
-        changes["connections"] = None if connections == "none" else _whole(connections)
+        changes["connections"] = common.whole_or_none(connections, "--connections")
     changes |= {
         key: value for key, value in {"ramp_seconds": ramp_seconds, "note": note}.items() if value is not None
     }
@@ -144,12 +144,3 @@ def _rate(text: str) -> dict[str, object]:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--rate") from None
     return {"messages": messages, "per_seconds": per_seconds}
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is neither a whole number nor none", param_hint="--connections"
-        ) from None

@@ -108,7 +108,9 @@ def set_(
     """Limit a key, a stream, a tenant or the fleet, or change what is given of its rule."""
     scope, name = _one(tenant, stream, key, fleet=fleet)
     settings: dict[str, object] = {
-        word: _whole(text, word) for word, text in limits.items() if text is not None
+        word: common.whole_or_none(text, f"--{word.replace('_', '-')}")
+        for word, text in limits.items()
+        if text is not None
     }
     if note is not None:
         settings["note"] = note
@@ -153,13 +155,3 @@ def _one(tenant: str | None, stream: str | None, key: str | None, *, fleet: bool
     if len(chosen) != 1 or (fleet and tenant is not None):
         raise click.UsageError("give one of --tenant, --stream, --key and --fleet")
     return chosen[0]
-
-
-def _whole(text: str, word: str) -> int | None:
-    if text == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        option = f"--{word.replace('_', '-')}"
-        raise click.BadParameter(f"{text!r} is neither a whole number nor none", param_hint=option) from None

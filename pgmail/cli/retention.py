@@ -61,14 +61,7 @@ def set_(content_days: str | None, record_days: str | None, reason: str | None, 
 
 
 def _days(text: str, option: str) -> int | None:
-    if text == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is neither a number of days nor none", param_hint=option
-        ) from None
+    return common.whole_or_none(text, option, "a number of days")
 
 
 def _sooner(new: int | None, old: int | None) -> bool:

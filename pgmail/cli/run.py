@@ -93,7 +93,7 @@ def _begin(options: Mapping[str, object]) -> Settings:
     from pgmail import log  # noqa: PLC0415
 
     found = common.settings(options)
-    log.configure(found.log_level, found.log_format)  # type: ignore[arg-type]
+    log.configure(found.log_level, found.log_format)  # type: ignore[arg-type]  # checked as read
     return found
 
 

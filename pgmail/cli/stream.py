@@ -88,9 +88,9 @@ def save(name: str, max_queued: str | None, keep_content_days: str | None, **giv
     if "relay" in settings:
         settings["relay"] = relays_of(settings["relay"])
     if max_queued is not None:
-        settings["max_queued"] = _whole(max_queued, "--max-queued")
+        settings["max_queued"] = common.whole_or_none(max_queued, "--max-queued")
     if keep_content_days is not None:
-        settings["keep_content_days"] = _whole(keep_content_days, "--keep-content-days")
+        settings["keep_content_days"] = common.whole_or_none(keep_content_days, "--keep-content-days")
 
     async def act() -> None:
         from pgmail.store import streams  # noqa: PLC0415
@@ -122,12 +122,3 @@ def relays_text(relay: str | list[str] | list[dict[str, Any]]) -> str:
     if isinstance(relay, str):
         return relay
     return ",".join(one if isinstance(one, str) else f"{one['name']}={one['weight']:g}" for one in relay)
-
-
-def _whole(text: str, option: str) -> int | None:
-    if text == "none":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is neither a whole number nor none", param_hint=option) from None

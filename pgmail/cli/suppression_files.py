@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 CHUNK = 2_000  # rows a statement
 SHOWN = 100  # faults in the answer as JSON; all of them are on standard error
-COLUMNS = ("address", "stream", "reason", "source", "created_at", "created_by", "expires_at")
 
 
 @click.command("export", short_help="Write all entries to a file.")
@@ -45,10 +44,10 @@ def export(target: str, jsonl: bool, stream: str | None, reason: str | None) -> 
 
         table = csv.writer(file)
         if not jsonl:
-            table.writerow(COLUMNS)
+            table.writerow(suppressions.COLUMNS)
         async for rows in suppressions.pages(common.database, stream=stream, reason=reason):
             for row in rows:
-                facts = {name: output.plain(row)[name] for name in COLUMNS}
+                facts = {name: output.plain(row)[name] for name in suppressions.COLUMNS}
                 if jsonl:
                     file.write(msgspec.json.encode(facts).decode() + "\n")
                 else:
@@ -124,7 +123,7 @@ def import_(file: str, expires_at: str | None, dry_run: bool, as_json: bool, **g
     with ExitStack() as stack:
         source = sys.stdin.buffer if file == "-" else stack.enter_context(Path(file).open("rb"))
         # What is no UTF-8 becomes U+FFFD, and a fault of its row.
-        lines = io.TextIOWrapper(source, encoding="utf-8", errors="replace", newline="")  # type: ignore[arg-type,unused-ignore]
+        lines = io.TextIOWrapper(source, encoding="utf-8", errors="replace", newline="")  # type: ignore[arg-type,unused-ignore]  # binary
         common.run(act(read(lines)))
     if as_json:
         output.print_json(counts | {"dry_run": dry_run, "faults": faults})

@@ -9,7 +9,8 @@ What can go wrong: an action that comes too late, since a worker was faster. The
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from litestar import Request, Response, get, post
@@ -28,6 +29,7 @@ from pgmail.store.keys import Caller
 from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
+T = TypeVar("T")
 
 EVERY_SECONDS = 0.7
 MOST_PEOPLE = 100  # that are shown; a broadcast has more
@@ -111,44 +113,28 @@ async def stream_email(request: AnyRequest) -> Stream:
 @post("/emails/{id:str}/cancel", scope=CHANGE, test=True, status_code=200)
 async def cancel_email(request: AnyRequest) -> Response[str]:
     """Cancel what is not being sent or settled."""
-    wanted, caller = _id(request), caller_of(request)
-    reason = await _reason(request)
-    async with acting_as(database_of(request), caller) as connection:
-        await need_reach(connection, caller, [wanted], change=True)
-        answer = await store.cancel(connection, wanted, reason)
+    wanted, answer = await _act(request, store.cancel)
     return _answer(request, wanted, answer["cancelled"], "Cancelled", answer["too_late"])
 
 
 @post("/emails/{id:str}/hold", scope="manage", test=True, status_code=200)
 async def hold_email(request: AnyRequest) -> Response[str]:
     """Stop what is not being sent or settled, until it is released."""
-    wanted, caller = _id(request), caller_of(request)
-    reason = await _reason(request)
-    async with acting_as(database_of(request), caller) as connection:
-        await need_reach(connection, caller, [wanted], change=True)
-        answer = await store.hold(connection, wanted, reason)
+    wanted, answer = await _act(request, store.hold)
     return _answer(request, wanted, answer["held"], "Held", answer["too_late"])
 
 
 @post("/emails/{id:str}/release", scope="manage", test=True, status_code=200)
 async def release_email(request: AnyRequest) -> Response[str]:
     """Let what is held go again."""
-    wanted, caller = _id(request), caller_of(request)
-    reason = await _reason(request)
-    async with acting_as(database_of(request), caller) as connection:
-        await need_reach(connection, caller, [wanted], change=True)
-        answer = await store.release(connection, wanted, reason)
+    wanted, answer = await _act(request, store.release)
     return _answer(request, wanted, answer["released"], "Released", answer["busy"])
 
 
 @post("/emails/{id:str}/retry", scope="manage", status_code=200)
 async def retry_email(request: AnyRequest) -> Response[str]:
     """Try again now what was deferred, or given up as a dead letter."""
-    wanted, caller = _id(request), caller_of(request)
-    reason = await _reason(request)
-    async with acting_as(database_of(request), caller) as connection:
-        await need_reach(connection, caller, [wanted], change=True)
-        reached = await store.retry(connection, [wanted], reason)
+    wanted, reached = await _act(request, lambda on, id_, reason: store.retry(on, [id_], reason))
     return _answer(request, wanted, reached, "Queued to be tried now", 0)
 
 
@@ -203,8 +189,15 @@ def _views(id: UUID, person: Any, look: preview.Look) -> list[tuple[str, str]]:
     ]
 
 
-async def _reason(request: AnyRequest) -> str | None:
-    return str((await request.form()).get("reason", "")).strip()[:MAX_REASON] or None
+async def _act(
+    request: AnyRequest, act: Callable[[store.Connection, UUID, str | None], Awaitable[T]]
+) -> tuple[UUID, T]:
+    """Do something about an email, or one recipient of it, for the reason of the form; its id, and what came of it."""
+    wanted, caller = _id(request), caller_of(request)
+    reason = str((await request.form()).get("reason", "")).strip()[:MAX_REASON] or None
+    async with acting_as(database_of(request), caller) as connection:
+        await need_reach(connection, caller, [wanted], change=True)
+        return wanted, await act(connection, wanted, reason)
 
 
 def _answer(request: AnyRequest, id: UUID, reached: int, word: str, missed: int) -> Response[str]:

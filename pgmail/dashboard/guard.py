@@ -21,19 +21,21 @@ from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
+from pgmail.access import asked
 from pgmail.access.keyring import need_scope
 from pgmail.access.reach import need_live
 from pgmail.dashboard.session import COOKIE, Session, Sessions
 from pgmail.domain.keys import Scope
 from pgmail.errors import Refused
-from pgmail.store.database import Database
 from pgmail.store.keys import Caller
 
 AnyRequest = Request[Any, Any, Any]
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
 
-SEE: tuple[Scope, ...] = ("read", "manage")  # what is managed is seen by who manages it
-CHANGE: tuple[Scope, ...] = ("send", "manage")  # who may only send changes what its key sent
+# Pages find these beside what else a session says; the API shares them.
+SEE, CHANGE = asked.SEE, asked.CHANGE
+caller_of, database_of = asked.caller_of, asked.database_of
+
 CSRF_HEADER = "x-csrf-token"
 CSRF_FIELD = "csrf"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -101,18 +103,6 @@ def sessions_of(connection: AnyConnection) -> Sessions:
     """Return what reads sessions here."""
     found: Sessions = connection.app.state.sessions
     return found
-
-
-def caller_of(request: AnyRequest) -> Caller:
-    """Return whose request it is; the guard put it there."""
-    caller: Caller = request.auth
-    return caller
-
-
-def database_of(request: AnyRequest) -> Database:
-    """Return the app's pool."""
-    database: Database = request.app.state.database
-    return database
 
 
 def may(caller: Caller, *scopes: Scope, test: bool = False) -> bool:

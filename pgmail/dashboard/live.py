@@ -27,6 +27,7 @@ from litestar.response import Stream
 from pgmail.dashboard.frame import ALWAYS
 from pgmail.dashboard.guard import AnyRequest, caller_behind
 from pgmail.errors import PgmailError, Refused
+from pgmail.service import first_of
 
 log = structlog.get_logger()
 
@@ -149,7 +150,7 @@ async def _events(
                 if channel.final:
                     yield _event("end", "final")
                     return
-            await _either(news, hub.stopping)
+            await first_of(news.wait(), hub.stopping.wait(), seconds=CHECK_SECONDS)
             try:
                 await caller_behind(request, request.state.session)
             except Refused:
@@ -161,16 +162,6 @@ async def _events(
             if quiet % PING_CHECKS == 0:
                 yield b":\n\n"
     yield _event("end", "stopping")
-
-
-async def _either(*events: asyncio.Event) -> None:
-    """Return once one of these is set, or when it is time to look around."""
-    tasks = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(tasks, timeout=CHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _event(name: str, data: Any) -> bytes:

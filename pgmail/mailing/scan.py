@@ -98,5 +98,5 @@ def digest(table: Table, rows: list[list[str]]) -> bytes:
         try:
             text.encode()
         except UnicodeEncodeError:
-            cells = [[cell.encode("utf-8", "surrogateescape") for cell in row] for row in cells]  # type: ignore[misc]
+            cells = [[cell.encode("utf-8", "surrogateescape") for cell in row] for row in cells]  # type: ignore[misc]  # for the digest only
     return hashlib.blake2b(msgspec.json.encode(cells), digest_size=DIGEST_OCTETS).digest()

@@ -140,7 +140,7 @@ class Leader(Loop):
                 raise
             except PgmailError as error:
                 _log.warning("leader.task_failed", task=name, error=str(error))
-            except Exception:  # noqa: BLE001
+            except Exception:  # noqa: BLE001 - told below
                 # One broken task must not stop rescue and the others; it is told, and tried again.
                 _log.exception("leader.task_crashed", task=name)
 

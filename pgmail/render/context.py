@@ -26,13 +26,13 @@ class PageContext(Context):
         parent: dict[str, Any],
         name: str | None,
         blocks: dict[str, Callable[[Context], Iterator[str]]],
-        globals: MutableMapping[str, Any] | None = None,  # noqa: ARG002
+        globals: MutableMapping[str, Any] | None = None,  # noqa: ARG002 - Jinja hands it in
     ) -> None:
         self.parent = parent
         self.vars = {}
         self.environment = environment
-        self.eval_ctx: EvalContext = environment.settings  # type: ignore[attr-defined]
+        self.eval_ctx: EvalContext = environment.settings  # type: ignore[attr-defined]  # ours, not any Environment
         self.exported_vars = set()
         self.name = name
-        self.globals_keys = environment.names_of_globals  # type: ignore[attr-defined]
+        self.globals_keys = environment.names_of_globals  # type: ignore[attr-defined]  # ours, not any Environment
         self.blocks = {key: [block] for key, block in blocks.items()} if blocks else {}

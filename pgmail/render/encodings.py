@@ -66,7 +66,7 @@ def _quoted_printable(lf: bytes, odd: bytes) -> bytes:
     lines: list[bytes] = []
     for line in lf.split(b"\n"):
         if line.endswith(_BLANKS):  # rule 3: blanks at line ends get lost
-            line = line[:-1] + _ESCAPES[line[-1]]  # noqa: PLW2901
+            line = line[:-1] + _ESCAPES[line[-1]]  # noqa: PLW2901 - as it goes out
         if len(line) > _QP_LINE:
             lines.append(_cut(line))
         else:

@@ -60,7 +60,7 @@ def _on_text(name: str) -> Callable[..., Any]:
         return kept(jinja(*args[:at], _work_text(args[at]), *args[at + 1 :], **kwargs))
 
     if passes is not None:
-        run.jinja_pass_arg = passes  # type: ignore[attr-defined]
+        run.jinja_pass_arg = passes  # type: ignore[attr-defined]  # as Jinja marks them
     return run
 
 
@@ -79,7 +79,7 @@ def _on_members(name: str) -> Callable[..., Any]:
         return listed(made) if isinstance(made, Iterable) and not isinstance(made, (str, Mapping)) else made
 
     if passes is not None:
-        run.jinja_pass_arg = passes  # type: ignore[attr-defined]
+        run.jinja_pass_arg = passes  # type: ignore[attr-defined]  # as Jinja marks them
     return run
 
 

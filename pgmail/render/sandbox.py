@@ -133,7 +133,7 @@ class _Template(Template):
         context = self.new_context(vars, shared, locals)
         return TemplateModule(self, context, [joined(self.root_render_func(context))])
 
-    def _get_default_module(self, ctx: Context | None = None) -> TemplateModule:  # noqa: ARG002
+    def _get_default_module(self, ctx: Context | None = None) -> TemplateModule:  # noqa: ARG002 - Jinja's
         return self.make_module()
 
 
@@ -200,7 +200,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = GuardedCode
     template_class = _Template
     context_class = PageContext
-    intercepted_binops: ClassVar[frozenset[str]] = frozenset(_OPERATORS)  # type: ignore[misc]
+    intercepted_binops: ClassVar[frozenset[str]] = frozenset(_OPERATORS)  # type: ignore[misc]  # a fixed one
     concat = staticmethod(joined)
 
     def __init__(self, *, html: bool, keep_trailing_newline: bool, meter: Meter | None = None) -> None:
@@ -240,7 +240,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     # -- other templates
 
-    def get_template(self, name: Any, parent: str | None = None, globals: Any = None) -> Template:  # noqa: ARG002
+    def get_template(self, name: Any, parent: str | None = None, globals: Any = None) -> Template:  # noqa: ARG002 - Jinja's
         """Return another template of the bundle."""
         current = account.get()
         current.charge(_LOAD)
@@ -356,7 +356,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     # -- calculating and calling
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002 - Jinja's
         """Arithmetic, and `+`, `*` and `%` on texts and lists."""
         if isinstance(left, _NUMBERS) and isinstance(right, _NUMBERS):
             charge(0)

@@ -28,7 +28,7 @@ class Nowhere:
 
     name = "nowhere"
 
-    async def deliver(self, envelope: Envelope, on_dot: OnDot | None = None) -> Result:  # noqa: ARG002
+    async def deliver(self, envelope: Envelope, on_dot: OnDot | None = None) -> Result:  # noqa: ARG002 - a Transport's
         """Say that the mail was taken."""
         if on_dot is not None:
             await on_dot()
@@ -45,7 +45,7 @@ class Nowhere:
 def main() -> int:
     """Run one worker until SIGTERM or SIGINT; its exit code."""
     settings = config.load()
-    log.configure(settings.log_level, settings.log_format)  # type: ignore[arg-type]
+    log.configure(settings.log_level, settings.log_format)  # type: ignore[arg-type]  # checked as read
 
     def make_leader(database: Database, presence: Presence) -> tuple[Service, Callable[[], bool]]:
         leader = Leader(database, presence, silence_seconds=settings.silence_seconds)

@@ -11,9 +11,7 @@ What can go wrong: a process that does not come up. It is a `SandboxError` with 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -27,11 +25,11 @@ from pgmail import sqlfiles
 from pgmail.errors import SandboxError
 from pgmail.processes import ProcessTree, Spec
 from pgmail.sandbox import demo_settings
+from pgmail.sandbox.ports import HOST, answers, free_port
 from pgmail.store import scratch
 from pgmail.store.scratch import Connection, Scratch
 
 PGMAIL = (sys.executable, "-m", "pgmail")
-HOST = "127.0.0.1"
 USUAL_PORT = 8025
 START_SECONDS = 60.0
 SINK_STOP_SECONDS = 5.0
@@ -98,7 +96,7 @@ class Fleet:
 
     def start(self) -> None:
         """Start all of them. OSError if Python cannot be run."""
-        self.port = _free_port() if self._starts else _free_port(USUAL_PORT)
+        self.port = free_port() if self._starts else free_port(USUAL_PORT)
         self._starts += 1
         self.config = demo_settings.write_settings(
             self._run, self._scratch, sink_port=self._sink_port, api_port=self.port
@@ -121,12 +119,12 @@ class Fleet:
         while True:
             self.tend()
             found = scratch.run(connection, query).fetchone()
-            if found.workers >= self._processes and answers(self.port):
+            if found.workers >= self._processes and self._answers():
                 return
             if time.monotonic() > until:
                 raise SandboxError(
                     f"{START_SECONDS:.0f} s after the start {found.workers} of {self._processes} workers are up "
-                    f"and the API {'answers' if answers(self.port) else 'is silent'}; see the logs in {self._run}"
+                    f"and the API {'answers' if self._answers() else 'is silent'}; see the logs in {self._run}"
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -153,6 +151,9 @@ class Fleet:
     def _logged(self, name: str, words: list[str]) -> list[str]:
         return [*_LOGGED, str(self._run / f"{name}.log"), *PGMAIL, *words]
 
+    def _answers(self) -> bool:
+        return answers(f"http://{HOST}:{self.port}/health/ready")
+
     def _complaints(self) -> str:
         """The last line that a command wrote for a person."""
         for log in (self._run / "api.log", self._run / "worker.log"):
@@ -161,18 +162,6 @@ class Fleet:
                 if told := [line for line in lines if line.startswith("pgmail: ")]:
                     return told[-1].removeprefix("pgmail: ")
         return ""
-
-
-def answers(port: int, path: str = "/health/ready") -> bool:
-    """Whether the API on this port says 200."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _sink_port(process: subprocess.Popen[bytes], log: Path) -> int:
@@ -184,14 +173,3 @@ def _sink_port(process: subprocess.Popen[bytes], log: Path) -> int:
         return int(msgspec.json.decode(line)["port"])
     except (msgspec.DecodeError, KeyError, TypeError) as error:
         raise SandboxError(f"the sink did not start; see {log}") from error
-
-
-def _free_port(wanted: int = 0) -> int:
-    """`wanted` if nobody listens there, else any free one."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, wanted))
-        except OSError:
-            return _free_port()
-        return int(probe.getsockname()[1])

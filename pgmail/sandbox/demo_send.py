@@ -27,7 +27,8 @@ import msgspec
 from pgmail import client, sqlfiles
 from pgmail.errors import SandboxError
 from pgmail.sandbox import demo_settings
-from pgmail.sandbox.demo_fleet import HOST, PGMAIL
+from pgmail.sandbox.demo_fleet import PGMAIL
+from pgmail.sandbox.ports import HOST
 from pgmail.sandbox.traffic import WAYS, Planned, Way
 from pgmail.store import scratch
 

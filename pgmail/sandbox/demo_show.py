@@ -73,7 +73,7 @@ class Show:
         summary = account.summary
         table = Table(box=box.SIMPLE, show_header=True, header_style="dim", pad_edge=False)
         for heading, justify in (("recipients", "left"), ("ledger", "right"), ("counted elsewhere", "left")):
-            table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+            table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # literals
         sink = f"{account.at_sink:,} at the sink, by Message-ID; {summary.copies} copies"
         table.add_row("handed in", f"{summary.recipients:,}", f"in {summary.messages:,} emails, four ways")
         table.add_row("sent", f"{summary.sent:,}", sink)

@@ -21,7 +21,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from urllib.parse import quote
 from pgmail.errors import SandboxError
 from pgmail.sandbox import datafolder, programs
 from pgmail.sandbox.guard import GENTLE, POSTGRES, Guarded, guarded_popen
+from pgmail.sandbox.ports import free_port
 
 SUPERUSER: Final = "postgres"
 _LOOPBACK: Final = "127.0.0.1"
@@ -254,7 +254,7 @@ class EmbeddedPostgres:
     def _launch(self) -> int:
         """Start `postgres` and wait until it takes connections; its port."""
         for attempt in range(1, _ATTEMPTS + 1):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             settings = self._settings | {
                 "port": str(port),
                 "unix_socket_directories": str(self._socket_folder or ""),
@@ -340,9 +340,3 @@ class EmbeddedPostgres:
             if telling:
                 return f"{telling[-1].strip()} (see {self.log})"
         return f"see {self.log}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return int(probe.getsockname()[1])

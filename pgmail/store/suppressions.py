@@ -6,9 +6,11 @@ case, domain in A-labels.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import csv
+import io
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection
@@ -18,6 +20,7 @@ from pgmail.store.database import fetch_many, fetch_one
 
 Connection = AsyncConnection[Any]
 REASONS = ("bounced", "complained", "unsubscribed", "manual", "invalid")
+COLUMNS = ("address", "stream", "reason", "source", "created_at", "created_by", "expires_at")  # of an export
 PAGE = 5_000  # entries of an export in memory at a time
 
 
@@ -104,6 +107,39 @@ async def pages(
             return
         yield rows
         after = rows[-1].address, rows[-1].stream
+
+
+async def export(
+    lend: Callable[[], AbstractAsyncContextManager[Connection]], **chosen: str | None
+) -> AsyncIterator[str]:
+    """Walk as `pages`, as the text of a CSV file (RFC 4180) that `domain.suppression_file` reads back.
+
+    The first page is read before this returns: a database that is away is told before an answer begins.
+    """
+    found = pages(lend, **chosen)
+    first: list[Any] = await anext(found, [])
+    return _texts(first, found)
+
+
+async def _texts(first: list[Any], found: AsyncIterator[list[Any]]) -> AsyncIterator[str]:
+    yield _lines([COLUMNS])
+    yield _lines(_cells(row) for row in first)
+    async for rows in found:
+        yield _lines(_cells(row) for row in rows)
+
+
+def _cells(row: Any) -> list[Any]:
+    values = (getattr(row, name) for name in COLUMNS)
+    return [
+        value.astimezone(UTC).isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
+        for value in values
+    ]
+
+
+def _lines(rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 async def listing(

@@ -151,7 +151,7 @@ class Library:
         for (tenant, _, leases), (people, rows) in zip(loads, answers, strict=True):
             barred: dict[UUID, Barred] = {}  # by message, and by recipient
             if any(row.key_id is not None for row in rows) or any(row.key_id is not None for row in people):
-                rows, people, barred = await open_rows(self._opener, tenant, leases, rows, people)  # noqa: PLW2901
+                rows, people, barred = await open_rows(self._opener, tenant, leases, rows, people)  # noqa: PLW2901 - opened
             for row in rows:
                 try:
                     made = Message(row, self._domain)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import structlog
 
 from pgmail.errors import DatabaseAway, PgmailError
-from pgmail.service import Loop
+from pgmail.service import Loop, first_of
 from pgmail.store import work
 from pgmail.store.database import Database
 from pgmail.store.faults import FencedOut
@@ -95,7 +95,7 @@ class Intents(Loop):
         try:
             while not (self.draining.is_set() and not self._waiting):
                 if not self._waiting:
-                    await _first(self._some.wait(), self.draining.wait())
+                    await first_of(self._some.wait(), self.draining.wait())
                     continue
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._full.wait(), self._seconds)
@@ -146,13 +146,3 @@ class Intents(Loop):
                     self._waiting.append(intent)
                 else:
                     intent.end(None if said == "begun" else Withheld(LOST))
-
-
-async def _first(*waits: object) -> None:
-    """Return when one of them is over."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

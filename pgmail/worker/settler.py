@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from uuid import UUID
 
 import structlog
 
 from pgmail.errors import DatabaseAway
 from pgmail.metrics.counts import Histogram, Names, Sample
-from pgmail.service import Loop
+from pgmail.service import Loop, first_of
 from pgmail.store import work
 from pgmail.store.database import Database
 from pgmail.store.work import Settlement
@@ -88,7 +88,7 @@ class Settler(Loop):
                 if beside.done():
                     beside.result()  # it ends by a fault of ours only, which nobody may miss
                 if not self._count:
-                    await _first(self._some.wait(), self.draining.wait(), asyncio.wait({beside}))
+                    await first_of(self._some.wait(), self.draining.wait(), asyncio.wait({beside}))
                     continue
                 if not self.draining.is_set():
                     await _within(self._full.wait(), self._seconds)
@@ -111,7 +111,7 @@ class Settler(Loop):
 
     async def _suppress(self) -> None:
         while not self._closed.is_set():
-            await _within(_first(self._noted.wait(), self._closed.wait()), NOTES_SECONDS)
+            await first_of(self._noted.wait(), self._closed.wait(), seconds=NOTES_SECONDS)
             if not self._closed.is_set() and await self._suppress_some():
                 await _within(self._closed.wait(), NOTES_AGAIN_SECONDS)
         if self._noted.is_set():
@@ -193,17 +193,8 @@ class Settler(Loop):
             self._some.set()
 
 
-async def _within(awaitable: object, seconds: float) -> None:
+async def _within(awaitable: Awaitable[object], seconds: float) -> None:
     try:
-        await asyncio.wait_for(awaitable, seconds)  # type: ignore[arg-type]
+        await asyncio.wait_for(awaitable, seconds)
     except TimeoutError:
         return
-
-
-async def _first(*awaitables: object) -> None:
-    tasks = [asyncio.ensure_future(a) for a in awaitables]  # type: ignore[call-overload]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -37,6 +37,19 @@ begin
 end
 $$;
 
+-- Whose it is, what an operator sets: the caller's tenant's, or the whole fleet's (null), which is not for API keys.
+create or replace function pgmail.tenant_or_fleet(p_fleet boolean) returns integer
+language plpgsql stable security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  if not p_fleet then return pgmail.need_tenant(); end if;
+  if exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
+    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
+  end if;
+  return null;
+end
+$$;
+
 -- A role speaks for a tenant from now on. The owner's and the admin role's to call. Who speaks for another tenant is revoked
 -- first, so that nobody's application hands its mail over as somebody else's without a word; the API's role is none of any.
 create or replace function pgmail.grant_tenant(p_role name, p_tenant text) returns void

@@ -34,19 +34,6 @@ begin
 end
 $$;
 
--- Whose pause it is: the caller's tenant's, or the whole fleet's (null), which is not for API keys.
-create or replace function pgmail.pause_tenant(p_fleet boolean) returns integer
-language plpgsql stable security definer set search_path = pgmail, pg_temp
-as $$
-begin
-  if not p_fleet then return pgmail.need_tenant(); end if;
-  if exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
-    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
-  end if;
-  return null;
-end
-$$;
-
 -- Stops mail to a site, of a stream or of a lane: the caller's tenant's, or with p_fleet everybody's. Mail waits
 -- meanwhile. Again changes reason and end. Answers the name in normal form. Keys of the API act for their tenant only.
 create or replace function pgmail.pause_mail(
@@ -54,7 +41,7 @@ create or replace function pgmail.pause_mail(
 ) returns text
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.pause_tenant(p_fleet); named text;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); named text;
 begin
   named := pgmail.pause_target(t, p_scope, p_name);
   if btrim(coalesce(p_reason, '')) = '' then perform pgmail.refuse('missing_field', '/reason', 'is required: others will ask why'); end if;
@@ -75,7 +62,7 @@ create or replace function pgmail.resume_mail(p_scope text, p_name text, p_reaso
 returns text
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.pause_tenant(p_fleet); named text; other pgmail.pause;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); named text; other pgmail.pause;
 begin
   -- A stream that has gone since is no reason to keep its pause.
   named := case p_scope when 'stream' then p_name else pgmail.pause_target(t, p_scope, p_name) end;

@@ -23,22 +23,14 @@ begin
 end
 $$;
 
--- Lanes that hold due mail but are not active (a race, a lost touch): found by skipping from lane to lane along the
--- claim index, so the cost is the number of lanes, not of mails.
+-- Lanes that hold due mail but are not active (a race, a lost touch), found again.
 create or replace function pgmail.repair_lanes_v1() returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare n integer;
 begin
-  with recursive present as (
-    (select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q
-      where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
-      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  ), lost as materialized (
-    select p.* from present p
+  with lost as materialized (
+    select p.* from pgmail.lane_heads() p
     where p.due_at <= pgmail.now()
       and not exists (select 1 from pgmail.lane l where l.tenant_id = p.tenant_id and l.id = p.lane and l.active)
   ), repaired as (

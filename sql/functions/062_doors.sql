@@ -9,32 +9,10 @@ create or replace function pgmail.quota_words(p_scope text, p_name text) returns
 language sql immutable parallel safe
 as $$ select case p_scope when 'stream' then 'stream ' || p_name when 'tenant' then 'the tenant' when 'key' then 'the key' else 'the fleet' end $$;
 
--- The oldest mail of each tenant that is due, free, and not behind a pause. Found by skipping from lane to lane, as repairs do.
+-- The oldest mail of each tenant that is due, free, and not behind a pause.
 create or replace function pgmail.oldest_due() returns table (tenant_id integer, due_at timestamptz)
 language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
-as $$
-  with recursive present as (
-    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
-      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  )
-  select p.tenant_id, min(x.due_at)
-  from present p
-  join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
-  cross join lateral (
-    select q.due_at from pgmail.queue q
-    where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
-    order by q.due_at, q.id limit 1) x
-  where not exists (
-    select from pgmail.pause s
-    where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
-      -- A suspended tenant's is all of its mail: what an operator stopped is nobody else's reason to wait.
-      and (s.scope = 'tenant'
-           or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream else pgmail.lane_name(l.stream, l.priority, l.site) end))
-  group by p.tenant_id
-$$;
+as $$ select o.tenant_id, min(o.due_at) from pgmail.oldest_in_lanes() o where o.due_at is not null group by o.tenant_id $$;
 
 -- Opens and closes doors; how many are closed now. Null: another leader is at it.
 -- Counted anew are those tenants of whom a tally was folded since the last look, and those whose rule has something of

@@ -44,19 +44,6 @@ as $$
   where r.kind = p_kind and r.enabled
 $$;
 
--- Whose it is: the caller's tenant's, or the fleet's (null), which is not for API keys.
-create or replace function pgmail.alert_tenant(p_fleet boolean) returns integer
-language plpgsql stable security definer set search_path = pgmail, pg_temp
-as $$
-begin
-  if not p_fleet then return pgmail.need_tenant(); end if;
-  if exists (select from pgmail.database_role r where r.role_name = session_user and r.carries_tenant) then
-    perform pgmail.refuse('not_allowed', '/fleet', 'an API key acts for its tenant only', 403);
-  end if;
-  return null;
-end
-$$;
-
 -- Whether the caller's tenant sees what concerns the fleet: where it is alone here, all of it; else what its mail feels.
 create or replace function pgmail.sees_alert(p_caller integer, p_tenant integer, p_kind text) returns boolean
 language sql stable security definer set search_path = pgmail, pg_temp
@@ -71,7 +58,7 @@ create or replace function pgmail.set_alert_rule(p_name text, p_settings jsonb, 
 returns pgmail.alert_rule
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.alert_tenant(p_fleet); r pgmail.alert_rule; k record; field text; given jsonb; was bigint;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); r pgmail.alert_rule; k record; field text; given jsonb; was bigint;
 begin
   if coalesce(p_name, '') !~ '^[a-z][a-z0-9_]{0,62}$' then
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of a-z, 0-9 and _, led by a letter');
@@ -159,7 +146,7 @@ $$;
 create or replace function pgmail.remove_alert_rule(p_name text, p_reason text default null, p_fleet boolean default false) returns boolean
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.alert_tenant(p_fleet);
+declare t integer := pgmail.tenant_or_fleet(p_fleet);
 begin
   if t is null and exists (select from pgmail.alert_kinds() k where k.kind = p_name) then
     perform pgmail.refuse('not_allowed', '/name', format('%s comes with pgmail; switch it off instead: pgmail alert set %s --off', p_name, p_name), 409);
@@ -182,7 +169,7 @@ as $$
 #variable_conflict use_column
 declare t integer; every boolean := p_all;
 begin
-  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   return query
   select r.name, n.name, r.kind, r.about, r.enabled, r.threshold, k.unit, r.floor, r.minimum, r.window_seconds, r.for_seconds, r.calm_seconds,
     r.renotify_seconds, r.severity, r.note, r.shipped, r.changed_at, r.changed_by,
@@ -202,7 +189,7 @@ create or replace function pgmail.silence_alert(
 ) returns void
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.alert_tenant(p_fleet); subject_ text := coalesce(p_subject, '*');
+declare t integer := pgmail.tenant_or_fleet(p_fleet); subject_ text := coalesce(p_subject, '*');
 begin
   if not exists (select from pgmail.alert_rule r where r.name = p_rule and (r.tenant_id is null or r.tenant_id = t or t is null)) then
     perform pgmail.refuse('unknown_rule', '/name', format('no rule is named %L', left(p_rule, 63)), 404);
@@ -229,7 +216,7 @@ create or replace function pgmail.unsilence_alert(p_rule text, p_reason text def
 returns boolean
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.alert_tenant(p_fleet); held boolean;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); held boolean;
 begin
   delete from pgmail.alert_silence s
   where s.tenant_id is not distinct from t and s.rule = p_rule and s.subject = coalesce(p_subject, '*')
@@ -248,7 +235,7 @@ as $$
 #variable_conflict use_column
 declare t integer; every boolean := p_all;
 begin
-  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   return query
   select s.rule, s.subject, n.name, s.tenant_id is null, s.reason, s.until, s.silenced_at, s.silenced_by
   from pgmail.alert_silence s left join pgmail.tenant n on n.id = s.tenant_id

@@ -198,7 +198,7 @@ create or replace function pgmail.add_alert_target(
 ) returns uuid
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.alert_tenant(p_fleet); id_ uuid;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); id_ uuid;
 begin
   if coalesce(p_name, '') !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
     perform pgmail.refuse('invalid_name', '/name', 'must be 1 to 63 of A-Z a-z 0-9 _ . -, led by a letter or digit');
@@ -224,7 +224,7 @@ $$;
 create or replace function pgmail.remove_alert_target(p_name text, p_reason text default null, p_fleet boolean default false) returns boolean
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.alert_tenant(p_fleet); id_ uuid;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); id_ uuid;
 begin
   delete from pgmail.alert_target x where x.name = p_name and x.tenant_id is not distinct from t returning x.id into id_;
   if id_ is null then return false; end if;
@@ -238,7 +238,7 @@ $$;
 create or replace function pgmail.test_alert_target(p_name text, p_fleet boolean default false) returns uuid
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.alert_tenant(p_fleet); target_ uuid; id_ uuid;
+declare t integer := pgmail.tenant_or_fleet(p_fleet); target_ uuid; id_ uuid;
 begin
   select x.id into target_ from pgmail.alert_target x where x.name = p_name and x.tenant_id is not distinct from t;
   if target_ is null then perform pgmail.refuse('not_found', '/name', format('no target is named %L', left(p_name, 63)), 404); end if;
@@ -252,7 +252,7 @@ $$;
 create or replace function pgmail.alert_delivery_state(p_id uuid, p_fleet boolean default false, out state text, out answer text)
 language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
-declare t integer := pgmail.alert_tenant(p_fleet);
+declare t integer := pgmail.tenant_or_fleet(p_fleet);
 begin
   select d.state, d.answer into state, answer from pgmail.alert_delivery d where d.id = p_id and d.tenant_id is not distinct from t;
 end
@@ -267,7 +267,7 @@ as $$
 #variable_conflict use_column
 declare t integer; every boolean := p_all;
 begin
-  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   return query
   select x.id, x.name, n.name, x.kind, x.shown, x.kek is not null, x.severity, x.created_at, x.created_by, x.told_at, x.failing_since, x.answer,
     (select count(*)::integer from pgmail.alert_delivery d where d.target_id = x.id and d.state = 'waiting')
@@ -287,7 +287,7 @@ as $$
 #variable_conflict use_column
 declare t integer; every boolean := p_all; last_ pgmail.alert;
 begin
-  if every then perform pgmail.alert_tenant(true); else t := pgmail.need_tenant(); end if;
+  if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   select x.* into last_ from pgmail.alert x where x.id = p_after;
   return query
   select x.id, x.rule, x.kind, n.name, x.subject, x.severity, x.state, x.since, x.fired_at, x.resolved_at, x.value, x.threshold, k.unit, x.words, x.path,

@@ -15,22 +15,15 @@ begin
 end
 $$;
 
--- The oldest mail of each lane that is due and nobody's, found by skipping from lane to lane along the claim index. Answers
--- how many lanes there are; null: another process is at it.
+-- The oldest mail of each lane that is due and nobody's. Answers how many lanes there are; null: another process is at it.
 create or replace function pgmail.gauge_lanes_v1() returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
 declare n integer;
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('pgmail.gauge', 0)) then return null; end if;
-  with recursive present as (
-    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
-      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  ), found as materialized (
-    select p.tenant_id, p.lane, x.due_at from present p left join lateral (
+  with found as materialized (
+    select p.tenant_id, p.lane, x.due_at from pgmail.lane_heads() p left join lateral (
       select q.due_at from pgmail.queue q
       where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
       order by q.due_at, q.id limit 1) x on true

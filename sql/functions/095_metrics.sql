@@ -11,30 +11,13 @@ create or replace function pgmail.metrics_queue_v1(p_tenants boolean default fal
 returns table (tenant text, stream text, figure text, value double precision)
 language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
-  with recursive present as (
-    (select q.tenant_id, q.lane from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
-      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  ), lanes as (
-    select p.tenant_id, l.stream, h.held, h.in_doubt, x.due_at
-    from present p
-    join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
+  with lanes as (
+    select o.tenant_id, o.stream, h.held, h.in_doubt, o.due_at
+    from pgmail.oldest_in_lanes() o
     cross join lateral (
       select count(*) as held, count(*) filter (where y.in_doubt) as in_doubt
       from (select q.in_doubt from pgmail.queue q
-            where q.tenant_id = p.tenant_id and q.lane = p.lane and q.due_at = 'infinity' limit 1000) y) h
-    left join lateral (
-      select q.due_at from pgmail.queue q
-      where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
-        and not exists (
-          select from pgmail.pause s
-          where (s.tenant_id is null or s.tenant_id = p.tenant_id) and (s.until is null or s.until > pgmail.now())
-            and (s.scope = 'tenant'
-                 or s.name = case s.scope when 'site' then l.site when 'stream' then l.stream
-                                          else pgmail.lane_name(l.stream, l.priority, l.site) end))
-      order by q.due_at, q.id limit 1) x on true
+            where q.tenant_id = o.tenant_id and q.lane = o.lane and q.due_at = 'infinity' limit 1000) y) h
   ), figures as (
     select l.tenant_id, l.stream, f.figure, f.value
     from (select g.tenant_id, g.stream, sum(g.held)::float8 as held, sum(g.in_doubt)::float8 as in_doubt,

@@ -22,6 +22,8 @@ drop function if exists pgmail.figure_of(text, text);
 drop function if exists pgmail.gauge_lanes_v1();
 drop function if exists pgmail.gauge_states_v1();
 drop function if exists pgmail.lane_facts(integer, bigint);
+drop function if exists pgmail.lane_heads();
+drop function if exists pgmail.oldest_in_lanes();
 drop table pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause, pgmail.insight_cursor;
 alter table pgmail.tally drop column lanes, drop column per_lane;
 -- end of insight
@@ -54,6 +56,7 @@ begin
   end loop;
 end
 $do$;
+drop function if exists pgmail.tenant_or_fleet(boolean);
 drop type pgmail.alert_fact;
 drop table pgmail.alert_delivery, pgmail.alert_target, pgmail.alert_silence, pgmail.alert, pgmail.alert_rule, pgmail.alert_meter,
   pgmail.alert_horizon, pgmail.lost_worker, pgmail.certificate;

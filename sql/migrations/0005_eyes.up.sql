@@ -394,6 +394,8 @@ values
   ('wraparound',          'wraparound',          1000000000, null, null, null, 0,    0, 'critical', 'age of the oldest transaction id of the database', 'pgmail', true),
   ('connections',         'connections',         0.9,    null, null, null,    60,   60, 'warning',  'share of max_connections in use', 'pgmail', true),
   ('certificate',         'certificate',         21,     null, null, null,     0,    0, 'warning',  'days until a certificate ends', 'pgmail', true);
+-- It is pgmail.tenant_or_fleet now, for alerts as for pauses.
+drop function if exists pgmail.pause_tenant(boolean);
 -- end of alerts
 
 ------------------------------------------------------------------------------------------------ tracing

@@ -56,7 +56,7 @@ class Server:
         if self.port is None:
             self.port = self.embedded.start().port
         else:
-            with mock.patch.object(postgres, "_free_port", return_value=self.port):
+            with mock.patch.object(postgres, "free_port", return_value=self.port):
                 self.embedded.start()
         return self
 

@@ -28,9 +28,8 @@ def alpha(db, owner):
 
 
 @pytest.fixture
-def log_in(db, owner, server_admin):
+def log_in(db, owner, role_of_tenant):
     """Connections of B: its own producer and analyst, the shipped roles given to it, and the API acting for it."""
-    made = []
 
     def connect(kind):
         if kind == "api":
@@ -44,25 +43,9 @@ def log_in(db, owner, server_admin):
                 {"role": PREFIX + role},
             )
             return db.connect(role)
-        name = f"b_{kind.replace(' ', '_')}_{db.name[-8:]}"
-        made.append(name)
-        owner.execute(
-            "select pgmail.make_tenant_role(%s, %s, 'neighbour', %s, %s)",
-            [PREFIX, name, kind.split()[0], "content" in kind],
-        )
-        server_admin.execute(
-            sql.SQL("alter role {} password {}").format(sql.Identifier(name), db.server.role_password)
-        )
-        connection = psycopg.connect(db.server.dsn(db.name, name), autocommit=True)
-        db._open.append(connection)
-        return connection
+        return role_of_tenant("neighbour", kind.split()[0], content="content" in kind)
 
-    yield connect
-    db.close()
-    with psycopg.connect(db.superuser_dsn, autocommit=True) as admin:
-        for name in made:
-            admin.execute(sql.SQL("drop owned by {}").format(sql.Identifier(name)))
-            admin.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
+    return connect
 
 
 KINDS = ["producer", "analyst", "analyst content", "reader", "api"]

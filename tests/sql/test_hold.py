@@ -14,13 +14,6 @@ from tests.sql import kit
 from tests.sql.kit import Hand, Refusal
 
 
-@pytest.fixture
-def admin(db):
-    connection = db.connect("admin")
-    connection.execute("set lock_timeout = '50ms'")
-    return connection
-
-
 def hold(connection, mail, reason="the text is wrong"):
     said = kit.one(connection, "select pgmail.hold(%s, %s)", [mail, reason])
     return said["status"], said["held"], said["too_late"]

@@ -14,13 +14,6 @@ _LATER = "now() + interval '1 hour'"
 
 
 @pytest.fixture
-def admin(db):
-    connection = db.connect("admin")
-    connection.execute("set lock_timeout = '50ms'")
-    return connection
-
-
-@pytest.fixture
 def stand(db_clock, app, owner, hand):
     """Puts an email into a state; returns its id."""
 

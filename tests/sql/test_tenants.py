@@ -1,5 +1,7 @@
 """Tenants: suspended, erased, and given database roles of their own."""
 
+import functools
+
 import psycopg
 import pytest
 from psycopg import sql
@@ -216,27 +218,9 @@ def test_nobody_erases_the_tenant_that_it_speaks_for(owner):
 
 # ---------------------------------------------------------------- roles
 @pytest.fixture
-def make_role(db, owner, server_admin):
-    """Make a role of the tenant `shop` and connect as it; they go with the test."""
-    made = []
-
-    def make(kind, *, content=False):
-        name = f"shop_{kind}_{db.name[-8:]}_{len(made)}"
-        made.append(name)
-        owner.execute("select pgmail.make_tenant_role(%s, %s, 'shop', %s, %s)", [PREFIX, name, kind, content])
-        server_admin.execute(
-            sql.SQL("alter role {} password {}").format(sql.Identifier(name), db.server.role_password)
-        )
-        connection = psycopg.connect(db.server.dsn(db.name, name), autocommit=True)
-        db._open.append(connection)
-        return connection
-
-    yield make
-    db.close()
-    with psycopg.connect(db.superuser_dsn, autocommit=True) as admin:
-        for name in made:
-            admin.execute(sql.SQL("drop owned by {}").format(sql.Identifier(name)))
-            admin.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
+def make_role(role_of_tenant):
+    """Make a role of the tenant `shop` and connect as it."""
+    return functools.partial(role_of_tenant, "shop")
 
 
 def test_a_producer_of_a_tenant_sends_and_sees_no_table(owner, shop, make_role):

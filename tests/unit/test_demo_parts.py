@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pgmail.errors import PgmailError, SandboxError
-from pgmail.sandbox import demo, demo_fleet, demo_place, demo_settings, demo_show
+from pgmail.sandbox import demo, demo_fleet, demo_place, demo_settings, demo_show, ports
 from pgmail.sandbox.demo_account import Account, Summary
 from pgmail.sandbox.demo_fleet import Fleet, sink
 from pgmail.sandbox.demo_place import locked_folder
@@ -79,20 +79,20 @@ def test_a_port_that_was_taken_meanwhile_is_stepped_around(tmp_path, monkeypatch
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        real = demo_fleet._free_port
-        monkeypatch.setattr(demo_fleet, "_free_port", lambda wanted=0: port if wanted else real())
+        real = demo_fleet.free_port
+        monkeypatch.setattr(demo_fleet, "free_port", lambda wanted=0: port if wanted else real())
         fleet = Fleet(tmp_path, some_scratch(), 1, processes=0)
         try:
             fleet.start()
             assert fleet.port == port
             wait = threading.Event()
-            while fleet.port == port or not demo_fleet.answers(fleet.port, "/health/live"):
+            while fleet.port == port or not ports.answers(f"http://127.0.0.1:{fleet.port}/health/live"):
                 fleet.tend()
                 wait.wait(0.05)
         finally:
             fleet.stop()
         fleet.stop()
-    assert not demo_fleet.answers(fleet.port)
+    assert not ports.answers(f"http://127.0.0.1:{fleet.port}/health/ready")
 
 
 def tend_for_good(fleet: Fleet) -> None:

@@ -113,15 +113,15 @@ def test_time_limits_are_those_of_rfc_5321_times_the_scale():
     [
         ("smtp://h", SmtpRelay),
         ("smtps://h", SmtpRelay),
-        ("file:/tmp/out", FileTransport),
+        ("file:{folder}/out", FileTransport),
         ("file:out?sync=false", FileTransport),
         ("console:", ConsoleTransport),
         ("console://", ConsoleTransport),
         ("capture:?count=5", CaptureTransport),
     ],
 )
-def test_a_url_makes_its_transport(url, kind):
-    transport = make_transport(url)
+def test_a_url_makes_its_transport(url, kind, tmp_path):
+    transport = make_transport(url.format(folder=tmp_path))
     assert isinstance(transport, kind)
     assert isinstance(transport, Transport)
 

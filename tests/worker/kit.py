@@ -29,6 +29,20 @@ from tests.sql.kit import one, rows
 
 ACCEPTED = Result(phase=Phase.DOT, reply=Reply(250, "queued", "2.0.0"))
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+class Clock:
+    """A monotonic clock that stands still until a test moves `now`: in place of `time`, or of its function."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    __call__ = monotonic
+
+
 _number = count(1)
 READY = Result(phase=Phase.EHLO, reply=Reply(250, "ready"))
 AWAY = Result(phase=Phase.CONNECT, error="connection refused")

@@ -12,14 +12,6 @@ from pgmail.worker.lanes import Lane, LaneBook
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def row(
     lane: int = 1,
     tenant: int = 1,

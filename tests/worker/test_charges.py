@@ -10,14 +10,8 @@ from pgmail.worker import content
 from pgmail.worker.charges import APART, BRIEFLY, HERE, MOST_DEBT, RATE, SLOW, Charges
 from pgmail.worker.content import QUICK, Library, Message
 from pgmail.worker.heavy import LEAST_WAIT, MOST_WAIT, HeavyRoom
+from tests.worker.kit import Clock
 from tests.worker.test_sender import CONTENT, a_job
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

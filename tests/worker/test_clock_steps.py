@@ -19,8 +19,7 @@ from pgmail.worker.outbox import Outbox
 from pgmail.worker.relays import MOST_AWAY_SECONDS, Relays
 from tests.sql.kit import differences, rows, send, state
 from tests.waiting import eventually
-from tests.worker.kit import Scripted, leased, settled
-from tests.worker.lanes_kit import NOON, Clock
+from tests.worker.kit import NOON, Clock, Scripted, leased, settled
 
 DAY = 86_400.0
 NOT_NOW = Result(phase=Phase.RCPT, reply=Reply(451, "later", "4.2.0"))

@@ -8,7 +8,8 @@ import pytest
 
 from pgmail.worker import lanes as module
 from pgmail.worker.lanes import LOOK_BACK, LOOK_FAR, START, ZERO, LaneBook
-from tests.worker.lanes_kit import NOON, Clock, Stops, go, learn, lease, row, served, take, untraced
+from tests.worker.kit import Clock
+from tests.worker.lanes_kit import NOON, Stops, go, learn, lease, row, served, take, untraced
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 
 from pgmail.worker import lanes as module
 from pgmail.worker.lanes import LaneBook
+from tests.worker.kit import Clock
 from tests.worker.lanes_kit import (
     NOON,
-    Clock,
     Stops,
     claim,
     go,

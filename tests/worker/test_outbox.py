@@ -9,17 +9,9 @@ from pgmail.worker import outbox as module
 from pgmail.worker.job import Job
 from pgmail.worker.outbox import Outbox
 from tests.waiting import eventually
-from tests.worker.kit import a_job, begin
+from tests.worker.kit import Clock, a_job, begin
 
 HIGH, NORMAL, LOW = 1, 2, 3
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

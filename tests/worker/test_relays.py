@@ -19,17 +19,7 @@ from pgmail.worker.relays import Relays
 from tests.sql.kit import rows
 from tests.waiting import eventually
 from tests.worker.cable import cable_to
-from tests.worker.kit import ACCEPTED, AWAY, LOCKED_OUT, READY, Scripted, a_job, begin
-
-
-class Clock:
-    """A monotonic clock that stands still."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.worker.kit import ACCEPTED, AWAY, LOCKED_OUT, READY, Clock, Scripted, a_job, begin
 
 
 @pytest.fixture

@@ -14,17 +14,7 @@ from pgmail.worker.relays import Relays
 from pgmail.worker.rules import Paused, RelaysAway, Rules
 from tests.fix_db import PREFIX
 from tests.sql.kit import Hand, one, stream
-from tests.worker.kit import ACCEPTED, AWAY, Scripted
-
-
-class Clock:
-    """A monotonic clock that stands still."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.worker.kit import ACCEPTED, AWAY, Clock, Scripted
 
 
 class Office:

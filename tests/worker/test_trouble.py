@@ -512,10 +512,10 @@ class _Single(Database):
 
 def _restart(server: EmbeddedPostgres, port: int) -> None:
     """Stop and start it again where it was."""
-    real = postgres._free_port
-    postgres._free_port = lambda: port
+    real = postgres.free_port
+    postgres.free_port = lambda: port
     try:
         server.stop()
         server.start()
     finally:
-        postgres._free_port = real
+        postgres.free_port = real

@@ -7,9 +7,7 @@ so one of more than `MOST_BYTES` is refused here and left to `pgmail suppression
 from __future__ import annotations
 
 import asyncio
-import csv
 import io
-from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -37,7 +35,6 @@ PER_PAGE = 50
 MOST_BYTES = 8 * 1024 * 1024
 CHUNK = 2_000  # rows a statement
 SHOWN = 50  # faults of a file that are told
-COLUMNS = ("address", "stream", "reason", "source", "created_at", "created_by", "expires_at")
 ENDS = (
     ("", "I remove it"),
     ("604800", "a week has passed"),
@@ -219,38 +216,17 @@ def _out_of_reach(caller: Caller, row: Entry, stream: str) -> Bad | None:
 async def export(request: AnyRequest) -> Stream:
     """Write all entries that suppress something as CSV, in their order."""
     given, database, caller = await given_of(request), database_of(request), caller_of(request)
-    pages = store.pages(
+    text = await store.export(
         lambda: acting_as(database, caller),
         stream=given.one("stream") or None,
         reason=given.one("reason") or None,
     )
-    first: list[Any] = await anext(
-        pages, []
-    )  # before the answer begins: a database that is away is told as such
     headers = {
         "Content-Disposition": "attachment; filename=suppressions.csv",
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
     }
-    return Stream(_csv(first, pages), media_type="text/csv", headers=headers)
-
-
-async def _csv(first: list[Any], pages: AsyncIterator[list[Any]]) -> AsyncIterator[str]:
-    yield _lines([COLUMNS])
-    yield _lines(_cells(row) for row in first)
-    async for rows in pages:
-        yield _lines(_cells(row) for row in rows)
-
-
-def _cells(row: Any) -> list[Any]:
-    values = (getattr(row, name) for name in COLUMNS)
-    return [value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value for value in values]
-
-
-def _lines(rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+    return Stream(text, media_type="text/csv", headers=headers)
 
 
 async def _streams(request: AnyRequest, value: str) -> Field:

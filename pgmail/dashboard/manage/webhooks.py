@@ -11,16 +11,13 @@ from typing import Any
 
 from litestar import Request, Response, get, post
 
-from pgmail.access.keyring import need_scope
-from pgmail.access.reach import need_all_streams, need_live
 from pgmail.dashboard.frame import page
-from pgmail.dashboard.guard import caller_of, database_of
+from pgmail.dashboard.guard import database_of
 from pgmail.dashboard.manage import webhook_forms as forms
 from pgmail.dashboard.manage.questions import MANAGE, Given, act, ask, given_of, number, read_id, told
 from pgmail.errors import Refused
-from pgmail.hooks.endpoints import Endpoints
+from pgmail.hooks.asked import endpoints_of, manager_of, teller_of
 from pgmail.store import hooks as store
-from pgmail.store.keys import Caller
 from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
@@ -35,7 +32,7 @@ OUTCOMES = (
 @get("/webhooks", scope=MANAGE)
 async def show_webhooks(request: AnyRequest) -> Response[Any]:
     """The page: all endpoints."""
-    async with acting_as(database_of(request), _all_of_it(request)) as connection:
+    async with acting_as(database_of(request), manager_of(request)) as connection:
         rows = await store.listing(connection)
     return page(request, "manage/webhooks.html", title="Webhooks", rows=rows, home=forms.HOME)
 
@@ -47,7 +44,7 @@ async def show_webhook(request: AnyRequest) -> Response[Any]:
     wanted, after = given.uuid("id"), given.one("after")
     outcome = given.choice("outcome", OUTCOMES, "choose which calls")
     filter_ = store.AttemptFilter(outcome=outcome or None)
-    async with acting_as(database_of(request), _all_of_it(request)) as connection:
+    async with acting_as(database_of(request), manager_of(request)) as connection:
         row = await store.get(connection, wanted)
         calls = await store.attempts(
             connection, wanted, filter_, limit=PER_PAGE + 1, after=read_id(after) if after else None
@@ -72,7 +69,7 @@ async def show_webhook(request: AnyRequest) -> Response[Any]:
 @get("/webhooks/add", scope=MANAGE, test=False)
 async def ask_add(request: AnyRequest) -> Response[Any]:
     """Ask for where, and of what it is told."""
-    _all_of_it(request)
+    manager_of(request)
     return ask(request, forms.adding(await given_of(request)))
 
 
@@ -81,7 +78,7 @@ async def add(request: AnyRequest) -> Response[Any]:
     """Add an endpoint and show its secret, this once."""
     given = await given_of(request)
     try:
-        caller = _told_of_it(request)
+        caller = teller_of(request)
         new = store.NewHook(
             url=given.one("endpoint"),
             types=given.words("events") or ["email.*"],
@@ -90,7 +87,7 @@ async def add(request: AnyRequest) -> Response[Any]:
             description=given.one("description") or None,
         )
         async with acting_as(database_of(request), caller) as connection:
-            id_, secret = await _endpoints(request).add(connection, new)
+            id_, secret = await endpoints_of(request).add(connection, new)
     except Refused as refused:
         return ask(request, forms.adding(given), refused)
     return told(
@@ -126,8 +123,8 @@ async def change(request: AnyRequest) -> Response[Any]:
         reason = given.reason()
         if not changes:
             return "Nothing was changed."
-        async with acting_as(database_of(request), _told_of_it(request)) as connection:
-            await _endpoints(request).change(connection, row.id, changes, reason)
+        async with acting_as(database_of(request), teller_of(request)) as connection:
+            await endpoints_of(request).change(connection, row.id, changes, reason)
         return "The webhook is changed."
 
     return await act(request, forms.changing(row, given), deed)
@@ -149,8 +146,8 @@ async def switch(request: AnyRequest) -> Response[Any]:
     async def deed() -> str:
         on = forms.wanted(given)
         status = "enabled" if on else "disabled"
-        async with acting_as(database_of(request), _all_of_it(request)) as connection:
-            await _endpoints(request).change(connection, row.id, {"status": status}, given.reason())
+        async with acting_as(database_of(request), manager_of(request)) as connection:
+            await endpoints_of(request).change(connection, row.id, {"status": status}, given.reason())
         return "It is enabled, and called at once." if on else "It is disabled: it is called no more."
 
     return await act(request, forms.switching(row, given), deed)
@@ -171,8 +168,8 @@ async def rotate(request: AnyRequest) -> Response[Any]:
     try:
         overlap = given.seconds("overlap", forms.OVERLAPS, "choose when the old secret ends") or timedelta()
         reason = given.reason()
-        async with acting_as(database_of(request), _all_of_it(request)) as connection:
-            secret, ends = await _endpoints(request).rotate(
+        async with acting_as(database_of(request), manager_of(request)) as connection:
+            secret, ends = await endpoints_of(request).rotate(
                 connection, row.id, overlap.total_seconds(), reason=reason
             )
     except Refused as refused:
@@ -195,7 +192,7 @@ async def test(request: AnyRequest) -> Response[Any]:
     row = await _row(request, await given_of(request))
 
     async def deed() -> str:
-        async with acting_as(database_of(request), _all_of_it(request)) as connection:
+        async with acting_as(database_of(request), manager_of(request)) as connection:
             await store.test(connection, row.id)
         return "A sample event is on its way: what was answered stands in the log within seconds."
 
@@ -216,7 +213,7 @@ async def replay(request: AnyRequest) -> Response[Any]:
     row = await _row(request, given)
 
     async def deed() -> str:
-        caller, reason = _all_of_it(request), given.reason()
+        caller, reason = manager_of(request), given.reason()
         filter_ = {"outcome": given.choice("outcome", forms.REPLAYED, "choose what is told once more")}
         if event := given.one("event"):
             filter_["event"] = str(read_id(event))
@@ -247,35 +244,15 @@ async def remove(request: AnyRequest) -> Response[Any]:
     row = await _row(request, given)
 
     async def deed() -> str:
-        async with acting_as(database_of(request), _all_of_it(request)) as connection:
+        async with acting_as(database_of(request), manager_of(request)) as connection:
             await store.remove(connection, row.id, given.reason())
         return "The webhook is removed, with what waited for it."
 
     return await act(request, forms.removing(row, given), deed, forms.HOME)
 
 
-def _all_of_it(request: AnyRequest) -> Caller:
-    """Return the caller, unless its key is limited to tests or streams (Refused, 403)."""
-    caller = caller_of(request)
-    need_live(caller)
-    need_all_streams(caller)
-    return caller
-
-
-def _told_of_it(request: AnyRequest) -> Caller:
-    """Return the caller as `_all_of_it`, of a key that may read too: an endpoint is told what the feed tells."""
-    caller = _all_of_it(request)
-    need_scope(caller, "read")
-    return caller
-
-
-def _endpoints(request: AnyRequest) -> Endpoints:
-    found: Endpoints = request.app.state.endpoints
-    return found
-
-
 async def _row(request: AnyRequest, given: Given) -> Any:
-    async with acting_as(database_of(request), _all_of_it(request)) as connection:
+    async with acting_as(database_of(request), manager_of(request)) as connection:
         return await store.get(connection, given.uuid("id"))
 
 

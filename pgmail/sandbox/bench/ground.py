@@ -25,6 +25,7 @@ from pgmail.domain.keys import make_key
 from pgmail.errors import SandboxError
 from pgmail.sandbox.bench.workers import Workers
 from pgmail.sandbox.guard import Guarded, guarded_popen
+from pgmail.sandbox.ports import free_port
 from pgmail.sandbox.postgres import EmbeddedPostgres
 from pgmail.store import bench as store
 from pgmail.store import migrate
@@ -191,13 +192,6 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for_port(process: Guarded, port: int, seconds: float = START_SECONDS) -> None:

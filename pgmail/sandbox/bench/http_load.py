@@ -7,7 +7,6 @@ are no success, or connections that break. Both are a SandboxError, for a rate o
 from __future__ import annotations
 
 import asyncio
-import http.client
 import shutil
 import subprocess
 import time
@@ -67,19 +66,6 @@ def load(request: Request, connections: int, seconds: float, folder: Path) -> Lo
     return own(request, connections, seconds)
 
 
-def ready(url: str) -> bool:
-    """Whether a GET is answered with 200."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=5)
-    try:
-        connection.request("GET", parts.path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 def own(request: Request, connections: int, seconds: float) -> Load:
     """Send with the client of our own, from one thread."""
     return uvloop.run(_own(request, connections, seconds))
@@ -125,7 +111,7 @@ class _Connection(asyncio.Protocol):
         self._since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # TCP's
         self._send()
 
     def data_received(self, data: bytes) -> None:

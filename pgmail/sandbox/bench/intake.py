@@ -8,6 +8,7 @@ from pgmail.errors import SandboxError
 from pgmail.sandbox.bench import http_load
 from pgmail.sandbox.bench.ground import START_SECONDS, Api, Place, conditions, until
 from pgmail.sandbox.bench.workers import peak_rss_mb
+from pgmail.sandbox.ports import answers
 from pgmail.store import bench as store
 
 EMAIL = {
@@ -66,7 +67,7 @@ def _posted(here: Place, server: Api, seconds: int) -> dict[str, object]:
     url, headers = f"http://127.0.0.1:{server.port}", {"Authorization": f"Bearer {server.key}"}
     one = http_load.Request(f"{url}/emails", msgspec.json.encode(EMAIL), headers)
     batch = http_load.Request(f"{url}/emails/batch", msgspec.json.encode([EMAIL] * BATCH), headers)
-    until(lambda: http_load.ready(f"{url}/health/ready"), START_SECONDS, "the API does not become ready")
+    until(lambda: answers(f"{url}/health/ready"), START_SECONDS, "the API does not become ready")
     http_load.load(one, 4, min(seconds, 2), here.folder)  # so that plans and connections are there
     stored, answered = store.messages(here.owner), 0
     figures: dict[str, object] = {}

@@ -21,9 +21,8 @@ from psycopg.rows import namedtuple_row
 
 from pgmail.processes import Child, ProcessTree, Spec
 from pgmail.sandbox import demo_settings
-from pgmail.sandbox.bench.ground import free_port
-from pgmail.sandbox.demo_fleet import answers
 from pgmail.sandbox.demo_stock import stock
+from pgmail.sandbox.ports import answers, free_port
 from pgmail.sandbox.postgres import EmbeddedPostgres
 from pgmail.store import migrate, scratch
 from pgmail.store.scratch import Scratch
@@ -152,7 +151,7 @@ class Place:
             return None not in pids and set(self.epochs()) == set(pids)
 
         self.wait(up, what="the workers came up")
-        self.wait(lambda: answers(self.port), what="the API came up")
+        self.wait(lambda: answers(f"http://127.0.0.1:{self.port}/health/ready"), what="the API came up")
         return self.epochs()
 
     def said(self, word: str) -> int:
