@@ -260,7 +260,7 @@ def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> di
         if number is None:
             number = groups[key] = len(groups) + 1
         numbers.append(number)
-    ms = [r.ms for r in results]
+    ms = [r.ms for r in results if r.ms is not None]
     return {
         "tenant": tenant,
         "epoch": epoch,
@@ -270,7 +270,7 @@ def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> di
         "claims": Integers([r.claims for r in results]),
         "group": Smallints(numbers),
         "attempts": Smallints([r.attempts for r in results]),
-        "ms": ms if None in ms else Integers(ms),  # type: ignore[arg-type] - there is none
+        "ms": Integers(ms) if len(ms) == len(results) else [r.ms for r in results],
         "replies": [storable(r.reply) for r in results],
     }
 
