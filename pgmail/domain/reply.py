@@ -22,6 +22,9 @@ class Phase(StrEnum):
     DOT = "dot"  # end of data written; its reply decides. Without a reply the attempt is in doubt.
 
 
+_DOT = Phase.DOT  # looked up once: for each mail, members of an enumeration are dear
+
+
 class Reply(msgspec.Struct, frozen=True):
     """An SMTP reply. `code` 200..599, `enhanced` as in RFC 3463 ("5.1.1") or None, `text` without both."""
 
@@ -48,7 +51,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def accepted(self) -> bool:
         """Tell whether the next hop took responsibility."""
-        return self.phase is Phase.DOT and self.reply is not None and 200 <= self.reply.code < 300
+        reply = self.reply
+        return self.phase is _DOT and reply is not None and 200 <= reply.code < 300
 
     @property
     def in_doubt(self) -> bool:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import re
 from binascii import b2a_base64
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from functools import lru_cache
+from math import floor
 from urllib.parse import quote
 
 import idna
@@ -95,6 +96,11 @@ def _needs_words(text: str) -> bool:
     )
 
 
+@lru_cache(maxsize=512)
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def unstructured(name: str, value: str, *, cut: bool = False) -> bytes:
     """A field of free text: `Subject`, or a sender's own header.
 
@@ -102,7 +108,7 @@ def unstructured(name: str, value: str, *, cut: bool = False) -> bytes:
     where a line would pass 998 octets, since other headers may hold URLs and ids that software reads.
     Raises ValueError for a name that is none.
     """
-    if _NAME.fullmatch(name) is None:
+    if not _is_name(name):
         raise ValueError("no name of a header")
     # Short plain text, as most of it is: quicker made than looked up, and often of one mail only.
     if (
@@ -211,15 +217,16 @@ def origin(name: str, boxes: tuple[Mailbox, ...]) -> bytes:
 
 def date(moment: datetime) -> bytes:
     """The `Date` field (RFC 5322, section 3.3). `moment` is aware; fractions of a second are dropped."""
-    if moment.microsecond:
-        moment = moment.replace(microsecond=0)
-    return _date(moment, moment.utcoffset())
+    # By its second, a number: to cut and to hash a moment of an own zone costs more than all that is left to do.
+    return _date(floor(moment.timestamp()), moment.utcoffset() or _NO_OFFSET)
+
+
+_NO_OFFSET = timedelta(0)
 
 
 @lru_cache(maxsize=64)
-def _date(moment: datetime, _offset: timedelta | None) -> bytes:
-    # The offset is part of the key: moments in two time zones may be equal, and their fields are not.
-    return f"Date: {format_datetime(moment)}\r\n".encode()
+def _date(second: int, offset: timedelta) -> bytes:
+    return f"Date: {format_datetime(datetime.fromtimestamp(second, timezone(offset)))}\r\n".encode()
 
 
 def parameter(name: str, value: str) -> list[str]:

@@ -16,6 +16,7 @@ import msgspec
 from psycopg.types.json import Jsonb, set_json_dumps
 
 from pgmail import sqlfiles
+from pgmail.store.arrays import Integers, Smallints, Uuids
 from pgmail.store.database import Database, fetch_each, storable
 
 set_json_dumps(lambda value: msgspec.json.encode(value).decode())
@@ -259,16 +260,17 @@ def _settle_values(tenant: int, epoch: int, results: Sequence[Settlement]) -> di
         if number is None:
             number = groups[key] = len(groups) + 1
         numbers.append(number)
+    ms = [r.ms for r in results if r.ms is not None]
     return {
         "tenant": tenant,
         "epoch": epoch,
         "groups": Jsonb([dict(zip(_GROUP, key, strict=True)) for key in groups]),
-        "ids": [r.id for r in results],
-        "messages": [r.message_id for r in results],
-        "claims": [r.claims for r in results],
-        "group": numbers,
-        "attempts": [r.attempts for r in results],
-        "ms": [r.ms for r in results],
+        "ids": Uuids([r.id for r in results]),
+        "messages": Uuids([r.message_id for r in results]),
+        "claims": Integers([r.claims for r in results]),
+        "group": Smallints(numbers),
+        "attempts": Smallints([r.attempts for r in results]),
+        "ms": Integers(ms) if len(ms) == len(results) else [r.ms for r in results],
         "replies": [storable(r.reply) for r in results],
     }
 
@@ -358,7 +360,7 @@ async def contents(
 
 
 def _span(ids: Sequence[UUID]) -> dict[str, object]:
-    return {"ids": list(ids), "low": min(ids), "high": max(ids)}
+    return {"ids": Uuids(ids), "low": min(ids), "high": max(ids)}
 
 
 async def attachments(database: Database, tenant: int, message_id: UUID) -> list[Any]:

@@ -67,10 +67,11 @@ class Claimer(Loop):
         self._relays, self._rules, self._limiter, self._outbox = relays, rules, limiter, outbox
         self._leading, self._listener, self._poll = leading, listener, poll_ms / 1000
         self.book = LaneBook(time.monotonic)
-        self._stock = outbox.slots
+        self._set_stock(outbox.slots)
         self._mine: set[UUID] = set()  # leases that are neither settled nor given back
         self._ended, self._paced_at = 0, time.monotonic()  # leases over since then: the pace of sending
         self._wake = asyncio.Event()
+        outbox.lowered = self._wake.set
         self._told = True  # something may have come; look before sleeping
         self._returned: deque[tuple[Lease, str | Delay | None]] = deque()
         self._unsure: list[
@@ -212,8 +213,13 @@ class Claimer(Loop):
             pace = self._ended / seconds
             wanted = min(MOST_STOCK, max(self._outbox.slots, round(pace * STOCK_SECONDS)))
             # Up at once, down slowly: between two bursts it would starve the slots.
-            self._stock = wanted if wanted > self._stock else (self._stock * 9 + wanted) // 10
+            self._set_stock(wanted if wanted > self._stock else (self._stock * 9 + wanted) // 10)
             self._ended, self._paced_at = 0, now
+
+    def _set_stock(self, jobs: int) -> None:
+        self._stock = jobs
+        # Then there is room for a good batch (`_room`): it is claimed while the rest is sent, not after it.
+        self._outbox.low = (jobs - 1) // 2
 
     def _room(self, priority: int) -> int:
         """How many rows of a class may be claimed: what is less urgent does not count against it."""

@@ -11,7 +11,7 @@ import asyncio
 import mimetypes
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 from weakref import WeakSet
@@ -128,17 +128,13 @@ class Library:
 
         Rows without content are left out. None for those that must wait until others are gone from memory.
         """
-        missing = [
-            list({lease.message_id for lease in leases if (tenant, lease.message_id) not in self._messages})
-            for tenant, _, leases in loads
-        ]
-        held: dict[tuple[int, UUID], Message] = {}
+        missing: list[list[UUID]] = []
+        known: list[dict[UUID, Message]] = []  # of each load; held on to, whatever is forgotten meanwhile
         for tenant, _, leases in loads:
-            for lease in leases:
-                key = tenant, lease.message_id
-                if key in self._messages:  # held on to, whatever is forgotten meanwhile
-                    held[key] = self._messages[key]
-                    self._messages.move_to_end(key)
+            ids = dict.fromkeys([lease.message_id for lease in leases])
+            held = self._held_of(tenant, ids) if self._messages else {}
+            known.append(held)
+            missing.append([id_ for id_ in ids if id_ not in held] if held else list(ids))
         answers, later = await work.contents(
             self._database,
             [
@@ -148,14 +144,14 @@ class Library:
             max(1, HELD_BYTES - self._held()) // 2,  # a message's size is twice its content's
         )
         found: list[dict[UUID, tuple[Message, RecipientRow] | None]] = []
-        for (tenant, _, leases), (people, rows) in zip(loads, answers, strict=True):
+        for (tenant, _, leases), (people, rows), held in zip(loads, answers, known, strict=True):
             barred: dict[UUID, Barred] = {}  # by message, and by recipient
             if any(row.key_id is not None for row in rows) or any(row.key_id is not None for row in people):
                 rows, people, barred = await open_rows(self._opener, tenant, leases, rows, people)  # noqa: PLW2901 - opened
             for row in rows:
                 try:
                     made = Message(row, self._domain)
-                    held[tenant, row.id] = made if row.id in barred else self._keep(tenant, made)
+                    held[row.id] = made if barred and row.id in barred else self._keep(tenant, made)
                 except msgspec.DecodeError as error:
                     # One broken row must not end a worker that holds others: it is left out, and so a dead letter.
                     _log.error("message.unreadable", message=str(row.id), error=str(error))
@@ -165,20 +161,32 @@ class Library:
                     why = barred.get(lease.message_id) or barred.get(lease.id)
                     if why is not None and lease.id in by_id:
                         by_id[lease.id] = msgspec.structs.replace(by_id[lease.id], barred=why)
+            # An id is hashed by Python: each look-up counts.
+            ready: dict[UUID, tuple[Message, RecipientRow] | None] = {}
             for lease in leases:
-                message = held.get((tenant, lease.message_id))
-                if lease.rescues and message is not None:
+                message, person = held.get(lease.message_id), by_id.get(lease.id)
+                if message is None:
+                    continue
+                if lease.rescues:
                     message.suspect = not message.cleared
-            ready: dict[UUID, tuple[Message, RecipientRow] | None] = {
-                lease.id: (held[tenant, lease.message_id], by_id[lease.id])
-                for lease in leases
-                if (tenant, lease.message_id) in held and lease.id in by_id
-            }
+                if person is not None:
+                    ready[lease.id] = message, person
             if later:
                 ready.update((lease.id, None) for lease in leases if lease.message_id in later)
             found.append(ready)
         self._shrink()
         return found
+
+    def _held_of(self, tenant: int, ids: Iterable[UUID]) -> dict[UUID, Message]:
+        """Those of some messages that are in the cache."""
+        messages, held = self._messages, {}
+        for id_ in ids:
+            key = tenant, id_
+            message = messages.get(key)
+            if message is not None:
+                held[id_] = message
+                messages.move_to_end(key)
+        return held
 
     @property
     def full(self) -> bool:
@@ -232,6 +240,8 @@ class Library:
             charges = None
         elif charges is not None and charges.way(tenant, template_key(tenant, message)) != HERE:
             bounds = TIGHT
+        if literal and charges is None and content.text is not None:
+            return Rendered(content.subject or "", content.text, content.html)  # nothing is made of it
         compiled: Compiled | None = None
         if not literal:
             compiled = message.compiled or self._known(tenant, message, bounds)
@@ -386,8 +396,8 @@ class Library:
     def _keep(self, tenant: int, message: Message) -> Message:
         if message.size >= BIG_BYTES:
             self._big.add(message)
-            if message.row.recipients == 1:
-                return message  # nobody else will ask for it
+        if message.row.recipients == 1:
+            return message  # nobody else will ask for it
         self._messages[tenant, message.row.id] = message
         self._weigh(tenant, message)
         return message

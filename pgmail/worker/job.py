@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pgmail.store.work import Lease, RecipientRow, Settlement, StreamRow
 
 if TYPE_CHECKING:
+    from pgmail.domain.reply import Result
+    from pgmail.render.mime import Wire
+    from pgmail.shaping.verdict import Verdict
     from pgmail.tracing import Attempt
     from pgmail.worker.content import Message
     from pgmail.worker.lanes import Lane
@@ -27,12 +30,13 @@ class Job:
     `relay` is who carries it. `at` is the moment (monotonic) that its tokens are for, 0 without a limit; it
     lapses at `until`. `gates` bound how many of its kind are on the wire at once; `called_by` is the one that it
     waited at and that let it on. `loaded_at` (monotonic) is when its recipient was last looked up. `trace` takes
-    note of the attempt that a slot is at, where its caller wants that.
+    note of the attempt that a slot is at, where its caller wants that. `wire` are its bytes, where it was made and
+    was late by then.
     """
 
     __slots__ = (
         "__weakref__", "at", "called_by", "gates", "lane", "lease", "loaded_at", "message", "person", "relay", "stream",
-        "trace", "until",
+        "trace", "until", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +54,20 @@ class Job:
         self.gates: tuple[Gate, ...] = ()
         self.called_by: Gate | None = None
         self.trace: Attempt | None = None
+        self.wire: Wire | None = None
+
+    def sent(self, verdict: Verdict, result: Result, error: str | None) -> Settlement:
+        """The settlement of one that was accepted, as nearly all are: written out, for it is made for each mail."""
+        lease, lane = self.lease, self.lane
+        if self.trace is not None:
+            self.trace.result = "sent"
+        return Settlement(
+            id=lease.id, message_id=lease.message_id, claims=lease.claims, kind="sent", lane=lease.lane,
+            stream=lane.stream, priority=lane.priority, site=lane.site, attempts=lease.attempts, relay=self.relay,
+            code=verdict.code, enhanced=verdict.enhanced, reply=verdict.reply, error=error,
+            phase=result.phase._value_,  # `value` is a function, and slow
+            remote_host=result.remote_host, tls=result.tls, ms=result.ms,
+        )  # fmt: skip
 
     def settlement(self, kind: str, **facts: Any) -> Settlement:
         """What became of it."""

@@ -49,6 +49,7 @@ class Judge:
         self._relays, self._settler, self._give_back = relays, settler, give_back
         self._worker, self._present = worker, present
         self._slowing, self._staging, self._deliveries = slowing, staging, deliveries
+        self._staged = staging.note()
         # Else a line that nobody reads would be made for each mail.
         self._tells = _log.is_enabled_for(logging.INFO)
 
@@ -57,12 +58,11 @@ class Judge:
         lease, relay = job.lease, job.relay
         verdict = decide(result)
         self._deliveries.answered(self._staging.redirect_domain or job.lane.site, verdict)
-        facts: dict[str, Any] = {
-            "relay": relay, "code": verdict.code, "enhanced": verdict.enhanced, "reply": verdict.reply,
-            "error": verdict.error or self._note(job), "phase": result.phase.value, "remote_host": result.remote_host,
-            "tls": result.tls, "ms": result.ms,
-        }  # fmt: skip
-        outcome = self._outcome(job, verdict, facts)
+        outcome: Settlement | None
+        if verdict.kind == "sent":
+            outcome = job.sent(verdict, result, verdict.error or self._note(job))
+        else:
+            outcome = self._outcome(job, verdict, self._facts(job, verdict, result))
         if self._tells:
             # One line a delivery: ids and codes, no address, no body.
             log = _log.debug if verdict.kind == "delay" else _log.info
@@ -91,13 +91,19 @@ class Judge:
 
     def _note(self, job: Job) -> str | None:
         """What its events say of where it went, if that is not to its recipient."""
-        return "a test: not sent" if job.relay == TEST_RELAY else self._staging.note()
+        return "a test: not sent" if job.relay == TEST_RELAY else self._staged
+
+    def _facts(self, job: Job, verdict: Verdict, result: Result) -> dict[str, Any]:
+        """What a settlement tells of the attempt."""
+        return {
+            "relay": job.relay, "code": verdict.code, "enhanced": verdict.enhanced, "reply": verdict.reply,
+            "error": verdict.error or self._note(job), "phase": result.phase.value, "remote_host": result.remote_host,
+            "tls": result.tls, "ms": result.ms,
+        }  # fmt: skip
 
     def _outcome(self, job: Job, verdict: Verdict, facts: dict[str, Any]) -> Settlement | None:
         """The settlement that a verdict asks for; None to give the lease back."""
         match verdict.kind:
-            case "sent":
-                return job.settlement("sent", **facts)
             case "bounce":
                 # Never their own address: who writes from it would not get the copy of a mail to himself any more.
                 # Nor one that a redirect spared: it was another that bounced.

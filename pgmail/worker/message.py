@@ -49,7 +49,7 @@ class Message:
         self.row = row
         self.content: Content = _decode(row.content)
         self.domain = message_id_domain or self.content.sender.address.rpartition("@")[2]
-        self.date = max(row.created_at, row.scheduled_at or row.created_at).replace(microsecond=0)
+        self.date = row.created_at if row.scheduled_at is None else max(row.created_at, row.scheduled_at)
         self.headers = tuple(self.content.headers.items())
         self.personal = row.mode == "personal"
         self.parts: tuple[Part, ...] | None = None if self.content.attachments else ()

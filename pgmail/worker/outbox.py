@@ -24,6 +24,10 @@ EARLY_SECONDS = 0.0005  # a timer fires to the millisecond
 MANY = 1 << 30
 
 
+def _nothing() -> None:
+    return
+
+
 class Gate:
     """So many mails of one kind may be on the wire at once. `limit` None: no bound.
 
@@ -91,9 +95,13 @@ class Outbox:
         """Jobs that slots are at."""
         self.held = dict.fromkeys(PRIORITIES, 0)
         """Jobs inside that no slot has begun, by priority."""
+        self._count = 0  # of them all
+        self.low = 0
+        self.lowered: Callable[[], None] = _nothing
+        """Called when slots have taken all but `low` jobs: time to fetch others, while these are sent."""
 
     def __len__(self) -> int:
-        return sum(self.held.values())
+        return self._count
 
     def samples(self) -> Iterator[Sample]:
         """How many slots there are and have mail, and how much waits for one."""
@@ -116,6 +124,7 @@ class Outbox:
     def put(self, job: Job) -> None:
         """Take a job in."""
         self.held[job.lane.priority] += 1
+        self._count += 1
         if job.at and job.at > self._now():
             heapq.heappush(self._timed, (job.at, next(self._number), job))
             if self._timed[0][2] is job:
@@ -194,6 +203,7 @@ class Outbox:
         shortened: list[Gate] = []
         for job in taken:
             self.held[job.lane.priority] -= 1
+            self._count -= 1
             for gate in job.gates:
                 gate.claimed -= 1
             if job.called_by is not None:
@@ -222,6 +232,9 @@ class Outbox:
                         gate.begin(priority)
                 self.held[priority] -= 1
                 self.busy += 1
+                self._count -= 1
+                if self._count == self.low:
+                    self.lowered()
                 return job
         return None
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import structlog
 
@@ -90,9 +90,9 @@ class Sender:
         self._library, self._relays, self._settler = library, relays, settler
         self._give_back, self._worker, self._fresh = give_back, worker, fresh
         self._lapsed, self._begin, self._ward, self._present = lapsed, begin, ward, present
-        # Made, and late by the time it was. Made anew at its next moment it would be late again, for ever.
-        # Forgotten with its job, wherever that ends.
-        self._kept: WeakKeyDictionary[Job, Wire] = WeakKeyDictionary()
+        # Made, and late by the time they were (`Job.wire`). Made anew at its next moment one would be late again, for
+        # ever. Forgotten where the job ends.
+        self._kept: WeakSet[Job] = WeakSet()
         self._uncommitted_since = 0.0  # monotonic; 0 while intents are committed
         self._staging, self._paused = staging, paused
         self._unkept = SandboxTransport()
@@ -161,7 +161,10 @@ class Sender:
             return
         eightbit = self._relays.eightbit(job.relay)
         while True:
-            wire = self._kept.pop(job, None)
+            wire = job.wire
+            if wire is not None:
+                job.wire = None
+                self._kept.discard(job)
             if wire is None or wire.eightbit > eightbit:
                 began = time.monotonic()
                 wire = await self._wire(job, eightbit=eightbit)
@@ -312,9 +315,10 @@ class Sender:
         """
         if job.message is not None and wire is job.message.shared:
             return  # kept with its message, once for all
-        held = sum(len(other.body) for other in self._kept.values())
+        held = sum(len(other.wire.body) for other in self._kept if other.wire is not None)
         if not held or held + len(wire.body) <= KEPT_BYTES:
-            self._kept[job] = wire
+            job.wire = wire
+            self._kept.add(job)
 
     async def _wire(self, job: Job, *, eightbit: bool) -> Wire | None:
         """The mail's bytes; None where it cannot be made, which is settled, or not now: its lease is given back."""

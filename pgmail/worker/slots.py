@@ -14,6 +14,7 @@ from pgmail.service import Loop
 from pgmail.worker.outbox import Outbox
 from pgmail.worker.sender import Sender
 
+TURN = 32  # mails that a slot sends on end, where nothing makes it wait, before others of the process have their turn
 REPLY_SECONDS = 2.5  # for replies to what was sent, once all else is called back
 
 
@@ -60,11 +61,15 @@ class Slots(Loop):
         assert me is not None  # noqa: S101 - it is a task by construction
         outbox, send, resting = self._outbox, self._sender.send, self._resting
         while not self.draining.is_set():
-            resting.add(me)
-            job = await outbox.get()
-            resting.discard(me)
-            try:
-                await send(job)
-            finally:
-                outbox.done(job)
-                del job  # it may be large, and the next one may be long in coming
+            for _ in range(TURN):
+                resting.add(me)
+                job = await outbox.get()
+                resting.discard(me)
+                try:
+                    await send(job)
+                finally:
+                    outbox.done(job)
+                    del job  # it may be large, and the next one may be long in coming
+                if self.draining.is_set():
+                    return
+            await asyncio.sleep(0)

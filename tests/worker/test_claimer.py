@@ -92,6 +92,20 @@ async def test_what_is_less_urgent_takes_no_room_from_what_is_more(priority, mon
     assert all(desk.claimer._room(p) == 0 for p in range(priority, 4))
 
 
+async def test_it_wakes_for_the_next_batch_as_soon_as_there_is_room_for_a_good_one(monkeypatch):
+    desk = Desk(tokens=0)
+    monkeypatch.setattr(desk.claimer, "_presence", type("Fresh", (), {"fresh": True}))
+    desk.claimer._set_stock(40)
+    for _ in range(40):
+        desk.outbox.put(a_job())
+    desk.outbox.slots = 0  # none is idle
+    while not desk.claimer._wake.is_set():
+        assert desk.claimer._room(2) == 0
+        (job,) = begin(desk.outbox, 1)
+        desk.outbox.done(job)
+    assert desk.claimer._room(2) == 40 - len(desk.outbox) > 0
+
+
 async def test_a_worker_that_may_count_as_dead_has_room_for_nothing(monkeypatch):
     desk = Desk(tokens=0)
     monkeypatch.setattr(desk.claimer, "_presence", type("Stale", (), {"fresh": False}))

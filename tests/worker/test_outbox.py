@@ -43,6 +43,29 @@ def test_the_most_urgent_class_goes_first_and_in_a_class_who_came_first(outbox):
     assert begin(outbox) == [*high, *normal, *low]
 
 
+def test_it_tells_when_slots_have_taken_all_but_a_few(outbox):
+    told = []
+    outbox.low, outbox.lowered = 2, lambda: told.append(len(outbox))
+    put(outbox, *(a_job() for _ in range(5)))
+    begin(outbox, 2)
+    assert told == []
+    begin(outbox, 1)
+    assert told == [2]
+    put(outbox, a_job())
+    begin(outbox, 1)
+    assert told == [2, 2]
+
+
+async def test_it_counts_what_is_inside_whatever_takes_it_out(outbox):
+    jobs = put(outbox, *(a_job(p) for p in (HIGH, NORMAL, LOW)), a_job(at=2000.0))
+    assert len(outbox) == 4
+    begin(outbox, 1)
+    assert outbox.take(lambda job: job is jobs[2]) == [jobs[2]]
+    assert len(outbox) == sum(outbox.held.values()) == 2
+    assert len(outbox.take_all()) == 2
+    assert len(outbox) == 0
+
+
 def test_every_sixteenth_turn_begins_with_the_lowest_class():
     outbox = Outbox(1, Clock())
     put(outbox, *(a_job(HIGH) for _ in range(40)), *(a_job(LOW) for _ in range(10)))
