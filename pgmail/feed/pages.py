@@ -10,9 +10,10 @@ asks for less than that may begin as early as the record does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from pgmail.domain.cursor import Cursor, Encoder
 from pgmail.errors import Refused
@@ -22,9 +23,10 @@ from pgmail.store import feed
 from pgmail.store.database import Database
 from pgmail.store.feed import Now
 
-STEP = 1_000  # events of all tenants that one statement looks at
+FIRST_STEP, STEP = 125, 1_000  # events of all tenants that one statement looks at, each time twice as many
 STEPS = 20  # of one page
 CATCHING_UP = 2  # statements at once, of all who come back
+T = TypeVar("T")
 _SLACK = timedelta(hours=1)
 _AHEAD = timedelta(minutes=1)  # that another clock may be
 
@@ -44,11 +46,11 @@ class Pages:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._turns = asyncio.Semaphore(CATCHING_UP)
+        self._running: set[asyncio.Task[Any]] = set()
 
     async def now(self) -> Now:
         """Look at the database. Raises Refused `feed_not_ready` (503), and DatabaseAway."""
-        async with self._turns:
-            found = await feed.now(self._database)
+        found = await self._asked(partial(feed.now, self._database))
         if not found.whole:
             raise not_ready()
         return found
@@ -66,8 +68,7 @@ class Pages:
                 "invalid_parameter", "/since", f"is in the future; it is {now.at:%Y-%m-%dT%H:%M:%SZ}"
             )
         _need_kept(now, at, filter, "since_too_old", "/since")
-        async with self._turns:
-            seen = await feed.since(self._database, at)
+        seen = await self._asked(partial(feed.since, self._database, at))
         return Cursor(now.history, seen, int(at.timestamp()), since=int(at.timestamp() * 1000))
 
     async def check(self, cursor: Cursor, filter: Filter) -> Now:
@@ -107,13 +108,13 @@ class Pages:
         self, cursor: Cursor, end: Cursor, filter: Filter, tenant: int, steps: int = STEPS
     ) -> AsyncIterator[Step]:
         """Go from a cursor towards one that has seen all of a later snapshot, so many steps at most."""
-        for _ in range(steps):
+        for step in range(steps):
             until = cursor.now or end.seen
             during = cursor._replace(now=until)
-            async with self._turns:
-                rows, reached = await feed.page(
-                    self._database, cursor, now=until, tenants=[tenant], most=STEP
-                )
+            most = min(STEP, FIRST_STEP << step)
+            rows, reached = await self._asked(
+                partial(feed.page, self._database, cursor, now=until, tenants=[tenant], most=most)
+            )
             made = Encoder(during)
             events = [Event(row, made) for row in rows if _wanted(row, filter, cursor.since)]
             # What `until` shows is told. If that is of the end, all is; if it came with the cursor, there may be more.
@@ -127,6 +128,23 @@ class Pages:
             yield Step(events, during, cursor, complete)
             if complete:
                 return
+
+    async def _asked(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a statement when it is its turn, and to its end even if who asked hangs up: it is short.
+
+        One that is cancelled costs the pool its connection.
+        """
+        await self._turns.acquire()
+        task = asyncio.create_task(ask())
+        self._running.add(task)
+        task.add_done_callback(self._over)
+        return await asyncio.shield(task)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._turns.release()
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # who asked may be gone, and nobody else wants to know
 
 
 def _need_kept(now: Now, at: datetime, filter: Filter, code: str, field: str) -> None:

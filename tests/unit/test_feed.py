@@ -1,5 +1,6 @@
 """Listeners: what waits is bounded, who is too slow is dropped with a reason, and filters leave what was asked for."""
 
+import asyncio
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from pgmail.feed import listener as parts
 from pgmail.feed.events import Event, Filter, shape
 from pgmail.feed.hub import Hub
 from pgmail.feed.listener import CLOSING, GONE, KEY_ENDED, Listener, chunk_of
-from pgmail.feed.pages import Step
+from pgmail.feed.pages import CATCHING_UP, Pages, Step
 from pgmail.store.keys import Caller
 
 CALLER = Caller(1, UUID(int=1), "tests")
@@ -95,6 +96,26 @@ async def test_who_is_sent_away_while_it_catches_up_comes_back_before_what_it_wa
 
     hub.pages, hub._joined = Missing(), joined
     assert [item async for item in hub.chunks(listener, here, 1)] == [event().sse]
+
+
+async def test_a_statement_goes_on_to_its_end_when_who_asked_hangs_up_and_gives_its_turn_back():
+    """One that is cancelled costs the pool its connection."""
+    pages, go, done = Pages(None), asyncio.Event(), []
+
+    async def ask() -> None:
+        await go.wait()
+        done.append(1)
+
+    asking = [asyncio.create_task(pages._asked(ask)) for _ in range(CATCHING_UP + 1)]
+    await asyncio.sleep(0)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert pages._turns.locked()
+    go.set()
+    await asyncio.wait_for(pages._asked(ask), 10)
+    assert len(done) == CATCHING_UP + 1, "and one that had no turn yet is not asked any more"
+    assert not pages._running
 
 
 async def test_who_comes_back_to_another_history_is_sent_away_with_the_reason():
