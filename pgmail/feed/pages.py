@@ -78,7 +78,10 @@ class Pages:
         """
         now = await self.now()
         last = cursor.now or cursor.seen
-        if cursor.history != now.history or last.xmax > now.snapshot.xmax:
+        ahead = cursor.made_at > now.at + timedelta(
+            seconds=feed.FOREIGN_SECONDS
+        )  # it would pass over all that comes
+        if cursor.history != now.history or last.xmax > now.snapshot.xmax or ahead:
             raise gone(cursor)
         _need_kept(now, cursor.made_at, filter, "cursor_too_old", "/cursor")
         return now

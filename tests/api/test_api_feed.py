@@ -169,8 +169,11 @@ async def test_after_a_restore_an_old_cursor_is_refused_with_what_to_do(api, db)
 async def test_a_cursor_of_the_future_is_of_another_database(api, db):
     found = parse((await api.get("/events")).json()["cursor"])
     ahead = found._replace(seen=found.seen._replace(xmax=found.seen.xmax + 10_000))
-    answer = await api.get("/events", params={"cursor": str(ahead)})
-    assert (answer.status_code, answer.json()["code"]) == (410, "cursor_gone")
+    for cursor in (ahead, found._replace(made=found.made + 2 * 86_400)):
+        answer = await api.get("/events", params={"cursor": str(cursor)})
+        assert (answer.status_code, answer.json()["code"]) == (410, "cursor_gone")
+    answer = await api.get("/events", params={"cursor": str(found._replace(made=10**17))})
+    assert (answer.status_code, answer.json()["field"]) == (422, "/cursor")
 
 
 async def test_what_a_dump_of_another_cluster_brought_is_not_told_when_its_numbers_come_up(api, db):
