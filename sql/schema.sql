@@ -511,7 +511,9 @@ begin
     split_part(h.url, '?', 1), case when h.enabled then 'fails' else 'failed, and is disabled' end, pgmail.at_words(h.failing_since),
     rtrim(coalesce(h.reason, h.last_error, 'no answer'), '. '))
   from pgmail.hook h join pgmail.alert_rules_of('webhook_failing') r on r.tenant_id = h.tenant_id and coalesce(r.about, h.id::text) = h.id::text
-  where h.removed_at is null and h.failing_since < now_ - r.threshold * interval '1 second';
+  -- One that was given up (410, or five days) is told at once; one that a person disabled needs nobody any more.
+  where h.removed_at is null and h.failing_since is not null
+    and case when h.enabled then h.failing_since < now_ - r.threshold * interval '1 second' else h.reason not like 'disabled by %' end;
 end
 $$;
 
@@ -832,9 +834,10 @@ CREATE FUNCTION pgmail.begin_hooks() RETURNS void
     AS $$
 begin
   perform from pgmail.hook_cursor for update;
-  update pgmail.hook_cursor set seen = pg_current_snapshot(), seen_at = clock_timestamp(), history = pgmail.feed_history_v1(),
-    until = null, xid = null, place = null, event_id = null
+  update pgmail.hook_cursor set seen = pg_current_snapshot(), seen_at = clock_timestamp(), until = null, xid = null, place = null, event_id = null
   where seen is null;
+  -- In a second statement, which finds it in the row: behind a savepoint it is not the transaction's own.
+  if found then update pgmail.hook_cursor set written = xmin; end if;
 end
 $$;
 
@@ -1104,23 +1107,29 @@ begin
     from found f join pgmail.hook h on h.tenant_id = f.t and h.id = f.h
     where h.enabled and (h.rest_until is null or h.rest_until <= now_)
   ), picked as (
-    select r.url, r.tenant_busy, p.*, row_number() over (partition by p.tenant_id, p.hook_id order by p.due_at) as turn
-    from ready r cross join lateral (
-      select q.tenant_id, q.hook_id, q.event_id, q.due_at, s.secrets from pgmail.hook_queue q
-      cross join (
-        select jsonb_agg(jsonb_build_object('id', s.id, 'key', s.key_id, 'kek', d.kek, 'wrapped', encode(d.wrapped, 'base64'),
-            'sealed', encode(s.sealed, 'base64')) order by s.id desc) as secrets,
-          bool_and(d.kek = any (p_keks)) as mine
-        from pgmail.hook_secret s join pgmail.data_key d on d.tenant_id = s.tenant_id and d.id = s.key_id
-        where s.tenant_id = r.tenant_id and s.hook_id = r.id and (s.ends_at is null or s.ends_at > now_)) s
-      where q.tenant_id = r.tenant_id and q.hook_id = r.id and q.due_at <= now_ and (q.leased_until is null or q.leased_until <= now_)
-        and s.mine
-      order by q.due_at limit greatest(r.room, 0) for update of q skip locked) p
+    select f.*, row_number() over (partition by f.tenant_id, f.hook_id order by
+      case when f.replayed then 4 * f.place - floor(4 * p_turn) else f.place + (f.place - 1) / 3 end, f.replayed desc) as turn
+    from (
+      select r.url, r.tenant_busy, r.room, v.replayed, p.*,
+        row_number() over (partition by p.tenant_id, p.hook_id, v.replayed order by p.due_at) as place
+      from ready r cross join (values (false), (true)) v(replayed) cross join lateral (
+        select q.tenant_id, q.hook_id, q.event_id, q.due_at, s.secrets from pgmail.hook_queue q
+        cross join (
+          select jsonb_agg(jsonb_build_object('id', s.id, 'key', s.key_id, 'kek', d.kek, 'wrapped', encode(d.wrapped, 'base64'),
+              'sealed', encode(s.sealed, 'base64')) order by s.id desc) as secrets,
+            bool_and(d.kek = any (p_keks)) as mine
+          from pgmail.hook_secret s join pgmail.data_key d on d.tenant_id = s.tenant_id and d.id = s.key_id
+          where s.tenant_id = r.tenant_id and s.hook_id = r.id and (s.ends_at is null or s.ends_at > now_)) s
+        where q.tenant_id = r.tenant_id and q.hook_id = r.id and q.replayed = v.replayed and q.due_at <= now_
+          and (q.leased_until is null or q.leased_until <= now_) and s.mine
+        order by q.due_at limit greatest(r.room, 0) for update of q skip locked) p) f
   ), taken as (
     update pgmail.hook_queue q set leased_until = now_ + make_interval(secs => p_seconds), claims = q.claims + 1
     from (
       -- Whose tenant has the fewest calls under way goes first: endpoints that let us wait hold up nobody else's.
-      select k.* from (select x.*, x.tenant_busy + row_number() over (partition by x.tenant_id order by x.turn, x.due_at) as share from picked x) k
+      select k.* from (
+        select x.*, x.tenant_busy + row_number() over (partition by x.tenant_id order by x.turn, x.due_at) as share
+        from picked x where x.turn <= x.room) k
       order by k.share, k.due_at limit p_most) p
     where q.tenant_id = p.tenant_id and q.hook_id = p.hook_id and q.event_id = p.event_id
     returning q.*, p.url, p.secrets
@@ -2098,23 +2107,27 @@ CREATE FUNCTION pgmail.fan_out_hooks_v1(p_most integer DEFAULT 1000, OUT queued 
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
-declare c pgmail.hook_cursor; f record; e record; tenants integer[]; upto pg_snapshot;
+declare c record; f record; e record; tenants integer[]; upto pg_snapshot;
 begin
   queued := 0; more := false; idle := false;
-  select x.* into c from pgmail.hook_cursor x for update skip locked;
+  select x.*, x.written is not distinct from x.xmin as ours into c from pgmail.hook_cursor x for update skip locked;
   if not found then return; end if;
   -- Under the lock: an endpoint that is being made waits for it, and one that is made is seen.
   tenants := array(select distinct h.tenant_id from pgmail.hook h where h.enabled);
   if tenants = '{}' then
     idle := true;
-    update pgmail.hook_cursor set seen = null, seen_at = null, until = null, xid = null, place = null, event_id = null where seen is not null;
+    update pgmail.hook_cursor set written = null, seen = null, seen_at = null, until = null, xid = null, place = null, event_id = null where seen is not null;
     return;
   end if;
   select * into f from pgmail.feed_now_v1();
   if not f.whole then return; end if;
-  -- Another history: its xids say nothing of what was told.
-  if c.seen is null or c.history is distinct from f.history or pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(f.now_) then
-    update pgmail.hook_cursor set history = f.history, seen = f.now_, seen_at = clock_timestamp(), until = null, xid = null, place = null, event_id = null;
+  if c.seen is null or not c.ours or pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(f.now_) then
+    update pgmail.hook_cursor set written = pg_current_xact_id()::xid, seen = f.now_, seen_at = clock_timestamp(),
+      until = null, xid = null, place = null, event_id = null;
+    if c.seen is not null then
+      perform pgmail.record_act(null, 'webhook.begin_anew', null, format(
+        'a dump was restored: webhooks are not told what happened between %s and now, but for what was waiting for them already', pgmail.iso_time(c.seen_at)));
+    end if;
     return;
   end if;
   upto := coalesce(c.until, f.now_);
@@ -2138,9 +2151,9 @@ begin
   queued := e.queued;
   more := e.xid is not null or c.until is not null;
   if e.xid is not null then
-    update pgmail.hook_cursor set until = upto, xid = e.xid, place = e.place, event_id = e.id;
+    update pgmail.hook_cursor set written = pg_current_xact_id()::xid, until = upto, xid = e.xid, place = e.place, event_id = e.id;
   elsif c.until is not null or f.now_::text <> c.seen::text then
-    update pgmail.hook_cursor set seen = upto, seen_at = case when c.until is null then clock_timestamp() else c.seen_at end, until = null, xid = null, place = null, event_id = null;
+    update pgmail.hook_cursor set written = pg_current_xact_id()::xid, seen = upto, seen_at = case when c.until is null then clock_timestamp() else c.seen_at end, until = null, xid = null, place = null, event_id = null;
   end if;
 end
 $$;
@@ -2159,9 +2172,11 @@ CREATE FUNCTION pgmail.feed_history_v1() RETURNS uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
+declare place jsonb := pgmail.place_v1();
 begin
-  return md5(concat_ws('/', (select h.id from pgmail.history h order by h.generation desc limit 1), pgmail.place_v1()->>'system',
-    (select d.oid from pg_database d where d.datname = current_database())))::uuid;
+  return md5(concat_ws('/', (select h.id from pgmail.history h order by h.generation desc limit 1),
+    (select extract(epoch from f.noticed_at) from pgmail.fence f), place->>'system',
+    (select d.oid from pg_database d where d.datname = current_database()), place->>'timeline'))::uuid;
 end
 $$;
 
@@ -2188,11 +2203,11 @@ CREATE FUNCTION pgmail.feed_index_next(p_after text DEFAULT ''::text) RETURNS TA
   order by p.name limit 1
 $$;
 
-CREATE FUNCTION pgmail.feed_now_v1(OUT history uuid, OUT now_ pg_snapshot, OUT kept_days integer, OUT whole boolean) RETURNS record
+CREATE FUNCTION pgmail.feed_now_v1(OUT history uuid, OUT now_ pg_snapshot, OUT kept_days integer, OUT email_days integer, OUT whole boolean) RETURNS record
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  select pgmail.feed_history_v1(), pg_current_snapshot(), pgmail.kept_days('event'),
+  select pgmail.feed_history_v1(), pg_current_snapshot(), pgmail.kept_days('event'), pgmail.kept_days('message'),
     (select bool_and(i.indisvalid) from pg_index i where i.indexrelid in ('pgmail.event_feed'::regclass, 'pgmail.message_feed'::regclass))
 $$;
 
@@ -3810,13 +3825,20 @@ CREATE FUNCTION pgmail.place_v1() RETURNS jsonb
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
+declare place jsonb := '{}';
 begin
-  return jsonb_build_object(
-    'system', (select s.system_identifier::text from pg_control_system() s),
-    'timeline', ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer,
-    'lsn', pg_current_wal_insert_lsn());
-exception when insufficient_privilege then
-  return '{}';   -- a hosted server may keep it to itself
+  -- A hosted server may keep either to itself; one that is still recovering writes nothing.
+  begin
+    place := jsonb_build_object('system', (select s.system_identifier::text from pg_control_system() s));
+  exception when insufficient_privilege or feature_not_supported then null;
+  end;
+  begin
+    place := place || jsonb_build_object(
+      'timeline', ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer,
+      'lsn', pg_current_wal_insert_lsn());
+  exception when insufficient_privilege or feature_not_supported or object_not_in_prerequisite_state then null;
+  end;
+  return place;
 end
 $$;
 
@@ -5155,8 +5177,8 @@ begin
                         and d.outcome = 'delivered')))
     order by a.event_id, a.id
   ), queued as (
-    insert into pgmail.hook_queue as q (tenant_id, hook_id, event_id, email_id, recipient_id, type, at)
-    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at from again a order by a.event_id
+    insert into pgmail.hook_queue as q (tenant_id, hook_id, event_id, email_id, recipient_id, type, at, replayed)
+    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at, true from again a order by a.event_id
     on conflict (tenant_id, hook_id, event_id) do update set due_at = least(q.due_at, excluded.due_at)
     returning 1
   )
@@ -8502,7 +8524,7 @@ ALTER TABLE ONLY pgmail.hook_attempt FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.hook_cursor (
     singleton boolean DEFAULT true NOT NULL,
-    history uuid,
+    written xid,
     seen pg_snapshot,
     seen_at timestamp with time zone,
     until pg_snapshot,
@@ -8526,7 +8548,8 @@ CREATE TABLE pgmail.hook_queue (
     due_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
     attempts smallint DEFAULT 0 NOT NULL,
     leased_until timestamp with time zone,
-    claims integer DEFAULT 0 NOT NULL
+    claims integer DEFAULT 0 NOT NULL,
+    replayed boolean DEFAULT false NOT NULL
 )
 WITH (fillfactor='60', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
 
@@ -9772,7 +9795,7 @@ CREATE INDEX event_default_xid_id_idx ON pgmail.event_default USING btree (xid, 
 
 CREATE INDEX hook_attempt_event ON pgmail.hook_attempt USING btree (tenant_id, hook_id, event_id);
 
-CREATE INDEX hook_queue_due ON pgmail.hook_queue USING btree (tenant_id, hook_id, due_at);
+CREATE INDEX hook_queue_due ON pgmail.hook_queue USING btree (tenant_id, hook_id, replayed, due_at);
 
 CREATE INDEX idempotency_expiry ON pgmail.idempotency USING btree (expires_at);
 

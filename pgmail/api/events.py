@@ -64,7 +64,7 @@ async def list_happened(request: AnyRequest) -> Response[dict[str, Any]]:
     if (cursor := cursor_of(given.get("cursor"))) is not None and at is not None:
         raise Refused("invalid_parameter", "/since", "a page comes after a cursor or a moment, not both")
     if cursor is None:
-        cursor = await pages.begin(at)
+        cursor = await pages.begin(at, wanted)
         if at is None:
             return _page([], cursor, more=False)
     found, cursor, more = await pages.page(cursor, wanted, caller.tenant_id, limit)
@@ -83,13 +83,13 @@ async def stream_events(request: AnyRequest) -> Stream:
     """Tell what happens as it happens (`text/event-stream`); ids of events are cursors."""
     given = params.query(request, "cursor", "since", *FILTERS)
     caller, hub = caller_of(request), hub_of(request)
-    wanted = filter_of(given, caller)
+    wanted = filter_of(given, caller).within(caller)
     cursor = cursor_of(request.headers.get("last-event-id") or given.get("cursor"))
     at = params.moment_of(given, "since")
     if cursor is not None:
-        await hub.pages.check(cursor)  # refused while there is still a status to refuse it with
+        await hub.pages.check(cursor, wanted)  # refused while there is still a status to refuse it with
     elif at is not None:
-        cursor = await hub.pages.begin(at)
+        cursor = await hub.pages.begin(at, wanted)
     else:
         await hub.pages.now()
     listener = hub.enter(caller, wanted, "sse")

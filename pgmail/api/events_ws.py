@@ -77,10 +77,10 @@ async def _serve(socket: AnySocket) -> tuple[int, str]:
     caller, cursor_text = await _greeted(socket, given.get("cursor"))
     need_scope(caller, READ)
     hub = hub_of(socket)
-    wanted = filter_of(given, caller)
+    wanted = filter_of(given, caller).within(caller)
     cursor, at = cursor_of(cursor_text), params.moment_of(given, "since")
     if cursor is None and at is not None:
-        cursor = await hub.pages.begin(at)
+        cursor = await hub.pages.begin(at, wanted)
     listener = hub.enter(caller, wanted, "ws")
     telling = asyncio.create_task(_tell(socket, listener, cursor))
     hanging_up = asyncio.create_task(_hung_up(socket))

@@ -121,7 +121,7 @@ def parse(text: str) -> Cursor:
         raise ValueError("is of another version of pgmail; begin anew, with since if need be")
     try:
         return _read(_Reader(octets[2:-4]), octets[1])
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):  # the last two of moments that no clock shows
         raise ValueError("is not a cursor of this feed") from None
 
 

@@ -5,8 +5,9 @@ whether an IP address may be called (`reachable`, for each address at the moment
 when it was looked at before says nothing).
 
 What can go wrong: an address of a network that carries another address inside it (IPv4-mapped, 6to4, Teredo,
-NAT64) and so leads where its own number does not tell. All of those are refused, whatever they carry. An operator
-who wants one of the refused networks called names it in PGMAIL_HOOK_NETWORKS.
+NAT64) and so leads where its own number does not tell. All of those are refused, unless an operator names their
+network in PGMAIL_HOOK_NETWORKS; and then what they carry must be public or named there itself. Where all that one
+carries is named, it may be called as what it leads to.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ REFUSED: dict[str, str] = {
 }
 _REFUSED = tuple(ip_network(text) for text in REFUSED)
 _GLOBAL_V6 = ip_network("2000::/3")  # all that is given out so far
+_V4 = (1 << 32) - 1
+# IPv4-compatible, IPv4-mapped, IPv4-translated and NAT64's own: the IPv4 address is the end of it.
+_LAST_32 = tuple(ip_network(text) for text in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96"))
+_LOCAL_NAT64 = ip_network("64:ff9b:1::/48")
+_TEREDO = ip_network("2001::/32")
+_SIX_TO_FOUR = ip_network("2002::/16")
 
 
 def networks_of(text: str) -> tuple[Network, ...]:
@@ -64,21 +71,78 @@ def networks_of(text: str) -> tuple[Network, ...]:
 
 
 def within(address: str, networks: Sequence[Network]) -> bool:
-    """Tell whether an IP address is in one of these networks; nothing but an address is in any."""
-    found = _parsed(address)
-    return found is not None and any(found in network for network in networks)
+    """Tell whether an IP address leads into one of these networks; nothing but an address leads into any.
 
-
-def reachable(address: str, allowed: Sequence[Network] = ()) -> bool:
-    """Tell whether an IP address may be called: a public one, or one that an operator allowed."""
+    One that carries others does if all of them do, or if it is named almost by itself (by more than 96 bits).
+    """
     found = _parsed(address)
     if found is None:
         return False
-    if any(found in network for network in allowed):
-        return True
-    if isinstance(found, IPv6Address) and found not in _GLOBAL_V6:
+    named = _named(found, networks)
+    if not (inside := _carried(found, named)):
+        return bool(named)
+    return _by_itself(named) or all(_named(each, networks) for each in inside)
+
+
+def reachable(address: str, allowed: Sequence[Network] = ()) -> bool:
+    """Tell whether an IP address may be called: a public one, or one that an operator allowed.
+
+    One that carries others is if all of them are and its network is named, or if they are named themselves.
+    """
+    found = _parsed(address)
+    if found is None:
         return False
-    return not any(found in network for network in _REFUSED)
+    named = _named(found, allowed)
+    if inside := _carried(found, named):
+        return within(address, allowed) or (bool(named) and all(_open(each, allowed) for each in inside))
+    return _open(found, allowed)
+
+
+def _open(address: Address, allowed: Sequence[Network]) -> bool:
+    """Whether an address is public or allowed, whatever it may carry."""
+    if _named(address, allowed):
+        return True
+    if isinstance(address, IPv6Address) and address not in _GLOBAL_V6:
+        return False
+    return not any(address in network for network in _REFUSED)
+
+
+def _named(address: Address, networks: Sequence[Network]) -> list[Network]:
+    """Those of these networks that hold an address."""
+    return [network for network in networks if address in network]
+
+
+def _by_itself(named: Sequence[Network]) -> bool:
+    return any(network.version == 6 and network.prefixlen > 96 for network in named)
+
+
+def _carried(address: Address, named: Sequence[Network]) -> tuple[IPv4Address, ...]:
+    """The IPv4 addresses that an IPv6 address carries inside, to each of which it may lead.
+
+    A local NAT64 prefix may be of 48, 56, 64 or 96 bits (RFC 6052, section 2.2), and only who set it up knows: it is
+    as long as the network that is `named`, and of 96 bits where that is of another length.
+    """
+    if not isinstance(address, IPv6Address):
+        return ()
+    bits = int(address)
+    if any(
+        address in network for network in _LAST_32
+    ):  # ::1 and :: carry nothing that is not refused as well
+        return (IPv4Address(bits & _V4),)
+    if address in _TEREDO:  # RFC 4380, section 4: its server, and the client behind a NAT, inverted
+        return IPv4Address(bits >> 64 & _V4), IPv4Address(~bits & _V4)
+    if address in _SIX_TO_FOUR:  # RFC 3056, section 2
+        return (IPv4Address(bits >> 80 & _V4),)
+    if address in _LOCAL_NAT64:
+        lengths = {network.prefixlen for network in named} & {48, 56, 64} or {96}
+        return tuple(_translated(bits, length) for length in sorted(lengths))
+    return ()
+
+
+def _translated(bits: int, length: int) -> IPv4Address:
+    """What an address translates to behind a NAT64 prefix of so many bits: around the octet of bits 64 to 71."""
+    without = (bits >> 64 << 56) | (bits & ((1 << 56) - 1))  # 120 bits
+    return IPv4Address(bits & _V4 if length == 96 else without >> (120 - length - 32) & _V4)
 
 
 def url_fault(text: str, allowed: Sequence[Network] = ()) -> str | None:

@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 
 from pgmail.domain.cursor import Position
+from pgmail.domain.states import EventType
 from pgmail.store.keys import Caller
 
 _FACTS = (
@@ -49,6 +50,16 @@ class Filter(msgspec.Struct, frozen=True):
     def within(self, caller: Caller) -> Filter:
         """Return the same for what a key reaches."""
         return msgspec.structs.replace(self, streams=caller.streams, only_tests=caller.test)
+
+    @property
+    def needs_emails(self) -> bool:
+        """Whether what it wants cannot be told without the emails: that they were queued, their streams and tags."""
+        return (
+            self.types is None
+            or not self.types.isdisjoint({EventType.QUEUED, EventType.SCHEDULED})
+            or any(each is not None for each in (self.tag, self.stream, self.streams))
+            or self.only_tests
+        )
 
     def wants(self, row: Any) -> bool:
         """Tell whether an event (a row of the feed) is wanted."""

@@ -9,8 +9,9 @@ Who comes is let in between two reads, at a snapshot that is newer than its requ
 told by itself (`pages`) what it missed up to there. So nobody misses an event and nobody is told one twice.
 
 What can go wrong: the database is away. Listeners stay, and are told all once it is back. It was restored, or is
-another one: all are sent away, since nobody knows what they were told of what is lost. A key ends: its listeners
-are sent away within about a second.
+another one, or a standby took over: all are sent away, since nobody knows what they were told of what is lost, or
+what hides behind transaction numbers that were given out twice. A key ends: its listeners are sent away within about
+a second.
 """
 
 from __future__ import annotations
@@ -132,10 +133,15 @@ class Hub:
         start = await self._joined(listener)
         if start is None:
             return
-        if cursor is not None:
-            async for step in self._between(listener, cursor, start):
-                yield step
-        yield start
+        if cursor is None:
+            yield start
+        else:
+            whole = False
+            async for item in self._between(listener, cursor, start):
+                whole = isinstance(item, Cursor)
+                yield item
+            if not whole:
+                return  # what waits comes after what it was not told: it is told both when it comes back
         while listener.dropped is None:
             found = await listener.take(beat)
             for chunk in found:
@@ -157,10 +163,10 @@ class Hub:
 
     async def _missed(self, listener: Listener, cursor: Cursor) -> AsyncIterator[Chunk | Cursor]:
         """Tell what happened since a cursor, until little is left; then the cursor up to which all was told."""
-        now = await self.pages.check(cursor)
+        now = await self.pages.check(cursor, listener.filter)
         while listener.dropped is None:
             steps = 0
-            async for step in self.pages.steps(cursor, now, listener.filter, listener.tenant_id):
+            async for step in self.pages.steps(cursor, now.cursor(), listener.filter, listener.tenant_id):
                 cursor, steps = step.after, steps + 1
                 if step.events:
                     yield chunk_of(step.events, listener.form)[0]
@@ -175,20 +181,22 @@ class Hub:
             now = await self.pages.now()
         yield cursor
 
-    async def _between(self, listener: Listener, cursor: Cursor, start: Cursor) -> AsyncIterator[Chunk]:
-        """Tell what is between the end of what was missed and the snapshot at which the listener was let in."""
-        during = cursor._replace(now=start.seen)
-        made = Encoder(during)
+    async def _between(
+        self, listener: Listener, cursor: Cursor, start: Cursor
+    ) -> AsyncIterator[Chunk | Cursor]:
+        """Tell what is between the end of what was missed and the snapshot at which it was let in; then the latter."""
+        if start.history != cursor.history or start.seen.xmax < cursor.seen.xmax:
+            listener.drop(GONE)  # it changed since the cursor was looked at
         while listener.dropped is None:
-            rows, reached = await feed.page(
-                self._database, during, now=start.seen, tenants=[listener.tenant_id], most=STEP
-            )
-            events = [Event(row, made) for row in rows if listener.filter.wants(row)]
-            if events:
-                yield chunk_of(events, listener.form)[0]
-            if reached is None:
-                return
-            during = during._replace(position=reached)
+            async for step in self.pages.steps(cursor, start, listener.filter, listener.tenant_id):
+                cursor = step.after
+                if step.events:
+                    yield chunk_of(step.events, listener.form)[0]
+                if listener.dropped is not None:
+                    return
+                if step.complete:
+                    yield start
+                    return
 
     async def _joined(self, listener: Listener) -> Cursor | None:
         """Wait until the reader has let it in, and return from where on it is told; None: it was dropped before."""

@@ -33,7 +33,7 @@ SLOW = Dropped("slow", "events came faster than they were read; go on from the l
 KEY_ENDED = Dropped("key_ended", "the API key was revoked or has expired")
 GONE = Dropped(
     "cursor_gone",
-    "the database was restored, or is another one: go on without a cursor, and look at what you hold",
+    "the database was restored, failed over or is another: go on without a cursor, with since, and drop known ids",
 )
 CLOSING = Dropped("shutting_down", "this server is shutting down; go on from the last event that you have")
 CROWDED = Dropped("crowded", "all places are taken, most of them by your organisation, and another one came")

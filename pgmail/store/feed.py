@@ -24,13 +24,14 @@ _Q = queries("feed")
 class Now(NamedTuple):
     """What the database shows now: which one it is, its snapshot and time, and whether the indexes are whole.
 
-    Events are kept for `kept_days`; None: for ever.
+    Events are kept for `kept_days`, and emails, which tell that they were queued, for `email_days`; None: for ever.
     """
 
     history: bytes
     snapshot: Snapshot
     at: datetime
     kept_days: int | None
+    email_days: int | None
     whole: bool
 
     def cursor(self) -> Cursor:
@@ -42,7 +43,12 @@ async def now(database: Database) -> Now:
     """Look at the database. DatabaseAway."""
     row: Any = await database.one(_Q["now"])
     return Now(
-        row.history.bytes[:HISTORY_BYTES], Snapshot.parse(row.now), row.at, row.kept_days, bool(row.whole)
+        row.history.bytes[:HISTORY_BYTES],
+        Snapshot.parse(row.now),
+        row.at,
+        row.kept_days,
+        row.email_days,
+        bool(row.whole),
     )
 
 

@@ -7,13 +7,20 @@
 create or replace function pgmail.place_v1() returns jsonb
 language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
+declare place jsonb := '{}';
 begin
-  return jsonb_build_object(
-    'system', (select s.system_identifier::text from pg_control_system() s),
-    'timeline', ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer,
-    'lsn', pg_current_wal_insert_lsn());
-exception when insufficient_privilege then
-  return '{}';   -- a hosted server may keep it to itself
+  -- A hosted server may keep either to itself; one that is still recovering writes nothing.
+  begin
+    place := jsonb_build_object('system', (select s.system_identifier::text from pg_control_system() s));
+  exception when insufficient_privilege or feature_not_supported then null;
+  end;
+  begin
+    place := place || jsonb_build_object(
+      'timeline', ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer,
+      'lsn', pg_current_wal_insert_lsn());
+  exception when insufficient_privilege or feature_not_supported or object_not_in_prerequisite_state then null;
+  end;
+  return place;
 end
 $$;
 

@@ -7,22 +7,29 @@
 -- and email.scheduled are no event rows: the message with its recipients says them, each under its recipient's id.
 -- Rows with an xid of another cluster (a restored dump) are new as little as rows without one.
 
--- Which database this is, as far as cursors care: another history, or a copy in another cluster, has other xids.
+-- Which database this is, as far as cursors care: another history, or a copy in another cluster, has other xids. So may a
+-- standby that was promoted: the last transactions of the lost primary are not there, and their xids are given out anew. Whether
+-- any were lost cannot be seen from here, so another timeline is another history even if none were. A backup
+-- that was started without a recovery stays on its timeline: there the fence tells, once a process missed its marks.
 create or replace function pgmail.feed_history_v1() returns uuid
 language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
+declare place jsonb := pgmail.place_v1();
 begin
-  return md5(concat_ws('/', (select h.id from pgmail.history h order by h.generation desc limit 1), pgmail.place_v1()->>'system',
-    (select d.oid from pg_database d where d.datname = current_database())))::uuid;
+  return md5(concat_ws('/', (select h.id from pgmail.history h order by h.generation desc limit 1),
+    (select extract(epoch from f.noticed_at) from pgmail.fence f), place->>'system',
+    (select d.oid from pg_database d where d.datname = current_database()), place->>'timeline'))::uuid;
 end
 $$;
 
 -- What a reader asks each time: which database this is, what it shows now, for how many days events are kept (null: for
--- ever), and whether the indexes of the feed are whole (a full database makes them by partition, after the upgrade).
-create or replace function pgmail.feed_now_v1(out history uuid, out now_ pg_snapshot, out kept_days integer, out whole boolean)
+-- ever) and for how many emails, which tell that they were queued, and whether the indexes of the feed are whole (a full
+-- database makes them by partition, after the upgrade).
+create or replace function pgmail.feed_now_v1(
+  out history uuid, out now_ pg_snapshot, out kept_days integer, out email_days integer, out whole boolean)
 language sql stable security definer set search_path = pgmail, pg_temp
 as $$
-  select pgmail.feed_history_v1(), pg_current_snapshot(), pgmail.kept_days('event'),
+  select pgmail.feed_history_v1(), pg_current_snapshot(), pgmail.kept_days('event'), pgmail.kept_days('message'),
     (select bool_and(i.indisvalid) from pg_index i where i.indexrelid in ('pgmail.event_feed'::regclass, 'pgmail.message_feed'::regclass))
 $$;
 

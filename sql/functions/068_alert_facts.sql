@@ -231,7 +231,9 @@ begin
     split_part(h.url, '?', 1), case when h.enabled then 'fails' else 'failed, and is disabled' end, pgmail.at_words(h.failing_since),
     rtrim(coalesce(h.reason, h.last_error, 'no answer'), '. '))
   from pgmail.hook h join pgmail.alert_rules_of('webhook_failing') r on r.tenant_id = h.tenant_id and coalesce(r.about, h.id::text) = h.id::text
-  where h.removed_at is null and h.failing_since < now_ - r.threshold * interval '1 second';
+  -- One that was given up (410, or five days) is told at once; one that a person disabled needs nobody any more.
+  where h.removed_at is null and h.failing_since is not null
+    and case when h.enabled then h.failing_since < now_ - r.threshold * interval '1 second' else h.reason not like 'disabled by %' end;
 end
 $$;
 

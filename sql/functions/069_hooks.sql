@@ -88,9 +88,10 @@ language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
 begin
   perform from pgmail.hook_cursor for update;
-  update pgmail.hook_cursor set seen = pg_current_snapshot(), seen_at = clock_timestamp(), history = pgmail.feed_history_v1(),
-    until = null, xid = null, place = null, event_id = null
+  update pgmail.hook_cursor set seen = pg_current_snapshot(), seen_at = clock_timestamp(), until = null, xid = null, place = null, event_id = null
   where seen is null;
+  -- In a second statement, which finds it in the row: behind a savepoint it is not the transaction's own.
+  if found then update pgmail.hook_cursor set written = xmin; end if;
 end
 $$;
 
@@ -193,7 +194,7 @@ $$;
 
 -- Tells what was told, or was not, once more: the events in the log that p_filter finds, by "since" and "until" (the event's
 -- time), "type", "outcome" (failed, if nothing is said: what was given up, and was not delivered later; delivered; or all) and
--- "event". Looks at p_most calls, on from p_after; how many will be told, and from where to go on: null at the end.
+-- "event". What is new is told before it. Looks at p_most calls, on from p_after; how many will be told, and from where to go on: null at the end.
 create or replace function pgmail.replay_hook(
   p_id uuid, p_filter jsonb, p_after uuid default null, p_most integer default 5000, p_reason text default null, out n integer, out next uuid
 )
@@ -224,8 +225,8 @@ begin
                         and d.outcome = 'delivered')))
     order by a.event_id, a.id
   ), queued as (
-    insert into pgmail.hook_queue as q (tenant_id, hook_id, event_id, email_id, recipient_id, type, at)
-    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at from again a order by a.event_id
+    insert into pgmail.hook_queue as q (tenant_id, hook_id, event_id, email_id, recipient_id, type, at, replayed)
+    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at, true from again a order by a.event_id
     on conflict (tenant_id, hook_id, event_id) do update set due_at = least(q.due_at, excluded.due_at)
     returning 1
   )

@@ -4,26 +4,33 @@
 
 -- What is new of the feed, to all who want it: the next p_most facts at most. The cursor moves in the same transaction, so each
 -- event is queued exactly once. `idle`: nobody wants events, and nothing was read. `more`: come again at once.
+-- It goes back with the database, too: a restored backup or a standby that lacks the last transactions has the cursor of that
+-- moment, and all goes on from there whatever was decided about the mail. Only a dump that is read into other tables brings a
+-- cursor whose xids mean nothing where it lies now. Such a row was not written by the transaction that it says.
 create or replace function pgmail.fan_out_hooks_v1(p_most integer default 1000, out queued integer, out more boolean, out idle boolean)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
-declare c pgmail.hook_cursor; f record; e record; tenants integer[]; upto pg_snapshot;
+declare c record; f record; e record; tenants integer[]; upto pg_snapshot;
 begin
   queued := 0; more := false; idle := false;
-  select x.* into c from pgmail.hook_cursor x for update skip locked;
+  select x.*, x.written is not distinct from x.xmin as ours into c from pgmail.hook_cursor x for update skip locked;
   if not found then return; end if;
   -- Under the lock: an endpoint that is being made waits for it, and one that is made is seen.
   tenants := array(select distinct h.tenant_id from pgmail.hook h where h.enabled);
   if tenants = '{}' then
     idle := true;
-    update pgmail.hook_cursor set seen = null, seen_at = null, until = null, xid = null, place = null, event_id = null where seen is not null;
+    update pgmail.hook_cursor set written = null, seen = null, seen_at = null, until = null, xid = null, place = null, event_id = null where seen is not null;
     return;
   end if;
   select * into f from pgmail.feed_now_v1();
   if not f.whole then return; end if;
-  -- Another history: its xids say nothing of what was told.
-  if c.seen is null or c.history is distinct from f.history or pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(f.now_) then
-    update pgmail.hook_cursor set history = f.history, seen = f.now_, seen_at = clock_timestamp(), until = null, xid = null, place = null, event_id = null;
+  if c.seen is null or not c.ours or pg_snapshot_xmax(c.seen) > pg_snapshot_xmax(f.now_) then
+    update pgmail.hook_cursor set written = pg_current_xact_id()::xid, seen = f.now_, seen_at = clock_timestamp(),
+      until = null, xid = null, place = null, event_id = null;
+    if c.seen is not null then
+      perform pgmail.record_act(null, 'webhook.begin_anew', null, format(
+        'a dump was restored: webhooks are not told what happened between %s and now, but for what was waiting for them already', pgmail.iso_time(c.seen_at)));
+    end if;
     return;
   end if;
   upto := coalesce(c.until, f.now_);
@@ -47,9 +54,9 @@ begin
   queued := e.queued;
   more := e.xid is not null or c.until is not null;
   if e.xid is not null then
-    update pgmail.hook_cursor set until = upto, xid = e.xid, place = e.place, event_id = e.id;
+    update pgmail.hook_cursor set written = pg_current_xact_id()::xid, until = upto, xid = e.xid, place = e.place, event_id = e.id;
   elsif c.until is not null or f.now_::text <> c.seen::text then
-    update pgmail.hook_cursor set seen = upto, seen_at = case when c.until is null then clock_timestamp() else c.seen_at end, until = null, xid = null, place = null, event_id = null;
+    update pgmail.hook_cursor set written = pg_current_xact_id()::xid, seen = upto, seen_at = case when c.until is null then clock_timestamp() else c.seen_at end, until = null, xid = null, place = null, event_id = null;
   end if;
 end
 $$;
@@ -80,7 +87,8 @@ $$;
 -- Takes what is due: p_most calls at most, for p_seconds, and of one endpoint p_each less those that the caller has under way
 -- (p_busy, p_counts); first of the tenants with the fewest of those. An endpoint that fails is tried by one call at a time. Only what this process can sign for: p_keks names
 -- the key-encryption keys that it has. Of very many endpoints with
--- something to be told 1,000 are looked at, from another one each time: p_turn is a number by chance, from 0 to 1.
+-- something to be told 1,000 are looked at, from another one each time: p_turn is a number by chance, from 0 to 1. Of one endpoint
+-- what is new goes before what is replayed, but for one call in four.
 create or replace function pgmail.claim_hooks_v1(
   p_keks text[], p_most integer, p_each integer, p_seconds double precision, p_busy uuid[], p_counts integer[], p_turn double precision
 ) returns table (
@@ -123,23 +131,29 @@ begin
     from found f join pgmail.hook h on h.tenant_id = f.t and h.id = f.h
     where h.enabled and (h.rest_until is null or h.rest_until <= now_)
   ), picked as (
-    select r.url, r.tenant_busy, p.*, row_number() over (partition by p.tenant_id, p.hook_id order by p.due_at) as turn
-    from ready r cross join lateral (
-      select q.tenant_id, q.hook_id, q.event_id, q.due_at, s.secrets from pgmail.hook_queue q
-      cross join (
-        select jsonb_agg(jsonb_build_object('id', s.id, 'key', s.key_id, 'kek', d.kek, 'wrapped', encode(d.wrapped, 'base64'),
-            'sealed', encode(s.sealed, 'base64')) order by s.id desc) as secrets,
-          bool_and(d.kek = any (p_keks)) as mine
-        from pgmail.hook_secret s join pgmail.data_key d on d.tenant_id = s.tenant_id and d.id = s.key_id
-        where s.tenant_id = r.tenant_id and s.hook_id = r.id and (s.ends_at is null or s.ends_at > now_)) s
-      where q.tenant_id = r.tenant_id and q.hook_id = r.id and q.due_at <= now_ and (q.leased_until is null or q.leased_until <= now_)
-        and s.mine
-      order by q.due_at limit greatest(r.room, 0) for update of q skip locked) p
+    select f.*, row_number() over (partition by f.tenant_id, f.hook_id order by
+      case when f.replayed then 4 * f.place - floor(4 * p_turn) else f.place + (f.place - 1) / 3 end, f.replayed desc) as turn
+    from (
+      select r.url, r.tenant_busy, r.room, v.replayed, p.*,
+        row_number() over (partition by p.tenant_id, p.hook_id, v.replayed order by p.due_at) as place
+      from ready r cross join (values (false), (true)) v(replayed) cross join lateral (
+        select q.tenant_id, q.hook_id, q.event_id, q.due_at, s.secrets from pgmail.hook_queue q
+        cross join (
+          select jsonb_agg(jsonb_build_object('id', s.id, 'key', s.key_id, 'kek', d.kek, 'wrapped', encode(d.wrapped, 'base64'),
+              'sealed', encode(s.sealed, 'base64')) order by s.id desc) as secrets,
+            bool_and(d.kek = any (p_keks)) as mine
+          from pgmail.hook_secret s join pgmail.data_key d on d.tenant_id = s.tenant_id and d.id = s.key_id
+          where s.tenant_id = r.tenant_id and s.hook_id = r.id and (s.ends_at is null or s.ends_at > now_)) s
+        where q.tenant_id = r.tenant_id and q.hook_id = r.id and q.replayed = v.replayed and q.due_at <= now_
+          and (q.leased_until is null or q.leased_until <= now_) and s.mine
+        order by q.due_at limit greatest(r.room, 0) for update of q skip locked) p) f
   ), taken as (
     update pgmail.hook_queue q set leased_until = now_ + make_interval(secs => p_seconds), claims = q.claims + 1
     from (
       -- Whose tenant has the fewest calls under way goes first: endpoints that let us wait hold up nobody else's.
-      select k.* from (select x.*, x.tenant_busy + row_number() over (partition by x.tenant_id order by x.turn, x.due_at) as share from picked x) k
+      select k.* from (
+        select x.*, x.tenant_busy + row_number() over (partition by x.tenant_id order by x.turn, x.due_at) as share
+        from picked x where x.turn <= x.room) k
       order by k.share, k.due_at limit p_most) p
     where q.tenant_id = p.tenant_id and q.hook_id = p.hook_id and q.event_id = p.event_id
     returning q.*, p.url, p.secrets

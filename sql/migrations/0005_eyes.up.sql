@@ -178,9 +178,10 @@ create table pgmail.hook_queue (
   attempts     smallint not null default 0,
   leased_until timestamptz,
   claims       integer not null default 0,
+  replayed     boolean not null default false,  -- goes after what is new, but for one call in four
   primary key (tenant_id, hook_id, event_id)
 ) with (fillfactor = 60, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
-create index hook_queue_due on pgmail.hook_queue (tenant_id, hook_id, due_at);
+create index hook_queue_due on pgmail.hook_queue (tenant_id, hook_id, replayed, due_at);
 
 -- The log: a row for each call, and for what was given up without one.
 create table pgmail.hook_attempt (
@@ -206,7 +207,7 @@ create index hook_attempt_event on pgmail.hook_attempt (tenant_id, hook_id, even
 -- Up to where the feed was read for webhooks; without a snapshot nothing is, since nobody wants any.
 create table pgmail.hook_cursor (
   singleton boolean primary key default true check (singleton),
-  history   uuid,
+  written   xid,                              -- the transaction that wrote this row: of a row that a dump brought, another one did
   seen      pg_snapshot,                      -- all of this was queued,
   seen_at   timestamptz,                      -- and was seen at this moment or later
   until     pg_snapshot,                      -- and of this what stands before the position

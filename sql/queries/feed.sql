@@ -1,8 +1,8 @@
 -- What happened, for those who listen: see sql/functions/066_feed.sql.
 
 -- name: now :one
--- Which database this is, what it shows now, for how many days events are kept, and whether the feed's indexes are whole.
-select f.history, f.now_::text as now, f.kept_days, f.whole, pgmail.now() as at from pgmail.feed_now_v1() f;
+-- Which database this is, what it shows now, for how many days events and emails are kept, and whether the feed's indexes are whole.
+select f.history, f.now_::text as now, f.kept_days, f.email_days, f.whole, pgmail.now() as at from pgmail.feed_now_v1() f;
 
 -- name: since :one
 -- A snapshot of before a moment.

@@ -7,7 +7,7 @@ select h.id, h.url, h.description, h.types, h.streams, h.tags, h.enabled, h.reas
 from pgmail.hook h
 cross join lateral (
   select count(*) as waiting, min(q.at) as oldest_at
-  from (select x.at from pgmail.hook_queue x where x.tenant_id = h.tenant_id and x.hook_id = h.id order by x.due_at limit 10000) q) w
+  from (select x.at from pgmail.hook_queue x where x.tenant_id = h.tenant_id and x.hook_id = h.id order by x.replayed, x.due_at limit 10000) q) w
 cross join lateral (
   select coalesce(jsonb_agg(jsonb_build_object('id', x.id, 'created_at', x.created_at, 'ends_at', x.ends_at) order by x.id desc), '[]') as secrets
   from pgmail.hook_secret x

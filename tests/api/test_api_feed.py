@@ -129,6 +129,32 @@ async def test_since_begins_in_the_past_and_not_before_what_is_kept(api, db):
     assert (answer.status_code, answer.json()["code"]) == (410, "since_too_old")
 
 
+async def test_what_retention_took_is_an_answer_and_not_silence(api, db):
+    """Content goes before the record does, and with it that emails were queued."""
+    found = parse((await api.get("/events")).json()["cursor"])
+    for days, cursor_code, bounced in ((20, 200, 200), (40, 410, 200), (100, 410, 410)):
+        cursor = str(found._replace(made=found.made - days * 86_400))
+        at = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+        for start, code in (({"cursor": cursor}, "cursor_too_old"), ({"since": at}, "since_too_old")):
+            for path in ("/events", "/events/stream"):
+                if path == "/events" or cursor_code == 410:
+                    answer = await api.get(path, params=start)
+                    assert answer.status_code == cursor_code
+                    assert cursor_code == 200 or answer.json()["code"] == code
+            answer = await api.get("/events", params={**start, "type": "email.bounced,email.sent"})
+            assert answer.status_code == bounced
+            answer = await api.get("/events", params={**start, "type": "email.sent", "tag": "a:b"})
+            assert answer.status_code == cursor_code
+
+
+async def test_a_moment_to_come_is_refused(api):
+    at = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    for path in ("/events", "/events/stream"):
+        answer = await api.get(path, params={"since": at})
+        assert (answer.status_code, answer.json()["field"]) == (422, "/since")
+        assert "in the future" in answer.json()["detail"]
+
+
 async def test_after_a_restore_an_old_cursor_is_refused_with_what_to_do(api, db):
     cursor = (await api.get("/events")).json()["cursor"]
     with db.connect() as connection:
@@ -143,8 +169,11 @@ async def test_after_a_restore_an_old_cursor_is_refused_with_what_to_do(api, db)
 async def test_a_cursor_of_the_future_is_of_another_database(api, db):
     found = parse((await api.get("/events")).json()["cursor"])
     ahead = found._replace(seen=found.seen._replace(xmax=found.seen.xmax + 10_000))
-    answer = await api.get("/events", params={"cursor": str(ahead)})
-    assert (answer.status_code, answer.json()["code"]) == (410, "cursor_gone")
+    for cursor in (ahead, found._replace(made=found.made + 2 * 86_400)):
+        answer = await api.get("/events", params={"cursor": str(cursor)})
+        assert (answer.status_code, answer.json()["code"]) == (410, "cursor_gone")
+    answer = await api.get("/events", params={"cursor": str(found._replace(made=10**17))})
+    assert (answer.status_code, answer.json()["field"]) == (422, "/cursor")
 
 
 async def test_what_a_dump_of_another_cluster_brought_is_not_told_when_its_numbers_come_up(api, db):

@@ -387,6 +387,34 @@ async def test_replay_tells_what_failed_again_under_the_same_ids(hooks, db, rece
     assert (await store.replay(connection, hook.id, {"outcome": "all"}))[0] == 3
 
 
+async def test_a_replay_of_ten_thousand_lets_what_is_new_go_first_and_goes_on_itself(hooks, db, app):
+    hook = await hooks.add("https://a.example/", ["email.queued"])
+    hooks.owner.execute(
+        "insert into pgmail.hook_attempt (tenant_id, hook_id, event_id, type, event_at, attempt, outcome) "
+        "select 1, %s, pgmail.uuid7(), 'webhook.test', now(), 10, 'failed' from generate_series(1, 10000)",
+        [hook.id],
+    )
+    connection, after, replayed = await db.aconnect("admin"), None, 0
+    while replayed < 10_000:
+        n, after = await store.replay(connection, hook.id, {}, after)
+        replayed += n
+    for _ in range(20):
+        send(app)
+    await hooks.fan_out()
+
+    async def claim(room: int, turn: float) -> list[str]:
+        taken = await store.claim(
+            hooks.pool, ["first"], most=room, each=room, lease_seconds=60, busy={}, turn=turn
+        )
+        return [row.type.removeprefix("email.") for row in taken]
+
+    found = await claim(16, 0.0)
+    assert (found.count("queued"), found.count("webhook.test")) == (12, 4)
+    assert [await claim(1, turn) for turn in (0.0, 0.3, 0.6, 0.9)] == [["queued"]] * 3 + [["webhook.test"]]
+    assert (await claim(16, 0.0)).count("queued") == 5, "and the rest is of the replay"
+    assert await claim(8, 0.0) == ["webhook.test"] * 8
+
+
 async def test_tidying_drops_the_log_and_what_nobody_took_and_what_was_removed(
     hooks, db, db_clock, receiver, app
 ):

@@ -123,11 +123,39 @@ async def test_a_disabled_endpoint_is_told_nothing_of_the_time_between(hooks, db
     assert one(hooks.owner, "select email_id from pgmail.hook_queue") == later
 
 
-async def test_a_cursor_of_another_database_begins_anew_and_does_not_tell_all_again(hooks, app):
+async def test_a_cursor_that_a_dump_brought_begins_anew_and_the_audit_says_from_when_on(hooks, app):
+    await hooks.add(URL)
+    await hooks.fan_out()
+    send(app)
+    hooks.owner.execute("update pgmail.hook_cursor set singleton = true")  # as if read in: another wrote it
+    assert await hooks.fan_out() == 0
+    told = "select reason from pgmail.audit where action = 'webhook.begin_anew'"
+    assert "a dump was restored" in one(hooks.owner, told)
+    send(app)
+    assert await hooks.fan_out() == 1
+    assert len(rows(hooks.owner, told)) == 1
+
+
+async def test_what_is_decided_after_a_restore_of_the_same_database_leaves_no_event_out(hooks, app):
     await hooks.add(URL)
     send(app)
-    hooks.owner.execute("update pgmail.hook_cursor set seen = '3:3:', history = gen_random_uuid()")
-    assert await hooks.fan_out() == 0
+    hooks.owner.execute("select pgmail.stop_for_restore('the disk died')")
+    send(app)
+    hooks.owner.execute("select pgmail.accept_restore('hold', 'looked at')")
+    assert await hooks.fan_out() == 2
+    send(app)
+    assert await hooks.fan_out() == 1
+
+
+async def test_a_cursor_that_was_begun_behind_a_savepoint_is_of_this_database(hooks, db, app):
+    hook = await hooks.add(URL)
+    hooks.owner.execute("update pgmail.hook set enabled = false")
+    await hooks.fan_out()
+    maker = db.connect("admin", autocommit=False)
+    maker.execute("savepoint a")
+    maker.execute('select pgmail.set_hook(%s, \'{"status": "enabled"}\')', [hook.id])
+    maker.execute("release a")
+    maker.commit()
     send(app)
     assert await hooks.fan_out() == 1
 

@@ -295,6 +295,21 @@ def test_a_condition_fires_once_and_is_resolved_once(fleet, condition):
     assert [move for move, _, _ in fleet.moves if move == "blind"] == []
 
 
+def test_a_webhook_that_was_given_up_is_told_at_once_and_one_that_a_person_disabled_is_not(fleet):
+    fleet.owner.execute(
+        "insert into pgmail.hook (tenant_id, id, url, types, created_by, failing_since, enabled, reason)"
+        " values (1, pgmail.uuid7(), 'https://gone.example/', '{*}', 'me', pgmail.now(), false,"
+        " 'it answered 410 Gone'), (1, pgmail.uuid7(), 'https://off.example/', '{*}', 'me',"
+        " pgmail.now() - interval '1 day', false, 'disabled by me')"
+    )
+    fleet.look()
+    fleet.look(10)
+    assert [move for move, rule, _ in fleet.moves if rule == "webhook_failing"] == ["firing"]
+    words = fleet.words("webhook_failing")
+    assert "gone.example" in words
+    assert "410 Gone" in words
+
+
 # ---------------------------------------------------------------- silence, rules, tenants
 def fence(fleet, reason="it went back by an hour"):
     fleet.owner.execute("insert into pgmail.fence (noticed_by, reason) values ('me', %s)", [reason])

@@ -181,6 +181,21 @@ def test_another_history_is_another_cursor(db):
     assert one(owner, "select history from pgmail.feed_now_v1()") != before
 
 
+def test_a_restore_that_was_noticed_is_another_history_before_anybody_decides(db):
+    owner, seen = db.connect(), []
+    for step in (
+        "select 1",
+        "select pgmail.stop_for_restore('x')",
+        "select pgmail.accept_restore('hold', 'y')",
+    ):
+        owner.execute(step)
+        for zone in ("UTC", "Asia/Tokyo"):
+            owner.execute(f"set timezone = '{zone}'")
+            seen.append(one(owner, "select history from pgmail.feed_now_v1()"))
+    assert seen[::2] == seen[1::2]
+    assert len(set(seen)) == 3
+
+
 def test_keys_that_ended_are_not_alive(db):
     owner = db.connect()
     made = [one(owner, "select pgmail.create_key('a', 'h', %s)", [bytes([i]) * 32]) for i in range(3)]

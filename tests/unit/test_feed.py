@@ -1,5 +1,6 @@
 """Listeners: what waits is bounded, who is too slow is dropped with a reason, and filters leave what was asked for."""
 
+import asyncio
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +9,12 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from pgmail.domain.cursor import Position
+from pgmail.domain.cursor import Cursor, Position, Snapshot
 from pgmail.feed import listener as parts
 from pgmail.feed.events import Event, Filter, shape
-from pgmail.feed.listener import CLOSING, KEY_ENDED, Listener, chunk_of
+from pgmail.feed.hub import Hub
+from pgmail.feed.listener import CLOSING, GONE, KEY_ENDED, Listener, chunk_of
+from pgmail.feed.pages import CATCHING_UP, Pages, Step
 from pgmail.store.keys import Caller
 
 CALLER = Caller(1, UUID(int=1), "tests")
@@ -68,6 +71,60 @@ async def test_one_chunk_of_any_size_is_no_slowness():
     listener = Listener(CALLER, Filter(), "sse")
     listener.put(b"x", 10 * parts.MAX_WAITING_BYTES)
     assert listener.dropped is None
+
+
+async def test_who_is_sent_away_while_it_catches_up_comes_back_before_what_it_was_not_told():
+    """Neither the place where it was let in nor what waits for it: both lie behind what it missed."""
+    here = Cursor(b"h" * 8, Snapshot(5, 9), 0)
+    start = here._replace(seen=Snapshot(9, 12))
+    hub = Hub(None)
+    listener = Listener(CALLER, Filter(), "sse")
+
+    class Missing:
+        async def check(self, *_: Any) -> Any:
+            return SimpleNamespace(cursor=lambda: here)
+
+        async def steps(self, cursor: Cursor, end: Cursor, *_: Any) -> Any:
+            if end is start:
+                listener.put(b"live", 4)
+                listener.drop(CLOSING)
+                yield Step([event()], start, cursor, complete=False)
+            yield Step([], start, end, complete=True)
+
+    async def joined(_: Listener) -> Cursor:
+        return start
+
+    hub.pages, hub._joined = Missing(), joined
+    assert [item async for item in hub.chunks(listener, here, 1)] == [event().sse]
+
+
+async def test_a_statement_goes_on_to_its_end_when_who_asked_hangs_up_and_gives_its_turn_back():
+    """One that is cancelled costs the pool its connection."""
+    pages, go, done = Pages(None), asyncio.Event(), []
+
+    async def ask() -> None:
+        await go.wait()
+        done.append(1)
+
+    asking = [asyncio.create_task(pages._asked(ask)) for _ in range(CATCHING_UP + 1)]
+    await asyncio.sleep(0)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert pages._turns.locked()
+    go.set()
+    await asyncio.wait_for(pages._asked(ask), 10)
+    assert len(done) == CATCHING_UP + 1, "and one that had no turn yet is not asked any more"
+    assert not pages._running
+
+
+async def test_who_comes_back_to_another_history_is_sent_away_with_the_reason():
+    here = Cursor(b"h" * 8, Snapshot(5, 9), 0)
+    hub = Hub(None)
+    for start in (here._replace(history=b"i" * 8), here._replace(seen=Snapshot(5, 8))):
+        listener = Listener(CALLER, Filter(), "sse")
+        assert [item async for item in hub._between(listener, here, start)] == []
+        assert listener.dropped == GONE
 
 
 async def test_when_the_server_ends_what_waits_is_told_but_not_to_an_ended_key():

@@ -8,7 +8,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from pgmail.domain.targets import reachable, shown_url, url_fault
+from pgmail.domain.targets import reachable, shown_url, url_fault, within
 from pgmail.transport.guarded_http import NOWHERE, GuardedHttp, Names, _Guard
 from tests.receiver import Receiver
 
@@ -101,7 +101,50 @@ def test_an_allowed_network_is_called_and_none_beside_it():
     assert reachable("10.1.2.3", allowed)
     assert reachable("fd00::5", allowed)
     assert not reachable("10.2.0.1", allowed)
-    assert not reachable("::ffff:10.1.2.3", allowed)
+
+
+@pytest.mark.parametrize(
+    ("network", "inside", "public", "private"),
+    [
+        ("::ffff:0:0/96", "::ffff:10.1.2.3", "::ffff:8.8.8.8", "::ffff:10.2.0.1"),
+        ("64:ff9b::/96", "64:ff9b::10.1.2.3", "64:ff9b::8.8.8.8", "64:ff9b::169.254.169.254"),
+        ("64:ff9b:1::/96", "64:ff9b:1::10.1.2.3", "64:ff9b:1::8.8.8.8", "64:ff9b:1::10.2.0.1"),
+        # RFC 6052, section 2.2: around the octet of bits 64 to 71.
+        ("64:ff9b:1::/48", "64:ff9b:1:0a01:0002:0300::", "64:ff9b:1:808:8:800::", "64:ff9b:1:0a02:0:100::"),
+        ("64:ff9b:1:100::/56", "64:ff9b:1:10a:1:203::", "64:ff9b:1:108:8:808::", "64:ff9b:1:10a:2:1::"),
+        ("64:ff9b:1:1::/64", "64:ff9b:1:1:a:102:300:0", "64:ff9b:1:1:8:808:800:0", "64:ff9b:1:1:a:200:100:0"),
+        ("2002::/16", "2002:a01:203::1", "2002:808:808::1", "2002:a02:1::1"),
+        # The client is inverted, the server is not.
+        ("2001::/32", "2001:0:a01:203::f5fe:fdfc", "2001:0:808:808::f7f7:f7f7", "2001:0:808:808::f5fd:fffe"),
+    ],
+)
+def test_what_carries_an_address_leads_where_that_does(network, inside, public, private):
+    named, ours = ip_network(network), ip_network("10.1.0.0/16")
+    assert not any(reachable(each) for each in (inside, public, private))
+    assert reachable(public, (named,))
+    assert not within(public, (named,)), "nothing public by plain HTTP"
+    assert not reachable(inside, (named,))
+    assert not reachable(private, (named,))
+    assert not reachable(private, (named, ours))
+    if "1::/" not in network and "/56" not in network and "/64" not in network:
+        assert reachable(inside, (ours,)), "allowed by what it leads to"
+        assert within(inside, (ours,))
+    assert reachable(inside, (named, ours))
+    assert within(inside, (named, ours))
+    assert reachable(private, (ip_network(f"{private}/128"),)), "named by itself"
+
+
+def test_a_teredo_address_leads_to_its_server_too():
+    named = (ip_network("2001::/32"),)
+    assert not reachable("2001:0:a01:203::f7f7:f7f7", named)
+    assert not reachable("2001:0:7f00:1::f7f7:f7f7", named)
+
+
+def test_all_of_ipv6_is_not_what_hides_in_it():
+    everything = (ip_network("::/0"),)
+    assert reachable("fd00::1", everything)
+    assert not reachable("::ffff:127.0.0.1", everything)
+    assert not reachable("64:ff9b::a9fe:a9fe", everything)
 
 
 @pytest.mark.parametrize(
