@@ -92,6 +92,7 @@ def create(name: str, senders: str | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option(
     "--weight",
+    metavar="N",
     type=float,
     help="Its share beside other tenants: 2 gets twice what 1 gets while both have mail. New ones have 1.",
 )

@@ -59,6 +59,12 @@ def test_every_command_and_option_has_its_help(words, command):
     ] == []
 
 
+@pytest.mark.parametrize(("words", "command"), list(leaves()))
+def test_help_says_what_an_option_takes_and_not_its_type(words, command):
+    shown = command.get_help(click.Context(command))
+    assert re.findall(r"--\S+ (?:INTEGER|FLOAT)\b.*", shown) == []
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_works_for(name):
     result = CliRunner().invoke(cli, [name, "-h"])
