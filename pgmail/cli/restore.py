@@ -55,7 +55,7 @@ def resume(
     if not reason:
         raise click.UsageError("give --reason: others will ask why")
     if not yes:
-        click.confirm(f"They will be {_DONE[decision].partition(':')[0]}. Go on?", abort=True, err=True)
+        common.confirm(f"They will be {_DONE[decision].partition(':')[0]}. Go on?")
     decided = common.run(_decide(decision, reason, at))
     if as_json:
         output.print_json({"decision": decision, "in_doubt": decided})

@@ -211,9 +211,7 @@ def resume(name: str, reason: str | None) -> None:
 def erase(name: str, *, reason: str, discard: bool, yes: bool, as_json: bool) -> None:
     """Remove a tenant and all that it has; keeps the totals of what it sent, and who did what."""
     if not yes:
-        click.confirm(
-            f"Erase the tenant {name} and all its mail? This cannot be undone.", abort=True, err=True
-        )
+        common.confirm(f"Erase the tenant {name} and all its mail? This cannot be undone.")
     done = common.run(_erase(name, reason, discard=discard))
     if as_json:
         output.print_json(done)

@@ -343,6 +343,11 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(shell, owner):
     assert shell.refused("dead", "retry", people[0]) == "no dead letter matches"
     assert shell.json("dead", "discard", emails[1]) == {"discarded": 1}
     assert shell.run("dead", "discard", "--all", code=1, input="n\n").stderr.endswith("Aborted!\n")
+    asked = shell.run("dead", "discard", "--all", code=1).stderr  # by a script: nobody answers
+    assert (
+        asked.splitlines()[-1]
+        == "pgmail: nobody is there to answer, so nothing was done; give --yes to go on unasked"
+    )
     assert shell.run("dead", "discard", "--reason", "attempts_exhausted", "--yes").stdout == "discarded 1\n"
     assert shell.json("dead", "retry", "--all", code=1) == {"retried": 0}
     for words in ([], ["--all", "--stream", "x"], [people[0], "--all"]):

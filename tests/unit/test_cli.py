@@ -61,7 +61,7 @@ def test_every_command_and_option_has_its_help(words, command):
 
 @pytest.mark.parametrize(("words", "command"), list(leaves()))
 def test_help_says_what_an_option_takes_and_not_its_type(words, command):
-    shown = command.get_help(click.Context(command))
+    shown = command.get_help(click.Context(command, **cli.context_settings))
     assert re.findall(r"--\S+ (?:INTEGER|FLOAT)\b.*", shown) == []
 
 
