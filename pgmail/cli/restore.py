@@ -38,7 +38,11 @@ def resume(
         raise PgmailError("no restore was noticed: nothing is stopped for one")
     if not as_json:
         click.echo(f"all sending is stopped since {output.cell(fence.noticed_at)}: {fence.reason}")
-        if fence.lost_from or fence.lost_until:
+        if fence.seen is None:  # a person said so, and no process saw what is missing
+            click.echo(
+                "all that was enqueued before may have been sent; --since TIME names the moment of the backup"
+            )
+        elif fence.lost_from or fence.lost_until:
             click.echo(
                 f"the database knows work up to {output.cell(fence.lost_from)}; "
                 f"work of {output.cell(fence.lost_until)} was acknowledged and is missing"
@@ -60,7 +64,8 @@ def resume(
     if as_json:
         output.print_json({"decision": decision, "in_doubt": decided})
     else:
-        click.echo(f"{decided} recipients in doubt are {_DONE[decision]}")
+        if decided:
+            click.echo(f"{decided} recipients in doubt are {_DONE[decision]}")
         click.echo("mail flows again")
 
 

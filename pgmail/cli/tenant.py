@@ -120,7 +120,8 @@ def set_(name: str, weight: float | None, senders: str | None, reason: str | Non
     if weight is not None:
         click.echo(f"tenant {name} has the weight {weight:g}")
     if senders is not None:
-        click.echo(f"tenant {name} sends from {senders} domains")
+        domains = "any domain" if senders == "any" else "verified domains"
+        click.echo(f"tenant {name} sends from {domains}")
 
 
 @tenant.command()

@@ -693,6 +693,16 @@ def test_doctor_names_what_is_wrong_worst_first_with_what_mends_it(shell, owner)
     assert wrong[0]["mend"].startswith("alter system set fsync = on")
 
 
+def test_a_restore_that_a_person_told_of_is_shown_without_what_nobody_saw(shell):
+    shell.run("pause", "--after-restore", "--reason", "last night's dump")
+    shown = shell.run("resume", "--after-restore", "--dry-run").stdout
+    assert "--since TIME names the moment of the backup" in shown
+    assert "acknowledged and is missing" not in shown
+    assert re.search(r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ: last night", shell.run("doctor", code=1).stdout)
+    done = shell.run("resume", "--after-restore", "--reason", "looked", "--yes").stdout
+    assert done.endswith("no mail is in doubt\nmail flows again\n")
+
+
 def test_doctor_sees_pauses_dead_letters_late_mail_and_false_books(shell, owner):
     owner.execute("insert into pgmail.worker (host, pid, program, concurrency) values ('h', 1, 'worker', 20)")
     owner.execute(
