@@ -14,12 +14,14 @@ RUN pip wheel --no-cache-dir --wheel-dir /wheels ".[seal,tracing]"
 FROM python:3.12-slim
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links=/wheels --root-user-action=ignore "pgmail[seal,tracing]" \
-    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pgmail
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pgmail \
+    && install -d -o pgmail /var/lib/pgmail
 USER 10001
 WORKDIR /tmp
 # Inside a container loopback is nobody's; who may come in is decided by the port that is published.
 # Keys go in the clear between the container and what speaks TLS before it: keep that on one host or a private network.
-ENV PYTHONUNBUFFERED=1 PGMAIL_API_HOST=0.0.0.0 PGMAIL_API_PORT=8025 PGMAIL_API_PLAIN_HTTP=true
+# What this host saw committed (ops/docs/restore.md): -v pgmail-state:/var/lib/pgmail keeps it beyond the container.
+ENV PYTHONUNBUFFERED=1 PGMAIL_STATE_DIR=/var/lib/pgmail PGMAIL_API_HOST=0.0.0.0 PGMAIL_API_PORT=8025 PGMAIL_API_PLAIN_HTTP=true
 EXPOSE 8025
 # Drains on SIGTERM; give it time with `docker stop --time`.
 STOPSIGNAL SIGTERM

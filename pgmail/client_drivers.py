@@ -43,7 +43,12 @@ def ask(connection: Any, query: Query, params: Params, read: Read[T]) -> T | Cor
         if run := _RUNNERS.get(made.__module__.partition(".")[0]):
             answer: T | Coroutine[Any, Any, T] = run(connection, made, query, params, read)
             return answer
-    raise TypeError(f"{type(connection).__module__}.{type(connection).__qualname__} is not {_SUPPORTED}")
+    raise _no_connection(connection)
+
+
+def _no_connection(given: Any) -> TypeError:
+    kind = type(given)
+    return TypeError(f"{kind.__module__}.{kind.__qualname__} is not {_SUPPORTED}")
 
 
 def _psycopg(
@@ -72,6 +77,8 @@ async def _psycopg_async(cursor: Any, text: str, values: list[str | None], read:
 def _sqlalchemy(
     connection: Any, made: type, query: Query, params: Params, read: Read[T]
 ) -> T | Coroutine[Any, Any, T]:
+    if not (hasattr(connection, "exec_driver_sql") or hasattr(connection, "connection")):
+        raise _no_connection(connection)  # an Engine or a sessionmaker: neither has a transaction
     if made.__module__.startswith("sqlalchemy.ext.asyncio"):
         return _sqlalchemy_async(connection, query, params, read)
     with _refusals():
@@ -90,6 +97,8 @@ async def _sqlalchemy_async(connection: Any, query: Query, params: Params, read:
 
 
 def _django(connection: Any, _: type, query: Query, params: Params, read: Read[T]) -> T:
+    if not hasattr(connection, "cursor"):
+        raise _no_connection(connection)  # `connections`, without the name of one
     text, values = _positional(query.text, params)
     with _refusals(), connection.cursor() as cursor:
         cursor.execute(text, values)

@@ -119,7 +119,7 @@ async def newest_key(connection: store.Connection, keks: Keks) -> tuple[int, int
     """
     if not keks:
         because = (
-            "this is always sealed, and there is no key to seal with: `pgmail seal key NAME` makes one, "
+            "this secret is always sealed, and there is no key to seal it with: `pgmail seal key NAME` makes one, "
             "for PGMAIL_SEAL_KEYS of all processes"
         )
         raise Refused("sealing_unavailable", "", because, 503)

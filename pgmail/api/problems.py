@@ -67,7 +67,7 @@ _CODES = {
     413: "too_large",
 }
 _MESSAGES = {
-    404: "there is no such route",
+    404: "there is no such route; GET /schema lists them all",
     405: "this route does not know that method",
     413: "the body of the request is larger than PGMAIL_MAX_BODY_BYTES",
 }

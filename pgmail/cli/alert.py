@@ -66,7 +66,9 @@ alert.add_command(target)
 @own
 @click.option("--all", "all_", is_flag=True, help="Those that are over, too.")
 @click.option("--rule", metavar="NAME", help="Of one rule.")
-@click.option("--limit", type=click.IntRange(1, 1_000), default=100, show_default=True, help="Most alerts.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(1, 1_000), default=100, show_default=True, help="Most alerts."
+)
 @common.as_json
 def list_(own: bool, all_: bool, rule: str | None, limit: int, as_json: bool) -> None:
     """List alerts that are open, and silences that hold."""
@@ -145,9 +147,12 @@ def rules(own: bool, as_json: bool) -> None:
 )
 @click.option("--about", metavar="NAME", help="This stream, site or other subject alone.")
 @click.option("--on/--off", "enabled", default=None, help="Whether it is looked at.")
-@click.option("--threshold", type=float, help="Above this it is true.")
+@click.option("--threshold", metavar="N", type=float, help="Above this it is true.")
 @click.option(
-    "--floor", type=float, help="Of error_rate: the least share. Of replication: bytes that a slot keeps."
+    "--floor",
+    metavar="N",
+    type=float,
+    help="Of error_rate: the least share. Of replication: bytes that a slot keeps.",
 )
 @click.option("--minimum", type=int, metavar="N", help="Of rates: from so many results on.")
 @click.option("--window-seconds", type=int, metavar="S", help="Of rates: the time that is looked back.")

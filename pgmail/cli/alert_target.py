@@ -44,7 +44,10 @@ def target() -> None:
     "--email", multiple=True, metavar="ADDRESS", help="Mail straight through a relay; may be repeated."
 )
 @click.option(
-    "--secret", type=common.Text(), metavar="TEXT", help="Signs a webhook's calls (Standard Webhooks)."
+    "--secret",
+    type=common.Text(),
+    metavar="TEXT",
+    help="Signs a webhook's calls (Standard Webhooks); 16 characters or more.",
 )
 @click.option(
     "--severity",

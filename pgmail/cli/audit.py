@@ -30,7 +30,9 @@ _LIST = {
 @click.option("--actor", metavar="NAME", help="A database role, or `key NAME`.")
 @click.option("--action", metavar="WORD", help="Such as key.revoke; `key.*` is all about keys.")
 @click.option("--object", metavar="TEXT", help="What was acted on; a * at the end stands for any rest.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Most acts.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Most acts."
+)
 @click.option("--before", type=click.IntRange(min=1), metavar="ID", help="Acts older than this one's id.")
 @common.as_json
 def audit(

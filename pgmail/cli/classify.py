@@ -26,7 +26,12 @@ _PHASES = ("connect", "greeting", "ehlo", "starttls", "auth", "mail", "rcpt", "d
 
 @click.command(short_help="What replies of mail servers mean.")
 @click.option("--text", metavar="TEXT", help="One reply's text, in place of standard input.")
-@click.option("--code", type=click.IntRange(200, 599), help="With --text: its code. Defaults to the text's.")
+@click.option(
+    "--code",
+    metavar="N",
+    type=click.IntRange(200, 599),
+    help="With --text: its code. Defaults to the text's.",
+)
 @click.option("--enhanced", metavar="X.Y.Z", help="With --text: its enhanced code. Defaults to the text's.")
 @click.option("--phase", type=click.Choice(_PHASES), help="With --text: at which command it came.")
 @click.option("--explain", is_flag=True, help="Also which rule said so, and what follows from it.")

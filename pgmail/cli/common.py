@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pgmail.cli.front import DEBUG_ENV
+from pgmail.errors import PgmailError, Refused
 
 if TYPE_CHECKING:
     TextType = click.ParamType[str]
@@ -175,7 +176,6 @@ def span(_: click.Context, __: click.Parameter, value: str | None) -> timedelta 
 def moment(value: str | None, field: str) -> datetime | None:
     """The moment of an option, ISO 8601 or a phrase such as "tomorrow at 9am". Raises `Refused`."""
     from pgmail.domain import when  # noqa: PLC0415
-    from pgmail.errors import Refused  # noqa: PLC0415
 
     if value is None:
         return None
@@ -183,6 +183,20 @@ def moment(value: str | None, field: str) -> datetime | None:
         return when.parse(value, now())
     except ValueError as error:
         raise Refused("invalid_time", f"/{field}", str(error)) from None
+
+
+def confirm(question: str) -> None:
+    """Ask before what cannot be undone. A no raises Abort; where nobody can answer, PgmailError says what to do."""
+    try:
+        yes = click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo(err=True)
+        because = "nobody is there to answer, so nothing was done; give --yes to go on unasked"
+        raise PgmailError(because) from None
+    if not yes:
+        raise click.Abort
 
 
 email_id = click.argument("id", callback=identifier)

@@ -111,7 +111,7 @@ def discard(why: str | None, as_json: bool, yes: bool, **chosen: Any) -> None:
     """Give dead letters up, which ends them as cancelled: by id, by filter, or --all."""
     _check_choice(chosen)
     if not chosen["ids"] and not yes:
-        click.confirm("Discard all dead letters that match?", abort=True, err=True)
+        common.confirm("Discard all dead letters that match?")
     _tell("discarded", common.run(_act("discard", why, chosen)), as_json=as_json)
 
 

@@ -25,7 +25,9 @@ from pgmail.cli.parts import part
     metavar="P",
     help="Worker processes.",
 )
-@click.option("--keep", is_flag=True, help="Leave it running, with an inbox page, until Ctrl-C.")
+@click.option(
+    "--keep", is_flag=True, help="Leave it running until Ctrl-C, with the dashboard and an inbox page."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, on the last line.")
 @click.pass_context
 def demo(ctx: click.Context, /, **options: object) -> None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pgmail.cli import common, doctor_alerts, doctor_database
+from pgmail.cli import common, doctor_alerts, doctor_database, output
 from pgmail.cli.doctor_finding import Finding, Status
 from pgmail.cli.doctor_finding import ask as _ask
 from pgmail.errors import PgmailError, Refused
@@ -155,7 +155,7 @@ async def _restore(connection: Connection, _: Settings) -> Finding:
     rows = await fetch_dicts(connection, queries("history")["fence"])
     if not rows:
         return Finding("restore", "ok", "nothing acknowledged is missing, as far as any process knows")
-    message = f"all sending is stopped since {rows[0]['noticed_at']}: {rows[0]['reason']}"
+    message = f"all sending is stopped since {output.cell(rows[0]['noticed_at'])}: {rows[0]['reason']}"
     return Finding("restore", "failed", message, "pgmail resume --after-restore --dry-run")
 
 

@@ -100,7 +100,7 @@ def resolve(how: str | None, reason: str | None, yes: bool, as_json: bool, **cho
     many.check_choice(chosen, _FILTERS, "--stream, --site")
     if not chosen["ids"] and not yes:
         words = "Take for sent" if how == "assume_sent" else "Send again"
-        click.confirm(f"{words} all mail in doubt that matches?", abort=True, err=True)
+        common.confirm(f"{words} all mail in doubt that matches?")
 
     async def act() -> int:
         from pgmail.store import doubts  # noqa: PLC0415

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def erase(address: str, *, tenant: str | None, reason: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Remove a person's data from all mail to ADDRESS: cancels what waits, keeps counts and any opt-out."""
     if not dry_run and not yes:
-        click.confirm(f"Erase all data of {address}? This cannot be undone.", abort=True, err=True)
+        common.confirm(f"Erase all data of {address}? This cannot be undone.")
 
     async def act() -> Erasure:
         from pgmail.store import people  # noqa: PLC0415

@@ -23,6 +23,9 @@ from pgmail.errors import PgmailError, Refused, SettingsError
 
 DEBUG_ENV = "PGMAIL_DEBUG"
 
+_NOT_ALLOWED = "42501"  # SQLSTATE insufficient_privilege: wrong settings, and no fault of the program
+_ROLES = "PGMAIL_DATABASE_URL, PGMAIL_WORKER_DATABASE_URL, PGMAIL_API_DATABASE_URL"
+
 
 class Front(click.Group):
     """A group whose commands stand elsewhere: `places` maps a name to `module:attribute`."""
@@ -90,6 +93,9 @@ def lines_of(error: Exception) -> list[str]:
         return [_one_line(str(error) or type(error).__name__)]
     if isinstance(error, OSError) and error.strerror:
         return [f"{error.filename}: {error.strerror}" if error.filename else error.strerror]
+    if getattr(error, "sqlstate", None) == _NOT_ALLOWED:
+        said = str(error).strip().partition("\n")[0]
+        return [f"{said}: this database role may not do that; each program has a role of its own ({_ROLES})"]
     text = _one_line(f"{type(error).__name__}: {error}")
     return [f"a fault of pgmail itself, please report it ({DEBUG_ENV}=1 shows where): {text}"]
 

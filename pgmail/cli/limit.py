@@ -85,7 +85,10 @@ def list_(as_json: bool) -> None:
 @click.option("--rate", metavar="RATE", help="Messages in a time: 100/s, 10/min, 5000/h, 3/90s, or none.")
 @click.option("--connections", metavar="N", help="Connections at once, or none. Not of a tenant.")
 @click.option(
-    "--ramp-seconds", type=float, help="Of a relay: time in which its rate is reached. Defaults to 30."
+    "--ramp-seconds",
+    metavar="S",
+    type=float,
+    help="Of a relay: time in which its rate is reached. Defaults to 30.",
 )
 @click.option("--note", metavar="TEXT", help="Where the figures come from.")
 def set_(

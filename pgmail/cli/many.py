@@ -23,7 +23,12 @@ def paged(command: F) -> F:
         common.as_json,
         click.option("--after", callback=common.identifier, metavar="ID", help="Go on below this one."),
         click.option(
-            "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many at most."
+            "--limit",
+            metavar="N",
+            type=click.IntRange(1, 1000),
+            default=50,
+            show_default=True,
+            help="How many at most.",
         ),
     ):
         command = option(command)

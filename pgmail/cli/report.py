@@ -49,7 +49,9 @@ _CAUSES = {
 @click.option("--since", metavar="TIME", help="From then on. Defaults to a day before --until.")
 @click.option("--until", metavar="TIME", help="Before then. Defaults to now.")
 @click.option("--causes", is_flag=True, help="The most frequent answers that were not a 250, with examples.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Most lines.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(1, 1000), default=50, show_default=True, help="Most lines."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, all lines.")
 @common.as_json
 def report(

@@ -38,7 +38,11 @@ def resume(
         raise PgmailError("no restore was noticed: nothing is stopped for one")
     if not as_json:
         click.echo(f"all sending is stopped since {output.cell(fence.noticed_at)}: {fence.reason}")
-        if fence.lost_from or fence.lost_until:
+        if fence.seen is None:  # a person said so, and no process saw what is missing
+            click.echo(
+                "all that was enqueued before may have been sent; --since TIME names the moment of the backup"
+            )
+        elif fence.lost_from or fence.lost_until:
             click.echo(
                 f"the database knows work up to {output.cell(fence.lost_from)}; "
                 f"work of {output.cell(fence.lost_until)} was acknowledged and is missing"
@@ -55,12 +59,13 @@ def resume(
     if not reason:
         raise click.UsageError("give --reason: others will ask why")
     if not yes:
-        click.confirm(f"They will be {_DONE[decision].partition(':')[0]}. Go on?", abort=True, err=True)
+        common.confirm(f"They will be {_DONE[decision].partition(':')[0]}. Go on?")
     decided = common.run(_decide(decision, reason, at))
     if as_json:
         output.print_json({"decision": decision, "in_doubt": decided})
     else:
-        click.echo(f"{decided} recipients in doubt are {_DONE[decision]}")
+        if decided:
+            click.echo(f"{decided} recipients in doubt are {_DONE[decision]}")
         click.echo("mail flows again")
 
 

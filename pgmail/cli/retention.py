@@ -50,9 +50,7 @@ def set_(content_days: str | None, record_days: str | None, reason: str | None, 
             content = now.content_days if content_days is None else _days(content_days, "--content-days")
             record = now.record_days if record_days is None else _days(record_days, "--record-days")
             if not yes and (_sooner(content, now.content_days) or _sooner(record, now.record_days)):
-                click.confirm(
-                    "Settled mail that is older will be dropped for good. Go on?", abort=True, err=True
-                )
+                common.confirm("Settled mail that is older will be dropped for good. Go on?")
             await store.change(connection, content, record, reason=reason)
             return content, record
 

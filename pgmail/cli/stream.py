@@ -64,12 +64,23 @@ def list_(as_json: bool) -> None:
 @click.option(
     "--trace", metavar="WORD", help="full or lean: whether each start is recorded. Defaults to full."
 )
-@click.option("--retry-base-seconds", type=float, help="Wait before the second attempt. Defaults to 30.")
-@click.option("--retry-factor", type=float, help="How much longer each wait is. Defaults to 3.")
-@click.option("--retry-cap-seconds", type=float, help="Longest wait. Defaults to 14400.")
-@click.option("--retry-jitter", type=float, help="Part of a wait that is chance, 0 to 1. Defaults to 0.2.")
-@click.option("--max-attempts", type=int, help="Attempts before it is a dead letter. Defaults to 20.")
-@click.option("--max-age-seconds", type=int, help="Age at which it is a dead letter. Defaults to 259200.")
+@click.option(
+    "--retry-base-seconds", metavar="S", type=float, help="Wait before the second attempt. Defaults to 30."
+)
+@click.option("--retry-factor", metavar="N", type=float, help="How much longer each wait is. Defaults to 3.")
+@click.option("--retry-cap-seconds", metavar="S", type=float, help="Longest wait. Defaults to 14400.")
+@click.option(
+    "--retry-jitter",
+    metavar="PART",
+    type=float,
+    help="Part of a wait that is chance, 0 to 1. Defaults to 0.2.",
+)
+@click.option(
+    "--max-attempts", metavar="N", type=int, help="Attempts before it is a dead letter. Defaults to 20."
+)
+@click.option(
+    "--max-age-seconds", metavar="S", type=int, help="Age at which it is a dead letter. Defaults to 259200."
+)
 @click.option(
     "--suppress-bounced/--keep-bounced",
     default=None,

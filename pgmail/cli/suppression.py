@@ -21,12 +21,13 @@ _LIST = {
     "created_by": "by",
     "expires_at": "until",
 }
+REASONS = "bounced, complained, unsubscribed, manual or invalid"
 _stream = click.option("--stream", metavar="NAME", help="Only this stream. Defaults to all.")
 
 
 @click.group(short_help="Addresses that get no mail.")
 def suppression() -> None:
-    """List, add and remove addresses that get no mail."""
+    """List, add, remove, import and export addresses that get no mail."""
 
 
 suppression.add_command(suppression_files.export)
@@ -36,9 +37,14 @@ suppression.add_command(suppression_files.import_)
 @suppression.command("list")
 @click.option("--address", metavar="ADDRESS", help="Only this address.")
 @_stream
-@click.option("--reason", metavar="WORD", help="Only bounced, complained, unsubscribed, manual or invalid.")
+@click.option("--reason", metavar="WORD", help=f"Only {REASONS}.")
 @click.option(
-    "--limit", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="At most so many."
+    "--limit",
+    metavar="N",
+    type=click.IntRange(1, 100_000),
+    default=1000,
+    show_default=True,
+    help="At most so many.",
 )
 @common.as_json
 def list_(address: str | None, stream: str | None, reason: str | None, limit: int, as_json: bool) -> None:
@@ -65,11 +71,11 @@ def list_(address: str | None, stream: str | None, reason: str | None, limit: in
 @suppression.command()
 @click.argument("address")
 @_stream
-@click.option("--reason", default="manual", show_default=True, metavar="WORD", help="Why: one of five words.")
+@click.option("--reason", default="manual", show_default=True, metavar="WORD", help=f"Why: {REASONS}.")
 @click.option("--source", metavar="TEXT", help="Where it is known from, in your words.")
 @click.option("--expires-at", metavar="TIME", help="When it ends by itself. Defaults to never.")
 def add(address: str, stream: str | None, reason: str, source: str | None, expires_at: str | None) -> None:
-    """Suppress an address. REASON is bounced, complained, unsubscribed, manual or invalid."""
+    """Suppress an address: of one stream, or of all."""
     until = common.moment(expires_at, "expires_at")
 
     async def act() -> str:

@@ -154,9 +154,9 @@ def check(name: str, as_json: bool, **source: str | None) -> None:
     if as_json:
         output.print_json({"required": sorted(found.required), "depends": found.depends})
     else:
-        click.echo(
-            f"fine; needs {output.cell(sorted(found.required))}, leans on {output.cell(found.depends)}"
-        )
+        facts = {"needs": sorted(found.required), "leans on": found.depends}
+        told = ", ".join(f"{word} {output.cell(value)}" for word, value in facts.items() if value)
+        click.echo(f"fine; {told}" if told else "fine")
 
 
 def _read(source: dict[str, str | None]) -> dict[str, Any]:

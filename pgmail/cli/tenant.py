@@ -92,6 +92,7 @@ def create(name: str, senders: str | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option(
     "--weight",
+    metavar="N",
     type=float,
     help="Its share beside other tenants: 2 gets twice what 1 gets while both have mail. New ones have 1.",
 )
@@ -119,7 +120,8 @@ def set_(name: str, weight: float | None, senders: str | None, reason: str | Non
     if weight is not None:
         click.echo(f"tenant {name} has the weight {weight:g}")
     if senders is not None:
-        click.echo(f"tenant {name} sends from {senders} domains")
+        domains = "any domain" if senders == "any" else "verified domains"
+        click.echo(f"tenant {name} sends from {domains}")
 
 
 @tenant.command()
@@ -210,9 +212,7 @@ def resume(name: str, reason: str | None) -> None:
 def erase(name: str, *, reason: str, discard: bool, yes: bool, as_json: bool) -> None:
     """Remove a tenant and all that it has; keeps the totals of what it sent, and who did what."""
     if not yes:
-        click.confirm(
-            f"Erase the tenant {name} and all its mail? This cannot be undone.", abort=True, err=True
-        )
+        common.confirm(f"Erase the tenant {name} and all its mail? This cannot be undone.")
     done = common.run(_erase(name, reason, discard=discard))
     if as_json:
         output.print_json(done)

@@ -286,7 +286,9 @@ def test(id: UUID, as_json: bool) -> None:
 @click.option("--outcome", type=click.Choice(_OUTCOMES), help="Only with this outcome.")
 @click.option("--since", metavar="WHEN", help="Calls from then on.")
 @click.option("--until", metavar="WHEN", help="Calls before then.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1_000), help="How many.")
+@click.option(
+    "--limit", metavar="N", default=50, show_default=True, type=click.IntRange(1, 1_000), help="How many."
+)
 @common.as_json
 def deliveries(
     id: UUID,

@@ -95,7 +95,24 @@ def _check_keys(body: dict[str, Any]) -> None:
         refuse("unknown_key", key, because=f"an email has no such key{hint}")
 
 
+_ELSEWHERE = {
+    "sender": "from",
+    "from_": "from",
+    "recipient": "to",
+    "recipients": "to",
+    "send_at": "scheduled_at",
+    "at": "scheduled_at",
+    "body": "text",
+    "body_text": "text",
+    "body_html": "html",
+    "template_id": "template",
+}
+"""What a key is called by other ways in (SQL's named arguments, Python's fields) and by other people's APIs."""
+
+
 def _near(key: str) -> list[str]:
+    if known := _ELSEWHERE.get(key.lower()):
+        return [known]
     from difflib import get_close_matches  # noqa: PLC0415 - only a fault needs it, and it is slow to load
 
     return get_close_matches(key[:80].lower(), KEYS, n=1, cutoff=0.6)

@@ -86,6 +86,18 @@ class Meter:
 _LOAD = 200  # what starting another template costs, in characters
 
 
+_KINDS: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "a truth value",
+    type(None): "null",
+}
+"""What a variable is called where something is missing in it: by the words of JSON, which it came from."""
+
+
 class Missing(StrictUndefined):
     """A variable that was not given: using it in any way says which."""
 
@@ -97,7 +109,7 @@ class Missing(StrictUndefined):
             return self._undefined_hint
         if self._undefined_obj is missing:
             return f"the variable {self._undefined_name!r} is missing"
-        return f"{self._undefined_name!r} is missing in a {type(self._undefined_obj).__name__}"
+        return f"{self._undefined_name!r} is missing in {_KINDS.get(type(self._undefined_obj), 'what is before it')}"
 
 
 class _Namespace(Namespace):

@@ -99,7 +99,11 @@ def run_demo(settings: Settings, options: Options, serve_inbox: ServeInbox) -> i
         if options.keep:
             show.where(places(here, fleet, key, chosen, inbox or ""))
         else:
-            show.where({"look": "pgmail demo --keep leaves it running, with an inbox to read the mail in"})
+            show.where(
+                {
+                    "look": "pgmail demo --keep leaves it running, with the dashboard and an inbox to read the mail in"
+                }
+            )
         if options.as_json:
             show.line(msgspec.json.encode(account.summary).decode())
         if options.keep:
@@ -187,6 +191,8 @@ def places(here: Place, fleet: Fleet, key: str, chosen: UUID, inbox: str) -> dic
     # What this shell has set would win over the file.
     setting = " ".join(f"{name}={quoted(value) if value else ''}" for name, value in changes.items())
     return {
+        "dashboard": f"{fleet.url}/dashboard",
+        "its key": key,
         "inbox": inbox,
         "psql": quoted(psql, here.scratch.dsn("admin")),
         "API": quoted("curl", "-H", f"Authorization: Bearer {key}", f"{fleet.url}/emails"),

@@ -113,9 +113,10 @@ class Show:
     def where(self, places: Mapping[str, str]) -> None:
         """Say where to look; a line each."""
         self.console.print()
+        width = max(map(len, places)) + 2
         for name, place in places.items():
             # Whole on a line, however long: it is there to be copied.
-            self.console.print(Text(f"{name:<8}", style="bold") + Text(place), soft_wrap=True)
+            self.console.print(Text(f"{name:<{width}}", style="bold") + Text(place), soft_wrap=True)
 
     def line(self, text: str) -> None:
         """Print a line as it stands: what programs read, or the last word."""

@@ -206,7 +206,7 @@ def _downgrade(dsn: str, revision: str, *, confirmed: bool) -> list[str]:
                 "holds_data",
                 "",
                 "the database holds mail, templates, suppressions or keys, which a downgrade may destroy; "
-                "nothing was changed; confirm to go on",
+                "nothing was changed; confirm to go on (--yes)",
                 409,
             )
         _alembic(connection, done, revision, command.downgrade)

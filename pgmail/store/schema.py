@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from psycopg import errors
+
 from pgmail import sqlfiles
 from pgmail.errors import SchemaMismatch
 from pgmail.store.database import Database
+from pgmail.store.faults import first_line
 
 SCHEMA_VERSION: Final = 5
 """The schema that this program brings."""
@@ -61,5 +64,11 @@ def judge(version: int | None, compatible_from: int | None) -> SchemaState:
 
 async def require(database: Database) -> None:
     """Read what the schema says of itself. SchemaMismatch unless program and schema fit."""
-    row = await database.one(sqlfiles.queries("presence")["schema"])
+    try:
+        row = await database.one(sqlfiles.queries("presence")["schema"])
+    except errors.InsufficientPrivilege as error:
+        raise SchemaMismatch(
+            f"{first_line(error)}: the database role of this process is none that pgmail's programs work with; "
+            "each has one of its own (PGMAIL_WORKER_DATABASE_URL, PGMAIL_API_DATABASE_URL)"
+        ) from error
     judge(*(row or (None, None))).require()

@@ -343,6 +343,11 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(shell, owner):
     assert shell.refused("dead", "retry", people[0]) == "no dead letter matches"
     assert shell.json("dead", "discard", emails[1]) == {"discarded": 1}
     assert shell.run("dead", "discard", "--all", code=1, input="n\n").stderr.endswith("Aborted!\n")
+    asked = shell.run("dead", "discard", "--all", code=1).stderr  # by a script: nobody answers
+    assert (
+        asked.splitlines()[-1]
+        == "pgmail: nobody is there to answer, so nothing was done; give --yes to go on unasked"
+    )
     assert shell.run("dead", "discard", "--reason", "attempts_exhausted", "--yes").stdout == "discarded 1\n"
     assert shell.json("dead", "retry", "--all", code=1) == {"retried": 0}
     for words in ([], ["--all", "--stream", "x"], [people[0], "--all"]):
@@ -686,6 +691,16 @@ def test_doctor_names_what_is_wrong_worst_first_with_what_mends_it(shell, owner)
     wrong = [row for row in shell.json("doctor", code=1) if row["status"] != "ok"]
     assert [(row["check"], row["status"]) for row in wrong] == [("server settings", "failed")]
     assert wrong[0]["mend"].startswith("alter system set fsync = on")
+
+
+def test_a_restore_that_a_person_told_of_is_shown_without_what_nobody_saw(shell):
+    shell.run("pause", "--after-restore", "--reason", "last night's dump")
+    shown = shell.run("resume", "--after-restore", "--dry-run").stdout
+    assert "--since TIME names the moment of the backup" in shown
+    assert "acknowledged and is missing" not in shown
+    assert re.search(r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ: last night", shell.run("doctor", code=1).stdout)
+    done = shell.run("resume", "--after-restore", "--reason", "looked", "--yes").stdout
+    assert done.endswith("no mail is in doubt\nmail flows again\n")
 
 
 def test_doctor_sees_pauses_dead_letters_late_mail_and_false_books(shell, owner):

@@ -142,6 +142,10 @@ def test_every_recipient_is_accounted_for_and_nothing_is_left_running(home):
 def test_kept_it_can_be_looked_at_until_ctrl_c(home):
     demo = start(home, "--messages", "50", "--processes", "1", "--keep")
     shown = wait_for(demo, r"^end ")
+    dashboard = re.search(r"^dashboard +(\S+)$", shown, re.MULTILINE)[1]
+    with urllib.request.urlopen(dashboard, timeout=10) as answer:
+        assert b'name="key"' in answer.read()  # it wants the key that stands below
+    assert re.search(r"^its key +pgm_live_\S+$", shown, re.MULTILINE)
     inbox = re.search(r"^inbox +(\S+)$", shown, re.MULTILINE)[1]
     with urllib.request.urlopen(inbox + "?q=postcard", timeout=10) as answer:
         page = answer.read().decode()

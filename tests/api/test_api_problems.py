@@ -118,6 +118,13 @@ async def test_ready_says_when_there_is_no_schema(empty_db):
         assert "no pgmail schema" in (await api.get("/health/ready")).json()["problem"]
 
 
+async def test_ready_says_when_the_database_role_is_the_wrong_one(db):
+    async with client(db.dsn_for("producer"), None) as api:
+        ready = await api.get("/health/ready")
+        assert ready.status_code == 503
+        assert "PGMAIL_API_DATABASE_URL" in ready.json()["problem"]
+
+
 def test_every_status_has_a_problem_of_its_own():
     problem, headers = problems.problem_of(DatabaseAway("connection to 10.0.0.1 refused"))
     assert (problem.status, headers) == (503, {"Retry-After": "5"})

@@ -14,6 +14,8 @@ import psycopg.rows
 import pytest
 import sqlalchemy
 from django.conf import settings as django_settings
+from django.db import connections as django_connections
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import pgmail
@@ -416,6 +418,23 @@ async def test_a_pipeline_of_psycopg_may_be_open(db, stored):
 @pytest.mark.parametrize("wrong", [None, 7, "postgresql://localhost/x", object()])
 def test_what_is_no_connection_is_a_type_error_that_names_those_it_takes(wrong):
     with pytest.raises(TypeError, match=r"asyncpg.*SQLAlchemy.*django"):
+        pgmail.send(wrong, **GOOD)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        sqlalchemy.create_engine("postgresql+psycopg://"),
+        sessionmaker(),
+        create_async_engine("postgresql+asyncpg://"),
+        django_connections,
+        psycopg,
+    ],
+)
+def test_what_only_makes_connections_is_refused_as_well(wrong):
+    with pytest.raises(
+        TypeError, match=r"(Engine|sessionmaker|Handler|module) is not a connection.*SQLAlchemy"
+    ):
         pgmail.send(wrong, **GOOD)
 
 

@@ -97,6 +97,15 @@ def test_a_misspelt_key_is_told_its_likely_name():
         check_email({**GOOD, "subjct": "x"}, now=NOW)
 
 
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [("sender", "from"), ("recipient", "to"), ("send_at", "scheduled_at"), ("body_html", "html")],
+)
+def test_a_key_by_its_name_elsewhere_is_told_its_name_here(key, ours):
+    with pytest.raises(Refused, match=f"did you mean '{ours}'"):
+        check_email({**GOOD, key: "x"}, now=NOW)
+
+
 def test_the_check_changes_nothing():
     body = {**GOOD, "scheduled_at": "in 5 minutes", "attachments": [{"filename": "a", "content": [1]}]}
     before = repr(body)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import click
 import msgspec
+import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -57,6 +58,12 @@ def test_every_command_and_option_has_its_help(words, command):
     assert [
         option.name for option in command.params if isinstance(option, click.Option) and not option.help
     ] == []
+
+
+@pytest.mark.parametrize(("words", "command"), list(leaves()))
+def test_help_says_what_an_option_takes_and_not_its_type(words, command):
+    shown = command.get_help(click.Context(command, **cli.context_settings))
+    assert re.findall(r"--\S+ (?:INTEGER|FLOAT)\b.*", shown) == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -139,6 +146,17 @@ def test_a_fault_of_ours_is_a_line_that_says_so(monkeypatch):
     assert result.stderr.count("\n") == 1
     monkeypatch.setenv(front.DEBUG_ENV, "1")
     assert "Traceback" in failing(ZeroDivisionError()).stderr
+
+
+def test_a_role_that_may_not_is_told_of_the_settings_and_not_of_a_fault_of_ours(monkeypatch):
+    monkeypatch.delenv(front.DEBUG_ENV, raising=False)
+    line = failing(
+        psycopg.errors.InsufficientPrivilege("permission denied for function worker_start_v2\nx")
+    ).stderr
+    assert line.startswith(
+        "pgmail: permission denied for function worker_start_v2: this database role may not"
+    )
+    assert "PGMAIL_WORKER_DATABASE_URL" in line
 
 
 def test_interruptions_have_their_own_codes():

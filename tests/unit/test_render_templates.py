@@ -188,6 +188,14 @@ def test_a_missing_variable_is_named(source, name, line) -> None:
     assert repr(name) in found.message or name in found.message
 
 
+@pytest.mark.parametrize(
+    ("value", "words"), [({}, "an object"), ([], "a list"), ("", "a text"), (7, "a number"), (None, "null")]
+)
+def test_what_is_missing_in_a_variable_is_told_by_the_words_of_json(value, words) -> None:
+    found = fault(Source(text="{{ order.city.name }}"), variables={"order": value})
+    assert f"'city' is missing in {words}" in found.message
+
+
 @pytest.mark.parametrize("name", ["abs capitalize center count e escape first float forceescape int join last length list lower replace('a','b') reverse round safe sort string striptags sum title trim truncate upper urlencode wordcount wordwrap"][0].split())  # fmt: skip
 def test_a_filter_called_strict_fails_on_what_is_missing(name) -> None:
     source = Source(text="{{ x|" + name + " }}")
