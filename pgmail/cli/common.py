@@ -185,6 +185,18 @@ def moment(value: str | None, field: str) -> datetime | None:
         raise Refused("invalid_time", f"/{field}", str(error)) from None
 
 
+def past(value: str | None, option: str) -> datetime | None:
+    """The moment of an option that looks back: ISO 8601, "2 hours ago", "7d", "yesterday". Wrong usage otherwise."""
+    from pgmail.domain import when  # noqa: PLC0415
+
+    if value is None:
+        return None
+    try:
+        return when.parse_past(value, now())
+    except ValueError as error:
+        raise click.BadParameter(f"{value[:100]!r} is {error}", param_hint=f"--{option}") from None
+
+
 email_id = click.argument("id", callback=identifier)
 
 

@@ -46,7 +46,11 @@ _CAUSES = {
 @click.option(
     "--by", type=click.Choice(BYS), default="stream", show_default=True, help="A line for each of these."
 )
-@click.option("--since", metavar="TIME", help="From then on. Defaults to a day before --until.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="From then on, such as 7d or 'yesterday'. Defaults to a day before --until.",
+)
 @click.option("--until", metavar="TIME", help="Before then. Defaults to now.")
 @click.option("--causes", is_flag=True, help="The most frequent answers that were not a 250, with examples.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="Most lines.")
@@ -58,8 +62,8 @@ def report(
     """Tell what became of mail in a span, widened to whole hours (of long ago: days)."""
     if as_csv and (as_json or causes):
         raise click.UsageError("--csv prints a report's lines; leave --json and --causes out")
-    to = common.moment(until, "until") or common.now()
-    of = common.moment(since, "since") or to - timedelta(days=1)
+    to = common.past(until, "until") or common.now()
+    of = common.past(since, "since") or to - timedelta(days=1)
     if of >= to:
         raise click.UsageError("--since must lie before --until")
 
