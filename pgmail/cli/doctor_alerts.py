@@ -69,7 +69,10 @@ async def targets(connection: Connection, settings: Settings) -> Finding:
     if not rows:
         message = "nobody is told of alerts"
         return Finding(
-            "alert targets", "warning", message, "pgmail alert target add ops --email you@example.com"
+            "alert targets",
+            "warning",
+            message,
+            "pgmail alert target add ops --slack URL (or --webhook, --email)",
         )
     for row in rows:
         if row["failing_since"] is not None:
