@@ -188,8 +188,9 @@ def _alert_chores(settings: Settings, database: Database) -> list[Chore]:
 
     try:
         configs = {name: RelayConfig.from_url(url) for name, url in settings.relays.items()}
-        direct = RelayConfig.from_url(settings.alert_relay_url or settings.relay_url)
-        relay = SmtpRelay(direct)
+        # The one for alerts first; the others where that does not answer.
+        urls = dict.fromkeys(filter(None, (settings.alert_relay_url, *settings.relays.values())))
+        relays = [SmtpRelay(RelayConfig.from_url(url)) for url in urls]
     except ValueError as error:
         raise SettingsError(
             [f"PGMAIL_RELAY_URL, PGMAIL_RELAY_URLS or PGMAIL_ALERT_RELAY_URL: {error}"]
@@ -205,7 +206,7 @@ def _alert_chores(settings: Settings, database: Database) -> list[Chore]:
         database,
         keks=keks.read(settings),
         http=http,
-        relay=relay,
+        relays=relays,
         sender=parse(settings.alert_from).address if settings.alert_from else f"pgmail@{host}",
         public_url=settings.public_url,
     )

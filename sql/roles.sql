@@ -213,7 +213,7 @@ grant execute on function pgmail.metrics_queue_v1(boolean), pgmail.metrics_fleet
 grant execute on function pgmail.rollup_v1(integer, integer, integer), pgmail.trim_rollups_v1(integer), pgmail.gauge_lanes_v1(),
   pgmail.gauge_states_v1() to {prefix}worker, {prefix}maintain;
 grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause to {prefix}api, {prefix}reader, {prefix}admin;
-grant select (rolled_at, counted_at) on pgmail.insight_cursor to {prefix}api, {prefix}reader, {prefix}admin;
+grant select (rolled_at, gauged_at, counted_at) on pgmail.insight_cursor to {prefix}api, {prefix}reader, {prefix}admin;
 -- end of figures
 -- alerts: what is secret of a target is for who tells alone, and sealed where there is a key
 grant execute on function
@@ -225,8 +225,8 @@ grant execute on function
   to {prefix}api, {prefix}admin;
 grant execute on function pgmail.alert_step_v1(), pgmail.alert_purge_v1(), pgmail.alert_take_v1(integer, uuid[]),
   pgmail.alert_told_v1(uuid, boolean, text, boolean) to {prefix}worker, {prefix}maintain;
-grant execute on function pgmail.saw_certificate_v1(text, text, timestamptz) to {prefix}worker, {prefix}maintain;
-grant execute on function pgmail.oldest_snapshot(), pgmail.hot_tables(), pgmail.replicas() to {prefix}worker, {prefix}maintain, {prefix}admin;
+grant execute on function pgmail.saw_certificate_v1(text, text, timestamptz), pgmail.missed_certificate_v1(text, text, text) to {prefix}worker, {prefix}maintain;
+grant execute on function pgmail.oldest_snapshot(), pgmail.hot_tables(), pgmail.replicas(), pgmail.chores_reached() to {prefix}worker, {prefix}maintain, {prefix}admin;
 grant select on pgmail.alert, pgmail.alert_rule, pgmail.alert_silence to {prefix}reader, {prefix}admin;
 grant select on pgmail.lost_worker, pgmail.certificate to {prefix}admin;
 -- end of alerts

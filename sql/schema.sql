@@ -275,20 +275,39 @@ CREATE FUNCTION pgmail.alert_deltas(p_seconds double precision) RETURNS TABLE(te
 declare at_ timestamptz := pgmail.now() - p_seconds * interval '1 second';
 begin
   return query
-  select t.tenant_id, t.stream, (t.sent - m.sent)::bigint, (t.bounced - m.bounced)::bigint, (t.dead - m.dead)::bigint
-  from (select x.tenant_id, x.stream, coalesce(sum(x.n) filter (where x.kind = 'sent'), 0) as sent,
-          coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0) as bounced, coalesce(sum(x.n) filter (where x.kind = 'dead'), 0) as dead
-        from pgmail.tally_total x where x.kind in ('sent', 'bounced', 'dead') group by x.tenant_id, x.stream) t
-  cross join lateral (
-    select y.* from (
-      (select x.sent, x.bounced, x.dead, 1 as n from pgmail.alert_meter x
-       where x.tenant_id = t.tenant_id and x.stream = t.stream and x.at <= at_ order by x.at desc limit 1)
-      union all
-      (select x.sent, x.bounced, x.dead, 2 from pgmail.alert_meter x
-       where x.tenant_id = t.tenant_id and x.stream = t.stream order by x.at limit 1)) y
-    order by y.n limit 1) m
-  where (t.sent, t.bounced, t.dead) <> (m.sent, m.bounced, m.dead);
+  with moved as (
+    select t.tenant_id, t.stream, (t.sent - m.sent)::bigint as sent, (t.bounced - m.bounced)::bigint as bounced
+    from (select x.tenant_id, x.stream, coalesce(sum(x.n) filter (where x.kind = 'sent'), 0) as sent,
+            coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0) as bounced
+          from pgmail.tally_total x where x.kind in ('sent', 'bounced') group by x.tenant_id, x.stream) t
+    cross join lateral (
+      select y.* from (
+        (select x.sent, x.bounced, 1 as n from pgmail.alert_meter x
+         where x.tenant_id = t.tenant_id and x.stream = t.stream and x.at <= at_ order by x.at desc limit 1)
+        union all
+        (select x.sent, x.bounced, 2 from pgmail.alert_meter x
+         where x.tenant_id = t.tenant_id and x.stream = t.stream order by x.at limit 1)) y
+      order by y.n limit 1) m
+    where (t.sent, t.bounced) <> (m.sent, m.bounced)
+  )
+  select coalesce(v.tenant_id, d.tenant_id), coalesce(v.stream, d.stream), coalesce(v.sent, 0), coalesce(v.bounced, 0), coalesce(d.n, 0)
+  from moved v full join pgmail.alert_died(p_seconds) d on d.tenant_id = v.tenant_id and d.stream = v.stream;
 end
+$$;
+
+CREATE FUNCTION pgmail.alert_died(p_seconds double precision) RETURNS TABLE(tenant_id integer, stream text, n bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+  select t.id, x.key, x.n
+  from (select pgmail.now() - p_seconds * interval '1 second') f(since) cross join pgmail.tenant t
+  cross join lateral (
+    select u.key, sum(u.n)::bigint as n from pgmail.rollup u
+    where u.tenant_id = t.id and u.dim = 'stream' and u.grain = case when p_seconds <= 7200 then 'minute' else 'quarter' end and u.at > f.since
+      and u.kind = 'dead'
+    group by u.key) x
+  where exists (select from pgmail.rollup h where h.tenant_id = t.id and h.dim = 'stream' and h.grain = 'hour' and h.at > f.since - interval '1 hour' and h.kind = 'dead')
 $$;
 
 CREATE FUNCTION pgmail.alert_facts_database() RETURNS SETOF pgmail.alert_fact
@@ -356,14 +375,24 @@ begin
     format('%s on %s (process %s) fell silent at %s and was declared dead; its mail was given back.', case l.program when 'worker' then 'Worker ' || l.epoch
       else 'The process ' || l.program || ' ' || l.epoch end, l.host, l.pid, pgmail.at_words(l.beat_at))
   from pgmail.lost_worker l join pgmail.alert_rule r on r.kind = 'worker_lost' and r.tenant_id is null and r.enabled and coalesce(r.about, l.host) = l.host
-  where l.lost_at > now_ - coalesce(r.window_seconds, 900) * interval '1 second';
+  where not l.stopped and l.lost_at > now_ - coalesce(r.window_seconds, 900) * interval '1 second';
 
   return query
   select r.id, null::integer, c.name, x.days, format('The certificate of %s (%s) %s %s.', case c.name when 'api' then 'the API' else c.name end, c.place,
-    case when x.days < 0 then 'ended at' else 'ends in ' || pgmail.span_words(x.days * 86400) || ', at' end, pgmail.at_words(c.ends_at))
+    case when x.days < 0 then 'ended at' else 'ends in ' || pgmail.span_words(x.days * 86400) || ', at' end, pgmail.at_words(c.ends_at)
+      || case when c.unseen_since is not null then format('; it cannot be seen since %s (%s)', pgmail.at_words(c.unseen_since), c.answer) else '' end)
   from pgmail.certificate c cross join lateral (select extract(epoch from c.ends_at - now_)::float8 / 86400 as days) x
   join pgmail.alert_rule r on r.kind = 'certificate' and r.tenant_id is null and r.enabled and coalesce(r.about, c.name) = c.name and x.days < r.threshold
   where c.seen_at > now_ - interval '3 days';
+
+  -- Where these stand still all looks calm.
+  return query
+  select r.id, null::integer, x.subject, extract(epoch from now_ - x.at)::float8, format('%s since %s%s; the log of the process that leads says why.',
+    x.words, pgmail.at_words(x.at), case when x.building then ', for the index of events is not whole yet' else '' end)
+  from pgmail.chores_reached() x
+  join pgmail.alert_rule r on r.kind = 'figures_late' and r.tenant_id is null and r.enabled and coalesce(r.about, x.subject) = x.subject
+    and x.at < now_ - r.threshold * x.times * interval '1 second'
+  where x.subject <> 'alerts';   -- what does not look does not tell of it: doctor does
 
   return query
   select r.id, null::integer, '', p.days_left::float8, case when p.strays > 0
@@ -465,7 +494,7 @@ begin
   cross join lateral (
     select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / nullif(w.sent + w.bounced + w.dead, 0) as rate,
       greatest(case when (d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead) >= greatest(r.minimum, 1)
-                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / nullif((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead), 0) end, 0.01) as usual) x
+                    then greatest(d.bounced + d.dead - w.bounced - w.dead, 0)::float8 / nullif((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead), 0) end, 0.01) as usual) x
   where x.rate >= coalesce(r.floor, 0) and x.rate > r.threshold * x.usual;
 
   return query
@@ -478,7 +507,7 @@ begin
   where x.all_ >= greatest(r.minimum, 1) and x.rate > r.threshold;
 
   return query
-  select r.rule_id, r.tenant_id, w.stream, w.dead::float8, format('%s more dead letters of the stream %s than %s ago; a person decides (pgmail dead list).',
+  select r.rule_id, r.tenant_id, w.stream, w.dead::float8, format('%s emails of the stream %s became dead letters in the last %s; a person decides (pgmail dead list).',
     pgmail.number_words(w.dead), w.stream, pgmail.span_words(r.window_seconds))
   from (select distinct y.window_seconds as seconds from pgmail.alert_rule y where y.kind = 'dead_letters' and y.enabled) v
   cross join lateral pgmail.alert_deltas(v.seconds) w
@@ -531,33 +560,34 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.alert_kinds() RETURNS TABLE(kind text, family text, level text, about_what text, unit text, path text, public boolean)
+CREATE FUNCTION pgmail.alert_kinds() RETURNS TABLE(kind text, family text, level text, about_what text, unit text, path text, public boolean, ended text)
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
   values
-    ('oldest_due', 'mail', 'tenant', 'stream', 'seconds', '/queue', false),
-    ('queue_depth', 'mail', 'tenant', 'stream', 'recipients', '/queue', false),
-    ('in_doubt', 'mail', 'tenant', '', 'recipients', '/in-doubt', false),
-    ('pause_forgotten', 'mail', 'tenant', 'what is paused', 'seconds', '/queue', false),
-    ('sender_domain', 'mail', 'tenant', 'domain', '', '/domains', false),
-    ('error_rate', 'rates', 'tenant', 'stream', 'times its baseline', '/dead-letters', false),
-    ('bounce_rate', 'rates', 'tenant', 'stream', 'share', '/emails', false),
-    ('dead_letters', 'rates', 'tenant', 'stream', 'recipients', '/dead-letters', false),
-    ('site_bounce_rate', 'traffic', 'tenant', 'site', 'share', '/emails', false),
-    ('webhook_failing', 'traffic', 'tenant', 'webhook', 'seconds', '/webhooks', false),
-    ('no_worker', 'mail', 'fleet', '', 'seconds', '/workers', true),
-    ('sending_stalled', 'mail', 'fleet', '', 'seconds', '/queue', true),
-    ('restored_database', 'fleet', 'fleet', '', '', '/queue', true),
-    ('relay_away', 'fleet', 'fleet', 'relay', 'seconds', '/workers', true),
-    ('worker_lost', 'fleet', 'fleet', 'worker', '', '/workers', false),
-    ('certificate', 'fleet', 'fleet', 'certificate', 'days', '/workers', false),
-    ('partitions_low', 'fleet', 'fleet', '', 'days', '/alerts', false),
-    ('old_transaction', 'database', 'fleet', '', 'seconds', '/alerts', false),
-    ('table_bloat', 'database', 'fleet', 'table', 'dead rows', '/alerts', false),
-    ('replication', 'database', 'fleet', 'standby or slot', 'seconds', '/alerts', false),
-    ('notify_queue', 'database', 'fleet', '', 'share', '/alerts', false),
-    ('wraparound', 'database', 'fleet', '', 'transactions', '/alerts', false),
-    ('connections', 'database', 'fleet', '', 'share', '/alerts', false)
+    ('oldest_due', 'mail', 'tenant', 'stream', 'seconds', '/queue', false, 'mail of the stream %s is no longer late'),
+    ('queue_depth', 'mail', 'tenant', 'stream', 'recipients', '/queue', false, 'the queue of the stream %s is short enough'),
+    ('in_doubt', 'mail', 'tenant', '', 'recipients', '/in-doubt', false, 'what was in doubt is decided'),
+    ('pause_forgotten', 'mail', 'tenant', 'what is paused', 'seconds', '/queue', false, 'the pause of %s has ended, or has an end'),
+    ('sender_domain', 'mail', 'tenant', 'domain', '', '/domains', false, 'the record of %s is missing no more'),
+    ('error_rate', 'rates', 'tenant', 'stream', 'times its baseline', '/dead-letters', false, 'the stream %s fails no more often than usual'),
+    ('bounce_rate', 'rates', 'tenant', 'stream', 'share', '/emails', false, 'few enough emails of the stream %s bounce'),
+    ('dead_letters', 'rates', 'tenant', 'stream', 'recipients', '/dead-letters', false, 'the stream %s makes few dead letters'),
+    ('site_bounce_rate', 'traffic', 'tenant', 'site', 'share', '/emails', false, 'few enough emails to %s bounce'),
+    ('webhook_failing', 'traffic', 'tenant', 'webhook', 'seconds', '/webhooks', false, 'the webhook %s fails no more, or was removed'),
+    ('no_worker', 'mail', 'fleet', '', 'seconds', '/workers', true, 'a worker is alive, or no mail is due'),
+    ('sending_stalled', 'mail', 'fleet', '', 'seconds', '/queue', true, 'mail is sent, or none is due'),
+    ('restored_database', 'fleet', 'fleet', '', '', '/queue', true, 'an operator has decided, and sending goes on'),
+    ('relay_away', 'fleet', 'fleet', 'relay', 'seconds', '/workers', true, 'the relay %s answers'),
+    ('worker_lost', 'fleet', 'fleet', 'worker', '', '/workers', false, 'no more is told of %s, which was lost some time ago'),
+    ('certificate', 'fleet', 'fleet', 'certificate', 'days', '/workers', false, 'the certificate of %s ends later, or is no longer used'),
+    ('figures_late', 'fleet', 'fleet', 'what is late', 'seconds', '/workers', true, 'the %s are up to date'),
+    ('partitions_low', 'fleet', 'fleet', '', 'days', '/alerts', false, 'there are partitions enough'),
+    ('old_transaction', 'database', 'fleet', '', 'seconds', '/alerts', false, 'no old transaction keeps dead rows'),
+    ('table_bloat', 'database', 'fleet', 'table', 'dead rows', '/alerts', false, 'the table %s is clean enough'),
+    ('replication', 'database', 'fleet', 'standby or slot', 'seconds', '/alerts', false, 'the %s is behind no more'),
+    ('notify_queue', 'database', 'fleet', '', 'share', '/alerts', false, 'the queue of NOTIFY is empty enough'),
+    ('wraparound', 'database', 'fleet', '', 'transactions', '/alerts', false, 'transaction ids are young enough'),
+    ('connections', 'database', 'fleet', '', 'share', '/alerts', false, 'connections are free')
 $$;
 
 CREATE FUNCTION pgmail.alert_meter_step() RETURNS integer
@@ -583,25 +613,31 @@ $$;
 CREATE FUNCTION pgmail.alert_purge_v1() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET jit TO 'off'
     AS $$
-declare n integer; now_ timestamptz := pgmail.now();
+declare n integer; m integer; now_ timestamptz := pgmail.now(); most constant integer := 5000;
 begin
-  delete from pgmail.alert_meter m
-  where (m.at < now_ - interval '2 hours' and exists (
-           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '2 hours'
-             and floor(extract(epoch from x.at) / 900) = floor(extract(epoch from m.at) / 900)))
-     or (m.at < now_ - interval '25 hours' and exists (
-           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '24 hours'));
-  delete from pgmail.alert a where a.state = 'resolved' and a.resolved_at < pgmail.now() - interval '30 days';
+  delete from pgmail.alert_meter m using (
+    select y.tenant_id, y.stream, y.at from (
+      select x.tenant_id, x.stream, x.at, lead(x.at) over w as next_, lead(floor(extract(epoch from x.at) / 900)) over w as next_quarter
+      from pgmail.alert_meter x where x.at < now_ - interval '2 hours' window w as (partition by x.tenant_id, x.stream order by x.at)) y
+    where y.next_quarter = floor(extract(epoch from y.at) / 900) or (y.at < now_ - interval '49 hours' and y.next_ < now_ - interval '48 hours')
+    limit most) old
+  where m.tenant_id = old.tenant_id and m.stream = old.stream and m.at = old.at;
   get diagnostics n = row_count;
-  delete from pgmail.alert_delivery d where d.state <> 'waiting' and d.done_at < pgmail.now() - interval '30 days';
-  delete from pgmail.alert_silence s where s.until <= pgmail.now();
-  delete from pgmail.certificate c where c.seen_at < pgmail.now() - interval '30 days';
+  delete from pgmail.alert a where a.id in (
+    select x.id from pgmail.alert x where x.state = 'resolved' and x.resolved_at < now_ - interval '30 days' order by x.resolved_at limit most);
+  get diagnostics m = row_count; n := n + m;
+  delete from pgmail.alert_delivery d where d.id in (
+    select x.id from pgmail.alert_delivery x where x.state <> 'waiting' and x.done_at < now_ - interval '30 days' order by x.done_at limit most);
+  get diagnostics m = row_count; n := n + m;
+  delete from pgmail.alert_silence s where s.until <= now_;
+  delete from pgmail.certificate c where c.seen_at < now_ - interval '30 days';
   return n;
 end
 $$;
 
-CREATE FUNCTION pgmail.alert_rules(p_all boolean DEFAULT false) RETURNS TABLE(name text, tenant text, kind text, about text, enabled boolean, threshold double precision, unit text, floor double precision, minimum bigint, window_seconds integer, for_seconds integer, calm_seconds integer, renotify_seconds integer, severity text, note text, shipped boolean, changed_at timestamp with time zone, changed_by text, firing integer)
+CREATE FUNCTION pgmail.alert_rules(p_all boolean DEFAULT false) RETURNS TABLE(name text, tenant text, kind text, about text, enabled boolean, threshold double precision, unit text, floor double precision, minimum bigint, window_seconds integer, for_seconds integer, calm_seconds integer, renotify_seconds integer, severity text, note text, shipped boolean, changed_at timestamp with time zone, changed_by text, firing integer, level text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
@@ -612,7 +648,8 @@ begin
   return query
   select r.name, n.name, r.kind, r.about, r.enabled, r.threshold, k.unit, r.floor, r.minimum, r.window_seconds, r.for_seconds, r.calm_seconds,
     r.renotify_seconds, r.severity, r.note, r.shipped, r.changed_at, r.changed_by,
-    (select count(*)::integer from pgmail.alert a where a.rule_id = r.id and a.state = 'firing' and (every or a.tenant_id is null or a.tenant_id = t))
+    (select count(*)::integer from pgmail.alert a where a.rule_id = r.id and a.state = 'firing' and (every or a.tenant_id is null or a.tenant_id = t)),
+    k.level
   from pgmail.alert_rule r join pgmail.alert_kinds() k on k.kind = r.kind left join pgmail.tenant n on n.id = r.tenant_id
   where every or r.tenant_id = t
     or (r.tenant_id is null and not exists (select from pgmail.alert_rule o where o.tenant_id = t and o.name = r.name)
@@ -651,9 +688,11 @@ CREATE FUNCTION pgmail.alert_since(p_tenant integer, p_stream text, p_seconds do
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
-  select t.sent - m.sent, t.bounced - m.bounced, t.dead - m.dead
-  from (select coalesce(sum(x.n) filter (where x.kind = 'sent'), 0)::bigint as sent, coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0)::bigint as bounced,
-          coalesce(sum(x.n) filter (where x.kind = 'dead'), 0)::bigint as dead
+  select t.sent - m.sent, t.bounced - m.bounced, (
+    select coalesce(sum(u.n), 0)::bigint from pgmail.rollup u
+    where u.tenant_id = p_tenant and u.dim = 'stream' and u.grain = 'quarter' and u.at > pgmail.now() - p_seconds * interval '1 second'
+      and u.key = p_stream and u.kind = 'dead')
+  from (select coalesce(sum(x.n) filter (where x.kind = 'sent'), 0)::bigint as sent, coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0)::bigint as bounced
         from pgmail.tally_total x where x.tenant_id = p_tenant and x.stream = p_stream) t
   join pgmail.alert_meter m on m.tenant_id = p_tenant and m.stream = p_stream and m.at = coalesce(
     (select max(x.at) from pgmail.alert_meter x where x.tenant_id = p_tenant and x.stream = p_stream and x.at <= pgmail.now() - p_seconds * interval '1 second'),
@@ -695,7 +734,7 @@ begin
      or x.calm_since is not null;
 
   for a in
-    select x.*, n.name as tenant_name, r.for_seconds, r.calm_seconds, r.renotify_seconds, pgmail.is_silenced(x.tenant_id, x.rule, x.subject) as quiet,
+    select x.*, n.name as tenant_name, r.enabled, r.tenant_id is not null as own, r.for_seconds, r.calm_seconds, r.renotify_seconds, pgmail.is_silenced(x.tenant_id, x.rule, x.subject) as quiet,
       h.subject is not null as holds
     from pgmail.alert x left join pgmail.alert_rule r on r.id = x.rule_id left join pgmail.tenant n on n.id = x.tenant_id
     left join (select distinct f.rule_id, coalesce(f.tenant_id, 0) as tenant_id, f.subject from unnest(facts) f) h
@@ -712,7 +751,9 @@ begin
         update pgmail.alert x set calm_since = now_ where x.id = a.id and x.calm_since is null;
         continue;
       end if;
-      update pgmail.alert x set state = 'resolved', resolved_at = now_ where x.id = a.id;
+      a.words := pgmail.over_words(a.kind, a.subject, a.words, extract(epoch from now_ - a.since)::float8, a.enabled is true and (a.tenant_id is null or a.own
+        or not exists (select from pgmail.alert_rule o where o.tenant_id = a.tenant_id and o.name = a.rule)));
+      update pgmail.alert x set state = 'resolved', resolved_at = now_, over = a.words where x.id = a.id;
       if a.told_at is not null and not a.quiet then perform pgmail.tell_alert(a.id, 'resolved'); end if;
       move := 'resolved';
     elsif a.state = 'pending' then
@@ -758,7 +799,8 @@ begin
                      and l.due_at <= pgmail.now() for update skip locked)
     returning d.*
   )
-  select d.id, t.tenant_id, t.id, t.name, t.kind, t.secret, t.kek, d.event, d.attempts, a.id, a.rule, a.severity, n.name, a.subject, a.words, a.value,
+  select d.id, t.tenant_id, t.id, t.name, t.kind, t.secret, t.kek, d.event, d.attempts, a.id, a.rule, a.severity, n.name, a.subject,
+    case when d.event = 'resolved' then coalesce(a.over, a.words) else a.words end, a.value,
     a.threshold, a.since, a.fired_at, a.resolved_at, a.path, d.made_at
   from taken d join pgmail.alert_target t on t.id = d.target_id
   left join pgmail.alert a on a.id = d.alert_id left join pgmail.tenant n on n.id = a.tenant_id
@@ -812,7 +854,7 @@ begin
   if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   select x.* into last_ from pgmail.alert x where x.id = p_after;
   return query
-  select x.id, x.rule, x.kind, n.name, x.subject, x.severity, x.state, x.since, x.fired_at, x.resolved_at, x.value, x.threshold, k.unit, x.words, x.path,
+  select x.id, x.rule, x.kind, n.name, x.subject, x.severity, x.state, x.since, x.fired_at, x.resolved_at, x.value, x.threshold, k.unit, coalesce(x.over, x.words), x.path,
     pgmail.is_silenced(x.tenant_id, x.rule, x.subject), x.told_at
   from pgmail.alert x left join pgmail.tenant n on n.id = x.tenant_id left join pgmail.alert_kinds() k on k.kind = x.kind
   where (every or pgmail.sees_alert(t, x.tenant_id, x.kind))
@@ -1064,6 +1106,22 @@ CREATE FUNCTION pgmail.check_key_v2(p_hash bytea) RETURNS TABLE(tenant_id intege
     extract(epoch from k.expires_at - pgmail.now())::double precision
   from pgmail.api_key k
   where k.hash = p_hash and k.revoked_at is null and (k.expires_at is null or k.expires_at > pgmail.now())
+$$;
+
+CREATE FUNCTION pgmail.chores_reached() RETURNS TABLE(subject text, words text, times integer, at timestamp with time zone, building boolean)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select v.subject, v.words, v.times, coalesce(v.at, (select min(h.at) from pgmail.alert_horizon h)), v.subject = 'reports'
+    and (select i.indisvalid from pg_index i where i.indexrelid = to_regclass('pgmail.event_feed')) is not true
+  from pgmail.insight_cursor c, lateral (values
+    ('reports', 'Charts, reports and rules about rates know nothing of what happened', 1, c.rolled_at),
+    ('gauges', 'Nobody has looked for mail that is late', 1, c.gauged_at),
+    ('states', 'Nobody has counted what waits in which state', 12, c.counted_at)) v(subject, words, times, at)
+  union all
+  select 'webhooks', 'Webhooks are told of nothing that happened', 1, h.seen_at, false from pgmail.hook_cursor h where h.seen is not null
+  union all
+  select 'alerts', 'Nobody has looked for alerts', 3, max(h.at), false from pgmail.alert_horizon h
 $$;
 
 CREATE FUNCTION pgmail.claim_hooks_v1(p_keks text[], p_most integer, p_each integer, p_seconds double precision, p_busy uuid[], p_counts integer[], p_turn double precision) RETURNS TABLE(tenant_id integer, hook_id uuid, event_id uuid, email_id uuid, recipient_id uuid, type text, at timestamp with time zone, attempt smallint, claims integer, url text, secrets jsonb, data text)
@@ -2534,6 +2592,7 @@ begin
     where l.stream is not null and not exists (select from pgmail.gauge g where g.tenant_id = f.tenant_id and g.lane = f.lane)
   )
   select count(*) into n from found;
+  update pgmail.insight_cursor c set gauged_at = pgmail.now() where c.gauged_at > pgmail.now() - interval '30 seconds' is not true;
   return n;
 end
 $$;
@@ -3014,9 +3073,13 @@ begin
     return;
   end if;
   kind := 'workers';
-  words := coalesce('no worker is alive since ' || pgmail.at_words(greatest(
-      (select max(x.beat_at) from pgmail.worker x where x.program <> 'maintain'),
-      (select max(x.beat_at) from pgmail.lost_worker x where x.program <> 'maintain'))), 'no worker is running');
+  words := coalesce((
+    select format('no worker is alive since %s, when worker %s on %s %s', pgmail.at_words(y.beat_at), y.epoch, y.host,
+      case when y.stopped then 'was stopped' else 'fell silent' end)
+    from (select x.epoch, x.host, x.beat_at, false as stopped from pgmail.worker x where x.program <> 'maintain'
+          union all
+          select x.epoch, x.host, x.beat_at, x.stopped from pgmail.lost_worker x where x.program <> 'maintain') y
+    order by y.beat_at desc, y.epoch desc limit 1), 'no worker is running');
 end
 $$;
 
@@ -3323,6 +3386,8 @@ CREATE FUNCTION pgmail.metrics_fleet_v1() RETURNS TABLE(figure text, label text,
   union all
   select 'stopped_for_restore', null, count(*)::float8 from pgmail.fence f
   union all
+  select 'reached_age_seconds', c.subject, greatest(extract(epoch from pgmail.now() - c.at), 0)::float8 from pgmail.chores_reached() c where c.at is not null
+  union all
   select x.figure, null, x.value from pgmail.partition_state() p,
     lateral (values ('partition_days_left', p.days_left::float8), ('partition_strays', p.strays::float8)) x(figure, value)
   union all
@@ -3417,6 +3482,14 @@ begin
     return next;
   end loop;
 end
+$$;
+
+CREATE FUNCTION pgmail.missed_certificate_v1(p_name text, p_place text, p_answer text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  insert into pgmail.certificate as c (name, place, unseen_since, answer) values (left(p_name, 300), left(p_place, 300), pgmail.now(), left(p_answer, 300))
+  on conflict (name) do update set seen_at = pgmail.now(), unseen_since = coalesce(c.unseen_since, excluded.unseen_since), answer = excluded.answer
 $$;
 
 CREATE TABLE pgmail.sender_domain (
@@ -3666,6 +3739,14 @@ CREATE FUNCTION pgmail.orphans_v1() RETURNS SETOF bigint
     AS $$
   select distinct q.leased_by from pgmail.queue q
   where q.leased_by is not null and not exists (select 1 from pgmail.worker w where w.epoch = q.leased_by)
+$$;
+
+CREATE FUNCTION pgmail.over_words(p_kind text, p_subject text, p_words text, p_seconds double precision, p_holds boolean) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select format('Over after %s: %s. It was: %s', pgmail.span_words(p_seconds),
+    case when p_holds then (select format(k.ended, p_subject) from pgmail.alert_kinds() k where k.kind = p_kind) else 'its rule holds no more' end, p_words)
 $$;
 
 CREATE FUNCTION pgmail.parse_address(p_text text) RETURNS pgmail.address
@@ -5932,7 +6013,7 @@ CREATE FUNCTION pgmail.saw_certificate_v1(p_name text, p_place text, p_ends_at t
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
   insert into pgmail.certificate (name, place, ends_at) values (left(p_name, 300), left(p_place, 300), p_ends_at)
-  on conflict (name) do update set place = excluded.place, ends_at = excluded.ends_at, seen_at = pgmail.now()
+  on conflict (name) do update set place = excluded.place, ends_at = excluded.ends_at, seen_at = pgmail.now(), unseen_since = null, answer = null
 $$;
 
 CREATE FUNCTION pgmail.seal_state_v1(OUT tenant integer, OUT now timestamp with time zone, OUT streams jsonb, OUT keys jsonb) RETURNS record
@@ -7798,13 +7879,25 @@ begin
     cross join (values ('minute', interval '48 hours'), ('quarter', interval '48 hours'), ('hour', interval '35 days'), ('day', interval '731 days')) g(grain, kept)
     cross join lateral (
       select y.tenant_id, y.dim, y.grain, y.at, y.key, y.kind, y.bucket from pgmail.rollup y
-      where y.tenant_id = t.id and y.dim = d.dim and y.grain = g.grain and y.at < now_ - g.kept order by y.at limit p_most) x) old
+      where y.tenant_id = t.id and y.dim = d.dim and y.grain = g.grain and y.at < now_ - g.kept order by y.at limit p_most) x
+    limit p_most) old
   where r.tenant_id = old.tenant_id and r.dim = old.dim and r.grain = old.grain and r.at = old.at and r.key = old.key
     and r.kind = old.kind and r.bucket = old.bucket;
   get diagnostics n = row_count;
-  delete from pgmail.cause c using pgmail.tenant t where c.tenant_id = t.id and c.at < now_ - interval '35 days';
+  delete from pgmail.cause c using (
+    select x.* from pgmail.tenant t cross join lateral (
+      select y.tenant_id, y.at, y.kind, y.class, y.reason, y.code, y.enhanced, y.text from pgmail.cause y
+      where y.tenant_id = t.id and y.at < now_ - interval '35 days' order by y.at limit p_most) x
+    limit p_most) old
+  where c.tenant_id = old.tenant_id and c.at = old.at and c.kind = old.kind and c.class = old.class and c.reason = old.reason
+    and c.code = old.code and c.enhanced = old.enhanced and c.text = old.text;
   get diagnostics m = row_count; n := n + m;
-  delete from pgmail.pulse p using pgmail.tenant t where p.tenant_id = t.id and p.at < now_ - interval '10 minutes';
+  delete from pgmail.pulse p using (
+    select x.* from pgmail.tenant t cross join lateral (
+      select y.tenant_id, y.at, y.stream from pgmail.pulse y
+      where y.tenant_id = t.id and y.at < now_ - interval '10 minutes' order by y.at limit p_most) x
+    limit p_most) old
+  where p.tenant_id = old.tenant_id and p.at = old.at and p.stream = old.stream;
   get diagnostics m = row_count;
   return n + m;
 end
@@ -8061,7 +8154,11 @@ CREATE FUNCTION pgmail.worker_stop_v1(p_epoch bigint) RETURNS void
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
 begin
-  delete from pgmail.worker where epoch = p_epoch;   -- before any rescue: who says goodbye is not lost
+  delete from pgmail.lost_worker l where l.lost_at < pgmail.now() - interval '1 day';
+  -- Before any rescue: who says goodbye is not lost.
+  with gone as (delete from pgmail.worker w where w.epoch = p_epoch returning w.epoch, w.host, w.pid, w.program)
+  insert into pgmail.lost_worker (epoch, host, pid, program, beat_at, stopped)
+  select g.epoch, g.host, g.pid, g.program, pgmail.now(), true from gone g on conflict do nothing;
   delete from pgmail.permit where epoch = p_epoch;
   if exists (select 1 from pgmail.queue q where q.leased_by = p_epoch) then
     perform pgmail.rescue_v1(p_epoch);   -- it could not give everything back (the database was away)
@@ -8091,6 +8188,7 @@ CREATE TABLE pgmail.alert (
     value double precision NOT NULL,
     threshold double precision NOT NULL,
     words text NOT NULL,
+    over text,
     path text NOT NULL,
     CONSTRAINT alert_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'firing'::text, 'resolved'::text])))
 )
@@ -8309,8 +8407,10 @@ ALTER TABLE ONLY pgmail.cause FORCE ROW LEVEL SECURITY;
 CREATE TABLE pgmail.certificate (
     name text NOT NULL,
     place text NOT NULL,
-    ends_at timestamp with time zone NOT NULL,
-    seen_at timestamp with time zone DEFAULT pgmail.now() NOT NULL
+    ends_at timestamp with time zone,
+    seen_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    unseen_since timestamp with time zone,
+    answer text
 );
 
 ALTER TABLE ONLY pgmail.certificate FORCE ROW LEVEL SECURITY;
@@ -8588,6 +8688,7 @@ CREATE TABLE pgmail.insight_cursor (
     at_id uuid,
     since uuid DEFAULT '00000000-0000-0000-0000-000000000000'::uuid NOT NULL,
     rolled_at timestamp with time zone,
+    gauged_at timestamp with time zone,
     counted_at timestamp with time zone,
     CONSTRAINT insight_cursor_singleton_check CHECK (singleton)
 )
@@ -8793,7 +8894,8 @@ CREATE TABLE pgmail.lost_worker (
     pid integer NOT NULL,
     program text NOT NULL,
     beat_at timestamp with time zone NOT NULL,
-    lost_at timestamp with time zone DEFAULT pgmail.now() NOT NULL
+    lost_at timestamp with time zone DEFAULT pgmail.now() NOT NULL,
+    stopped boolean DEFAULT false NOT NULL
 );
 
 ALTER TABLE ONLY pgmail.lost_worker FORCE ROW LEVEL SECURITY;
@@ -9781,11 +9883,15 @@ ALTER TABLE ONLY pgmail.worker
 
 CREATE INDEX alert_by_tenant ON pgmail.alert USING btree (tenant_id, id);
 
+CREATE INDEX alert_delivery_alert ON pgmail.alert_delivery USING btree (alert_id);
+
 CREATE INDEX alert_delivery_done ON pgmail.alert_delivery USING btree (done_at) WHERE (state <> 'waiting'::text);
 
 CREATE INDEX alert_delivery_waiting ON pgmail.alert_delivery USING btree (target_id, id) WHERE (state = 'waiting'::text);
 
 CREATE UNIQUE INDEX alert_open ON pgmail.alert USING btree (rule_id, tenant_id, subject) NULLS NOT DISTINCT WHERE (state <> 'resolved'::text);
+
+CREATE INDEX alert_over ON pgmail.alert USING btree (resolved_at) WHERE (state = 'resolved'::text);
 
 CREATE INDEX audit_tenant ON pgmail.audit USING btree (tenant_id, id);
 

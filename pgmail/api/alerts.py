@@ -3,6 +3,8 @@
 A tenant has rules and targets of its own: a rule of the fleet's name takes its place for that tenant. What concerns
 the fleet is an operator's, and of it a tenant sees what its mail feels; where it is alone, all.
 
+A key that is limited to streams reads, and changes nothing here: all of it is of every stream.
+
 What can go wrong: a silence that everybody forgot. So a reason is required, `until` ends one by itself, and the list
 of alerts shows all that hold.
 """
@@ -16,6 +18,7 @@ import msgspec
 from litestar import Request, delete, get, post, put
 
 from pgmail import alerting
+from pgmail.access.reach import need_all_streams
 from pgmail.api import params, shapes
 from pgmail.api.bodies import read_json, read_struct
 from pgmail.api.openapi import operation
@@ -79,6 +82,7 @@ async def list_alerts(request: AnyRequest) -> dict[str, Any]:
 )
 async def silence_alert(request: AnyRequest) -> dict[str, Any]:
     """Tell nobody of a rule's alerts for a while; again changes reason and end."""
+    need_all_streams(caller_of(request))
     name, given = params.path_name(request), read_struct((await read_json(request)).value, Silence)
     until = None if given.until is None else shapes.read_moment(given.until, "until")
     async with acting_as(database_of(request), caller_of(request)) as connection:
@@ -100,6 +104,7 @@ async def silence_alert(request: AnyRequest) -> dict[str, Any]:
 )
 async def unsilence_alert(request: AnyRequest) -> dict[str, Any]:
     """End a silence."""
+    need_all_streams(caller_of(request))
     name, given = params.path_name(request), read_struct((await read_json(request)).value, Unsilence)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         if not await store.unsilence(connection, name, reason=given.reason, subject=given.subject):
@@ -119,6 +124,7 @@ async def list_rules(request: AnyRequest) -> dict[str, Any]:
 @put("/alerts/rules/{name:str}", scope="manage", operation_class=operation("AlertRule", path="name"))
 async def set_rule(request: AnyRequest) -> dict[str, Any]:
     """Change what is named of a rule, for this tenant; a new name makes one and needs its `kind`."""
+    need_all_streams(caller_of(request))
     name, settings = params.path_name(request), (await read_json(request)).value
     if not isinstance(settings, dict):
         raise Refused("invalid_body", "", "must be an object")
@@ -136,6 +142,7 @@ async def set_rule(request: AnyRequest) -> dict[str, Any]:
 @delete("/alerts/rules/{name:str}", scope="manage", status_code=200, operation_class=operation(path="name"))
 async def remove_rule(request: AnyRequest) -> dict[str, Any]:
     """Remove a rule of the tenant's own: the fleet's of that name holds again, if there is one."""
+    need_all_streams(caller_of(request))
     name = params.path_name(request)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         if not await store.remove_rule(connection, name):
@@ -155,6 +162,7 @@ async def list_targets(request: AnyRequest) -> dict[str, Any]:
 @post("/alerts/targets", scope="manage", status_code=200, operation_class=operation("AlertTarget"))
 async def add_target(request: AnyRequest) -> dict[str, Any]:
     """Tell a webhook, a Slack-shaped URL or addresses of the tenant's alerts."""
+    need_all_streams(caller_of(request))
     target = read_struct((await read_json(request)).value, alerting.Target)
     state = request.app.state
     async with acting_as(database_of(request), caller_of(request)) as connection:
@@ -166,6 +174,7 @@ async def add_target(request: AnyRequest) -> dict[str, Any]:
 @delete("/alerts/targets/{name:str}", scope="manage", status_code=200, operation_class=operation(path="name"))
 async def remove_target(request: AnyRequest) -> dict[str, Any]:
     """Tell it of nothing from now on."""
+    need_all_streams(caller_of(request))
     name = params.path_name(request)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         if not await store.remove_target(connection, name):
@@ -178,6 +187,7 @@ async def remove_target(request: AnyRequest) -> dict[str, Any]:
 )
 async def test_target(request: AnyRequest) -> dict[str, Any]:
     """Have a test sent to it within seconds; the list of targets says how that went."""
+    need_all_streams(caller_of(request))
     name = params.path_name(request)
     async with acting_as(database_of(request), caller_of(request)) as connection:
         id_ = await store.send_test(connection, name)

@@ -58,6 +58,7 @@ async def show_report(request: AnyRequest) -> Response[Any]:
             "by": by,
             "since": shapes.moment(found.since),
             "until": shapes.moment(found.until),
+            "as_of": shapes.moment(found.as_of),
             "total": None if found.total is None else _line(found.total),
             "data": [_line(line) for line in found.lines],
         }

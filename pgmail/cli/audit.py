@@ -47,7 +47,7 @@ def audit(
     as_json: bool,
 ) -> None:
     """Show what people and keys did: configuration, pauses, retries, cancels, erasures. Newest first."""
-    given = {"since": common.moment(since, "since"), "until": common.moment(until, "until")}
+    given = {"since": common.past(since, "since"), "until": common.past(until, "until")}
 
     async def ask() -> list[Any]:
         from pgmail.store import audit as store  # noqa: PLC0415

@@ -199,6 +199,18 @@ def confirm(question: str) -> None:
         raise click.Abort
 
 
+def past(value: str | None, option: str) -> datetime | None:
+    """The moment of an option that looks back: ISO 8601, "2 hours ago", "7d", "yesterday". Wrong usage otherwise."""
+    from pgmail.domain import when  # noqa: PLC0415
+
+    if value is None:
+        return None
+    try:
+        return when.parse_past(value, now())
+    except ValueError as error:
+        raise click.BadParameter(f"{value[:100]!r} is {error}", param_hint=f"--{option}") from None
+
+
 email_id = click.argument("id", callback=identifier)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -35,6 +36,11 @@ def span(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / word:.0f} {_WORDS[word]}"
     return f"{seconds:.0f} seconds"
+
+
+def minute(at: datetime) -> str:
+    """Return a moment to the minute, in UTC."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 _WORDS = {86_400: "days", 3_600: "hours", 60: "minutes"}

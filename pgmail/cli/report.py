@@ -1,7 +1,7 @@
 """`pgmail report`: what became of mail, by what it is or where it goes; and what went wrong most, with examples.
 
 Figures come from roll-ups, a few seconds late; no mail is read. What can go wrong: no process leads, and the figures
-stand still. `pgmail doctor` and `pgmail queue` show that nobody does.
+stand still. A report for people says so, and `pgmail doctor` says why.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from datetime import timedelta
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from pgmail.cli import common, output
 
+LATE = timedelta(minutes=2)  # figures that are older are remarked
 BYS = ("stream", "tag", "template", "site", "relay", "reason", "hour", "day", "tenant")
 _LINES = {
     "sent": "sent",
@@ -41,12 +43,20 @@ _CAUSES = {
     "examples": "emails",
 }
 
+_NONE = {
+    name: f"no mail with a {name} came to anything in this time" for name in ("tag", "template")
+}  # most mail has none
+
 
 @click.command(short_help="What became of mail, by stream, site, template or time.")
 @click.option(
     "--by", type=click.Choice(BYS), default="stream", show_default=True, help="A line for each of these."
 )
-@click.option("--since", metavar="TIME", help="From then on. Defaults to a day before --until.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    help="From then on, such as 7d or 'yesterday'. Defaults to a day before --until.",
+)
 @click.option("--until", metavar="TIME", help="Before then. Defaults to now.")
 @click.option("--causes", is_flag=True, help="The most frequent answers that were not a 250, with examples.")
 @click.option(
@@ -54,14 +64,26 @@ _CAUSES = {
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, all lines.")
 @common.as_json
+@click.pass_context
 def report(
-    *, by: Any, since: str | None, until: str | None, causes: bool, limit: int, as_csv: bool, as_json: bool
+    context: click.Context,
+    *,
+    by: Any,
+    since: str | None,
+    until: str | None,
+    causes: bool,
+    limit: int,
+    as_csv: bool,
+    as_json: bool,
 ) -> None:
     """Tell what became of mail in a span, widened to whole hours (of long ago: days)."""
     if as_csv and (as_json or causes):
         raise click.UsageError("--csv prints a report's lines; leave --json and --causes out")
-    to = common.moment(until, "until") or common.now()
-    of = common.moment(since, "since") or to - timedelta(days=1)
+    if causes and context.get_parameter_source("by") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--causes are of all mail; leave --by out")
+    now = common.now()
+    to = common.past(until, "until") or now
+    of = common.past(since, "since") or min(to, now) - timedelta(days=1)
     if of >= to:
         raise click.UsageError("--since must lie before --until")
 
@@ -79,8 +101,9 @@ def report(
         return
     if as_csv:
         from pgmail.domain import csvtext  # noqa: PLC0415
+        from pgmail.store.insight import Line  # noqa: PLC0415
 
-        lines = csvtext.write((by, *found.lines[0]._fields[1:]) if found.lines else (by,), found.lines)
+        lines = csvtext.write((by, *Line._fields[1:]), found.lines)
         click.echo(lines, nl=False)
         return
     if as_json:
@@ -94,7 +117,8 @@ def report(
 def _show(found: Any, by: str, limit: int) -> None:
     click.echo(f"{output.cell(found.since)} to {output.cell(found.until)}")
     if not found.lines:
-        click.echo("no mail came to anything in this time")
+        click.echo(_NONE.get(by, "no mail came to anything in this time"))
+        _remark(found)
         return
     shown = found.lines[:limit] if by not in {"hour", "day"} else found.lines[-limit:]
     rows = [output.plain(line) for line in shown]
@@ -107,3 +131,13 @@ def _show(found: Any, by: str, limit: int) -> None:
     output.table([by, *_LINES.values()], [[row["key"], *(row[key] for key in _LINES)] for row in rows])
     if len(shown) < len(found.lines):
         click.echo(f"{len(found.lines) - len(shown)} lines more; --limit or --csv shows them")
+    _remark(found)
+
+
+def _remark(found: Any) -> None:
+    """Say where figures stand still: else what is not there looks like nothing."""
+    if found.as_of is None:
+        click.echo("nothing was counted yet: pgmail doctor says whether a process leads", err=True)
+    elif found.as_of < min(found.until, common.now() - LATE):
+        said = f"what happened since {output.cell(found.as_of)} is not counted yet: pgmail doctor says why"
+        click.echo(said, err=True)

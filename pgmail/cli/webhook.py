@@ -310,8 +310,8 @@ def deliveries(
             event=event,
             type=type_,
             outcome=outcome,
-            since=common.moment(since, "since"),
-            until=common.moment(until, "until"),
+            since=common.past(since, "since"),
+            until=common.past(until, "until"),
         )
         async with common.database() as connection:
             await hooks.get(connection, id)
@@ -351,7 +351,7 @@ def replay(
     async def act() -> int:
         from pgmail.store import hooks  # noqa: PLC0415
 
-        at = common.moment(since, "since"), common.moment(until, "until")
+        at = common.past(since, "since"), common.past(until, "until")
         given = {
             "since": at[0] and at[0].isoformat(),
             "until": at[1] and at[1].isoformat(),

@@ -17,12 +17,18 @@ ACCEPTED = (
     "an ISO 8601 time with an offset (2026-11-21T09:00:00Z), "
     'or "in 5 minutes", "in 2 hours", "tomorrow at 9am", "today at 17:30", "next monday at 10:15" (UTC)'
 )
+ACCEPTED_PAST = (
+    "an ISO 8601 time with an offset (2026-11-21T09:00:00Z) or a date (2026-11-21), "
+    '"2 hours ago", "90m", "24h", "7d", "now", "today" or "yesterday" (UTC)'
+)
 MAX_TEXT = 100  # characters
 
 _ISO = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?)?(Z|[+-]\d\d(?::?\d\d)?)?",
     re.ASCII | re.IGNORECASE,
 )
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_AGO = re.compile(r"(\d{1,9}|an?) ?([a-z]+)( ago)?", re.ASCII)
 _IN = re.compile(r"in (\d{1,9}|an?) ([a-z]+)", re.ASCII)
 _TIME = r"(?P<time>noon|midnight|(?P<hour>\d{1,2})(?::(?P<minute>\d\d))? ?(?P<half>am|pm|a\.m\.|p\.m\.)?)"
 _ON = re.compile(
@@ -57,6 +63,33 @@ def parse(text: str, now: datetime) -> datetime:
     if moment is None:
         raise ValueError(f"not a time that pgmail reads; write {ACCEPTED}")
     return moment
+
+
+def parse_past(text: str, now: datetime) -> datetime:
+    """Return the aware UTC moment that `text` names, looking back from the aware `now`, as reports are asked for.
+
+    A day means its beginning. Raises ValueError, whose text names the accepted formats.
+    """
+    words = re.sub(" +", " ", text.strip(" ").lower())
+    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if (days := {"today": 0, "yesterday": 1}.get(words)) is not None:
+        return today - timedelta(days=days)
+    if words == "now":
+        return now
+    if match := _AGO.fullmatch(words):
+        count, unit, ago = match.groups()
+        seconds, number = _UNITS.get(unit), 1 if count.startswith("a") else int(count)
+        if seconds is not None and (ago or count.isdigit()):
+            return now - timedelta(seconds=min(number * seconds, _FAR))
+    try:
+        if _DAY.fullmatch(words):
+            return datetime.fromisoformat(words).replace(tzinfo=UTC)
+        if words[:4].isdigit():
+            return parse_iso(text.strip(" "))
+    except ValueError as error:
+        said = str(error).partition("; write ")[0]
+        raise ValueError(f"{said}; write {ACCEPTED_PAST}") from None
+    raise ValueError(f"not a time that pgmail reads; write {ACCEPTED_PAST}")
 
 
 def parse_iso(text: str) -> datetime:

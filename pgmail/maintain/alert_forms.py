@@ -22,10 +22,8 @@ _TEST_WORDS = "This is a test of an alert target of pgmail; nothing is wrong."
 
 
 def words_of(row: Any) -> str:
-    """Say it in a sentence or two."""
-    if row.event == "test":
-        return _TEST_WORDS
-    return f"It is over: {row.words}" if row.event == "resolved" else str(row.words)
+    """Say it in a sentence or two; of what is over the database says it in the past."""
+    return _TEST_WORDS if row.event == "test" else str(row.words)
 
 
 def title_of(row: Any) -> str:

@@ -2,8 +2,8 @@
 
 Looking (`AlertLook`) is one statement; telling (`AlertTeller`) is a chore of its own, so that no target keeps the next
 look waiting. Each target is told by a task of its own, one delivery after the other: one that is dead waits alone.
-An email goes straight to a relay from here, and a call straight to its URL: neither needs the queue that may be the
-trouble.
+An email goes straight to a relay from here, the next one where that does not answer, and a call straight to its URL:
+neither needs the queue that may be the trouble.
 
 What can go wrong: the process dies between an answer and its record; that delivery comes again after two minutes,
 with the same id. Nothing of a target's address is logged but its name.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -39,6 +39,7 @@ TELL_SECONDS = 2.0  # between looks for what is to be told
 BUSY_SECONDS = 0.5
 PURGE_SECONDS = 3_600.0
 CALL_SECONDS = 15.0
+RELAY_SECONDS = 20.0  # a relay's part of
 MAIL_SECONDS = 60.0  # all of one email, connecting included; a delivery counts as lost after two minutes
 MOST = 16  # targets told at once
 
@@ -69,9 +70,8 @@ class AlertLook:
             else:
                 say = _log.error if row.severity == "critical" else _log.warning
                 say("alert.firing", severity=row.severity, silenced=row.silenced, **facts)
-        if time.monotonic() >= self._purge_at:
-            self._purge_at = time.monotonic() + PURGE_SECONDS
-            await store.purge(self._database)
+        if time.monotonic() >= self._purge_at and await store.purge(self._database) == 0:
+            self._purge_at = time.monotonic() + PURGE_SECONDS  # until nothing is left, a part each look
         # The quicker of the last two: the first one of a leader, with cold plans, or one slow one must not keep it
         # from looking for minutes.
         usual, self._took = min(took, self._took), took
@@ -97,13 +97,17 @@ class AlertTeller:
         *,
         keks: Keks,
         http: Callable[[], GuardedHttp],
-        relay: Transport,
+        relays: Sequence[Transport],
         sender: str,
         public_url: str = "",
         seconds: float = TELL_SECONDS,
     ) -> None:
-        """`http` makes the client of webhooks when the first is called; `relay` takes emails, from `sender`."""
-        self._database, self._keks, self._make_http, self._relay = database, keks, http, relay
+        """`http` makes the client of webhooks when the first is called.
+
+        Emails, from `sender`, go to the first of `relays` that takes them: the one that mail goes through may be what
+        is told of.
+        """
+        self._database, self._keks, self._make_http, self._relays = database, keks, http, tuple(relays)
         self._http: GuardedHttp | None = None
         self._sender, self._public_url, self._seconds = sender, public_url, seconds
         self._busy: dict[UUID, asyncio.Task[None]] = {}
@@ -171,22 +175,39 @@ class AlertTeller:
         return Outcome(answer.good, said, final=answer.status == 410)  # Gone (RFC 9110, section 15.5.11)
 
     async def _mail(self, row: Any, secret: alerting.Secret) -> Outcome:
-        refused = []
+        relays, refused = list(self._relays), []
+        ends = time.monotonic() + MAIL_SECONDS
         for recipient in secret.to:
             body = forms.email(row, self._sender, recipient, self._public_url, datetime.now(UTC))
             utf8 = not recipient.isascii()
             envelope = Envelope(
                 sender=self._sender, recipient=recipient, body=body, smtputf8=utf8, eightbit=utf8
             )
-            try:
-                async with asyncio.timeout(MAIL_SECONDS / len(secret.to)):
-                    result = await self._relay.deliver(envelope)
-            except TimeoutError:
-                refused.append(f"{recipient}: no answer in time")
-                continue
-            if not result.accepted:
-                reply = result.reply
-                said = result.error if reply is None else f"{reply.code} {reply.enhanced or ''} {reply.text}"
+            if (said := await self._through(relays, envelope, ends)) is not None:
                 refused.append(f"{recipient}: {said}")
         # Who got it would get it again: one that took it is enough.
         return Outcome(len(refused) < len(secret.to), "; ".join(refused) or None)
+
+    async def _through(self, relays: list[Transport], envelope: Envelope, ends: float) -> str | None:
+        """Hand one email to the first relay that takes it; else what the last said.
+
+        One that does not answer leaves the list. What may have been taken there is told once more by the next: of an
+        alert twice is better than not at all.
+        """
+        said = "no relay answers"
+        for relay in tuple(relays):
+            try:
+                async with asyncio.timeout(max(0.0, min(RELAY_SECONDS, ends - time.monotonic()))):
+                    result = await relay.deliver(envelope)
+            except TimeoutError:
+                said = f"{relay.name}: no answer in time"
+                relays.remove(relay)
+                continue
+            if result.accepted:
+                return None
+            if (reply := result.reply) is None:
+                said = f"{relay.name}: {result.error}"
+                relays.remove(relay)
+            else:
+                said = f"{relay.name}: {reply.code} {reply.enhanced or ''} {reply.text}"
+        return said

@@ -1,7 +1,9 @@
 """Looks at certificates twice a day, so that an alert can say in time that one ends: the API's, and those of relays.
 
-The API's is seen where people see it, at PGMAIL_PUBLIC_URL, else in its file if this host has it. What can go wrong: a
-relay that is away. That is another alert's matter; what was seen last counts for three days.
+The API's is seen where people see it, at PGMAIL_PUBLIC_URL, else in its file if this host has it. What can go wrong:
+one cannot be seen, since its relay is away, or for the very reason that it has ended. Then what was seen last goes on
+to count, and `pgmail doctor` tells since when and why it is not seen. One that nobody looks at any more counts for
+three days.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Certificates:
             try:
                 ends_at = await certificates.relay_ends_at(config)
             except (OSError, ValueError) as error:
-                _log.info("certificate.not_seen", relay=name, error=str(error) or type(error).__name__)
+                await self._missed(f"relay {name}", config.remote, error)
                 missed = True
                 continue
             if ends_at is not None:
@@ -47,20 +49,26 @@ class Certificates:
         return AGAIN_SECONDS if missed else SECONDS
 
     async def _api(self) -> bool:
-        url = urlsplit(self._settings.public_url)
+        url, path = urlsplit(self._settings.public_url), self._settings.api_tls_cert
+        web = url.scheme == "https" and bool(url.hostname)
+        place = f"{url.hostname}:{url.port or 443}" if web else path
+        if not place:
+            return True
         try:
-            if url.scheme == "https" and url.hostname:
-                port = url.port or 443
-                await self._saw(
-                    "api", f"{url.hostname}:{port}", await certificates.web_ends_at(url.hostname, port)
-                )
-            elif self._settings.api_tls_cert:
-                path = self._settings.api_tls_cert
-                await self._saw("api", path, certificates.file_ends_at(path))
+            if web:
+                ends_at = await certificates.web_ends_at(str(url.hostname), url.port or 443)
+            else:
+                ends_at = certificates.file_ends_at(place)
         except (OSError, ValueError) as error:
-            _log.info("certificate.not_seen", error=str(error) or type(error).__name__)
+            await self._missed("api", place, error)
             return False
+        await self._saw("api", place, ends_at)
         return True
+
+    async def _missed(self, name: str, place: str, error: Exception) -> None:
+        said = str(error) or type(error).__name__
+        _log.info("certificate.not_seen", name=name, place=place, error=said)
+        await store.missed_certificate(self._database, name, place, said)
 
     async def _saw(self, name: str, place: str, ends_at: datetime) -> None:
         await store.saw_certificate(self._database, name, place, ends_at)

@@ -80,7 +80,7 @@ class Figures:
     async def _trim(self) -> Callable[[float], float]:
         row = await self._database.one(_Q["trim_rollups"])
         more = row is not None and row.gone > 0
-        return lambda took: 1.0 if more else max(TRIM_SECONDS, took / TRIM_PART)
+        return lambda took: max(1.0, took / BEHIND_PART) if more else max(TRIM_SECONDS, took / TRIM_PART)
 
 
 def figures(database: Database) -> Sequence[Chore]:

@@ -111,6 +111,12 @@ FLEET = (
     Family("doors_closed", "gauge", (), "Quotas and bounds that delay what comes in now."),
     Family("pauses", "gauge", (), "Pauses in force."),
     Family("stopped_for_restore", "gauge", (), "1: a restored database was noticed, and nothing is sent."),
+    Family(
+        "reached_age_seconds",
+        "gauge",
+        ("what",),
+        "How far behind what the leader does is: reports, gauges, states, webhooks, alerts.",
+    ),
     Family("partition_days_left", "gauge", (), "Days until new mail goes to the partitions of last resort."),
     Family("partition_strays", "gauge", (), "Rows that went there."),
     Family("notify_queue_ratio", "gauge", (), "How full the server's NOTIFY queue is, 0 to 1."),

@@ -30,9 +30,10 @@ async def step(database: Database) -> list[Any]:
     return await database.many(queries("alerts")["step"])
 
 
-async def purge(database: Database) -> None:
-    """Remove what is over for long."""
-    await database.one(queries("alerts")["purge"])
+async def purge(database: Database) -> int:
+    """Remove a part of what is over for long; how many rows went: 0 if none is left."""
+    row: Any = await database.one(queries("alerts")["purge"])
+    return int(row.purged)
 
 
 async def take(database: Database, most: int, busy: Collection[UUID]) -> list[Any]:
@@ -50,6 +51,13 @@ async def saw_certificate(database: Database, name: str, place: str, ends_at: da
     """Record when a certificate ends."""
     await database.run(
         queries("alerts")["saw_certificate"], {"name": name, "place": place, "ends_at": ends_at}
+    )
+
+
+async def missed_certificate(database: Database, name: str, place: str, answer: str) -> None:
+    """Record that a certificate could not be seen, and why; when it ends stays as it was seen last."""
+    await database.run(
+        queries("alerts")["missed_certificate"], {"name": name, "place": place, "answer": storable(answer)}
     )
 
 

@@ -147,6 +147,7 @@ class Report(NamedTuple):
     until: datetime
     lines: list[Line]
     total: Line | None  # None for tags: an email has none or several of them
+    as_of: datetime | None = None  # all of before is in the figures; None: nothing was rolled up yet
 
 
 class Cause(NamedTuple):
@@ -263,7 +264,8 @@ async def report(
         lines.sort(key=lambda line: line.key)
     else:
         lines.sort(key=lambda line: (-line.sent - line.bounced - line.deferred - line.dead, line.key))
-    return Report(by, since, until, lines, None if by == "tag" else _line("total", total))
+    row: Any = await fetch_one(connection, _Q["as_of"])
+    return Report(by, since, until, lines, None if by == "tag" else _line("total", total), row.rolled_at)
 
 
 async def causes(

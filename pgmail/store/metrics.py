@@ -34,7 +34,8 @@ _QUEUE = {
 }  # fmt: skip
 _FLEET = {
     "beat_age_seconds": "beat_age_seconds", "doors_closed": "doors_closed", "pauses": "pauses", "relays": "relays",
-    "stopped_for_restore": "stopped_for_restore", "partition_days_left": "partition_days_left",
+    "stopped_for_restore": "stopped_for_restore", "reached_age_seconds": "reached_age_seconds",
+    "partition_days_left": "partition_days_left",
     "partition_strays": "partition_strays", "notify_queue": "notify_queue_ratio", "connections": "db_connections",
     "connections_max": "db_connections_max", "database_bytes": "db_bytes", "xid_age": "db_xid_age",
     "snapshot_span": "snapshot_span", "oldest_transaction_seconds": "oldest_transaction_seconds",

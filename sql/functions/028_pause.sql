@@ -162,9 +162,13 @@ begin
     return;
   end if;
   kind := 'workers';
-  words := coalesce('no worker is alive since ' || pgmail.at_words(greatest(
-      (select max(x.beat_at) from pgmail.worker x where x.program <> 'maintain'),
-      (select max(x.beat_at) from pgmail.lost_worker x where x.program <> 'maintain'))), 'no worker is running');
+  words := coalesce((
+    select format('no worker is alive since %s, when worker %s on %s %s', pgmail.at_words(y.beat_at), y.epoch, y.host,
+      case when y.stopped then 'was stopped' else 'fell silent' end)
+    from (select x.epoch, x.host, x.beat_at, false as stopped from pgmail.worker x where x.program <> 'maintain'
+          union all
+          select x.epoch, x.host, x.beat_at, x.stopped from pgmail.lost_worker x where x.program <> 'maintain') y
+    order by y.beat_at desc, y.epoch desc limit 1), 'no worker is running');
 end
 $$;
 

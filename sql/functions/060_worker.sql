@@ -25,12 +25,17 @@ begin
 end
 $$;
 
--- A worker that drained says goodbye: nothing of it is left to rescue.
+-- A worker that drained says goodbye: nothing of it is left to rescue. That it did is kept, so that `why` says since when none is
+-- alive; the last one's stays as long as no other goes.
 create or replace function pgmail.worker_stop_v1(p_epoch bigint) returns void
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
 begin
-  delete from pgmail.worker where epoch = p_epoch;   -- before any rescue: who says goodbye is not lost
+  delete from pgmail.lost_worker l where l.lost_at < pgmail.now() - interval '1 day';
+  -- Before any rescue: who says goodbye is not lost.
+  with gone as (delete from pgmail.worker w where w.epoch = p_epoch returning w.epoch, w.host, w.pid, w.program)
+  insert into pgmail.lost_worker (epoch, host, pid, program, beat_at, stopped)
+  select g.epoch, g.host, g.pid, g.program, pgmail.now(), true from gone g on conflict do nothing;
   delete from pgmail.permit where epoch = p_epoch;
   if exists (select 1 from pgmail.queue q where q.leased_by = p_epoch) then
     perform pgmail.rescue_v1(p_epoch);   -- it could not give everything back (the database was away)

@@ -193,7 +193,7 @@ end
 $$;
 
 -- Lets go of what is past its time: minutes and quarters after 48 hours, hours and causes after 35 days, days after two years, the pulse
--- after ten minutes. p_most rows of each tenant, dimension and grain a call; answers how many.
+-- after ten minutes. p_most rows of each table a call; answers how many.
 create or replace function pgmail.trim_rollups_v1(p_most integer default 5000) returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
@@ -204,13 +204,25 @@ begin
     cross join (values ('minute', interval '48 hours'), ('quarter', interval '48 hours'), ('hour', interval '35 days'), ('day', interval '731 days')) g(grain, kept)
     cross join lateral (
       select y.tenant_id, y.dim, y.grain, y.at, y.key, y.kind, y.bucket from pgmail.rollup y
-      where y.tenant_id = t.id and y.dim = d.dim and y.grain = g.grain and y.at < now_ - g.kept order by y.at limit p_most) x) old
+      where y.tenant_id = t.id and y.dim = d.dim and y.grain = g.grain and y.at < now_ - g.kept order by y.at limit p_most) x
+    limit p_most) old
   where r.tenant_id = old.tenant_id and r.dim = old.dim and r.grain = old.grain and r.at = old.at and r.key = old.key
     and r.kind = old.kind and r.bucket = old.bucket;
   get diagnostics n = row_count;
-  delete from pgmail.cause c using pgmail.tenant t where c.tenant_id = t.id and c.at < now_ - interval '35 days';
+  delete from pgmail.cause c using (
+    select x.* from pgmail.tenant t cross join lateral (
+      select y.tenant_id, y.at, y.kind, y.class, y.reason, y.code, y.enhanced, y.text from pgmail.cause y
+      where y.tenant_id = t.id and y.at < now_ - interval '35 days' order by y.at limit p_most) x
+    limit p_most) old
+  where c.tenant_id = old.tenant_id and c.at = old.at and c.kind = old.kind and c.class = old.class and c.reason = old.reason
+    and c.code = old.code and c.enhanced = old.enhanced and c.text = old.text;
   get diagnostics m = row_count; n := n + m;
-  delete from pgmail.pulse p using pgmail.tenant t where p.tenant_id = t.id and p.at < now_ - interval '10 minutes';
+  delete from pgmail.pulse p using (
+    select x.* from pgmail.tenant t cross join lateral (
+      select y.tenant_id, y.at, y.stream from pgmail.pulse y
+      where y.tenant_id = t.id and y.at < now_ - interval '10 minutes' order by y.at limit p_most) x
+    limit p_most) old
+  where p.tenant_id = old.tenant_id and p.at = old.at and p.stream = old.stream;
   get diagnostics m = row_count;
   return n + m;
 end

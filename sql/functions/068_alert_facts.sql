@@ -36,8 +36,25 @@ as $$
   cross join lateral pgmail.lane_stop(g.tenant_id, g.stream, g.priority, g.site) s
 $$;
 
+-- How many recipients of each stream became dead letters since so many seconds ago, those that were tried again since
+-- included: totals go down with each retry, and would hide what dies meanwhile. From the roll-ups, which keep minutes and
+-- quarters for two days; hours first, since most tenants have none.
+create or replace function pgmail.alert_died(p_seconds double precision)
+returns table (tenant_id integer, stream text, n bigint)
+language sql stable security definer set search_path = pgmail, pg_temp set jit = off
+as $$
+  select t.id, x.key, x.n
+  from (select pgmail.now() - p_seconds * interval '1 second') f(since) cross join pgmail.tenant t
+  cross join lateral (
+    select u.key, sum(u.n)::bigint as n from pgmail.rollup u
+    where u.tenant_id = t.id and u.dim = 'stream' and u.grain = case when p_seconds <= 7200 then 'minute' else 'quarter' end and u.at > f.since
+      and u.kind = 'dead'
+    group by u.key) x
+  where exists (select from pgmail.rollup h where h.tenant_id = t.id and h.dim = 'stream' and h.grain = 'hour' and h.at > f.since - interval '1 hour' and h.kind = 'dead')
+$$;
+
 -- How many of each stream were settled, and how, since so many seconds ago, where any were: this moment's totals less those of
--- then. Where the meter does not reach back so far, since it began.
+-- then. Where the meter does not reach back so far, since it began. Of dead letters all that were made (alert_died).
 create or replace function pgmail.alert_deltas(p_seconds double precision)
 returns table (tenant_id integer, stream text, sent bigint, bounced bigint, dead bigint)
 language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off
@@ -46,19 +63,23 @@ as $$
 declare at_ timestamptz := pgmail.now() - p_seconds * interval '1 second';
 begin
   return query
-  select t.tenant_id, t.stream, (t.sent - m.sent)::bigint, (t.bounced - m.bounced)::bigint, (t.dead - m.dead)::bigint
-  from (select x.tenant_id, x.stream, coalesce(sum(x.n) filter (where x.kind = 'sent'), 0) as sent,
-          coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0) as bounced, coalesce(sum(x.n) filter (where x.kind = 'dead'), 0) as dead
-        from pgmail.tally_total x where x.kind in ('sent', 'bounced', 'dead') group by x.tenant_id, x.stream) t
-  cross join lateral (
-    select y.* from (
-      (select x.sent, x.bounced, x.dead, 1 as n from pgmail.alert_meter x
-       where x.tenant_id = t.tenant_id and x.stream = t.stream and x.at <= at_ order by x.at desc limit 1)
-      union all
-      (select x.sent, x.bounced, x.dead, 2 from pgmail.alert_meter x
-       where x.tenant_id = t.tenant_id and x.stream = t.stream order by x.at limit 1)) y
-    order by y.n limit 1) m
-  where (t.sent, t.bounced, t.dead) <> (m.sent, m.bounced, m.dead);
+  with moved as (
+    select t.tenant_id, t.stream, (t.sent - m.sent)::bigint as sent, (t.bounced - m.bounced)::bigint as bounced
+    from (select x.tenant_id, x.stream, coalesce(sum(x.n) filter (where x.kind = 'sent'), 0) as sent,
+            coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0) as bounced
+          from pgmail.tally_total x where x.kind in ('sent', 'bounced') group by x.tenant_id, x.stream) t
+    cross join lateral (
+      select y.* from (
+        (select x.sent, x.bounced, 1 as n from pgmail.alert_meter x
+         where x.tenant_id = t.tenant_id and x.stream = t.stream and x.at <= at_ order by x.at desc limit 1)
+        union all
+        (select x.sent, x.bounced, 2 from pgmail.alert_meter x
+         where x.tenant_id = t.tenant_id and x.stream = t.stream order by x.at limit 1)) y
+      order by y.n limit 1) m
+    where (t.sent, t.bounced) <> (m.sent, m.bounced)
+  )
+  select coalesce(v.tenant_id, d.tenant_id), coalesce(v.stream, d.stream), coalesce(v.sent, 0), coalesce(v.bounced, 0), coalesce(d.n, 0)
+  from moved v full join pgmail.alert_died(p_seconds) d on d.tenant_id = v.tenant_id and d.stream = v.stream;
 end
 $$;
 
@@ -68,9 +89,11 @@ create or replace function pgmail.alert_since(
 )
 language sql stable security definer set search_path = pgmail, pg_temp
 as $$
-  select t.sent - m.sent, t.bounced - m.bounced, t.dead - m.dead
-  from (select coalesce(sum(x.n) filter (where x.kind = 'sent'), 0)::bigint as sent, coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0)::bigint as bounced,
-          coalesce(sum(x.n) filter (where x.kind = 'dead'), 0)::bigint as dead
+  select t.sent - m.sent, t.bounced - m.bounced, (
+    select coalesce(sum(u.n), 0)::bigint from pgmail.rollup u
+    where u.tenant_id = p_tenant and u.dim = 'stream' and u.grain = 'quarter' and u.at > pgmail.now() - p_seconds * interval '1 second'
+      and u.key = p_stream and u.kind = 'dead')
+  from (select coalesce(sum(x.n) filter (where x.kind = 'sent'), 0)::bigint as sent, coalesce(sum(x.n) filter (where x.kind = 'bounced'), 0)::bigint as bounced
         from pgmail.tally_total x where x.tenant_id = p_tenant and x.stream = p_stream) t
   join pgmail.alert_meter m on m.tenant_id = p_tenant and m.stream = p_stream and m.at = coalesce(
     (select max(x.at) from pgmail.alert_meter x where x.tenant_id = p_tenant and x.stream = p_stream and x.at <= pgmail.now() - p_seconds * interval '1 second'),
@@ -186,7 +209,7 @@ begin
   cross join lateral (
     select w.bounced + w.dead as bad, w.sent + w.bounced + w.dead as all_, (w.bounced + w.dead)::float8 / nullif(w.sent + w.bounced + w.dead, 0) as rate,
       greatest(case when (d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead) >= greatest(r.minimum, 1)
-                    then (d.bounced + d.dead - w.bounced - w.dead)::float8 / nullif((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead), 0) end, 0.01) as usual) x
+                    then greatest(d.bounced + d.dead - w.bounced - w.dead, 0)::float8 / nullif((d.sent + d.bounced + d.dead) - (w.sent + w.bounced + w.dead), 0) end, 0.01) as usual) x
   where x.rate >= coalesce(r.floor, 0) and x.rate > r.threshold * x.usual;
 
   return query
@@ -199,7 +222,7 @@ begin
   where x.all_ >= greatest(r.minimum, 1) and x.rate > r.threshold;
 
   return query
-  select r.rule_id, r.tenant_id, w.stream, w.dead::float8, format('%s more dead letters of the stream %s than %s ago; a person decides (pgmail dead list).',
+  select r.rule_id, r.tenant_id, w.stream, w.dead::float8, format('%s emails of the stream %s became dead letters in the last %s; a person decides (pgmail dead list).',
     pgmail.number_words(w.dead), w.stream, pgmail.span_words(r.window_seconds))
   from (select distinct y.window_seconds as seconds from pgmail.alert_rule y where y.kind = 'dead_letters' and y.enabled) v
   cross join lateral pgmail.alert_deltas(v.seconds) w
@@ -237,6 +260,25 @@ begin
 end
 $$;
 
+-- Up to when the leading process has done what pages, reports and alerts hang on, and what it means where that stands still.
+-- times: of the patience with the others, since states are counted, and alerts looked for, the more rarely the more there is.
+-- building: it has to wait for an index. What has not been done once counts from the first look for alerts.
+create or replace function pgmail.chores_reached()
+returns table (subject text, words text, times integer, at timestamptz, building boolean)
+language sql stable security definer set search_path = pgmail, pg_temp
+as $$
+  select v.subject, v.words, v.times, coalesce(v.at, (select min(h.at) from pgmail.alert_horizon h)), v.subject = 'reports'
+    and (select i.indisvalid from pg_index i where i.indexrelid = to_regclass('pgmail.event_feed')) is not true
+  from pgmail.insight_cursor c, lateral (values
+    ('reports', 'Charts, reports and rules about rates know nothing of what happened', 1, c.rolled_at),
+    ('gauges', 'Nobody has looked for mail that is late', 1, c.gauged_at),
+    ('states', 'Nobody has counted what waits in which state', 12, c.counted_at)) v(subject, words, times, at)
+  union all
+  select 'webhooks', 'Webhooks are told of nothing that happened', 1, h.seen_at, false from pgmail.hook_cursor h where h.seen is not null
+  union all
+  select 'alerts', 'Nobody has looked for alerts', 3, max(h.at), false from pgmail.alert_horizon h
+$$;
+
 -- Facts of the fleet.
 create or replace function pgmail.alert_facts_fleet() returns setof pgmail.alert_fact
 language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off
@@ -259,14 +301,24 @@ begin
     format('%s on %s (process %s) fell silent at %s and was declared dead; its mail was given back.', case l.program when 'worker' then 'Worker ' || l.epoch
       else 'The process ' || l.program || ' ' || l.epoch end, l.host, l.pid, pgmail.at_words(l.beat_at))
   from pgmail.lost_worker l join pgmail.alert_rule r on r.kind = 'worker_lost' and r.tenant_id is null and r.enabled and coalesce(r.about, l.host) = l.host
-  where l.lost_at > now_ - coalesce(r.window_seconds, 900) * interval '1 second';
+  where not l.stopped and l.lost_at > now_ - coalesce(r.window_seconds, 900) * interval '1 second';
 
   return query
   select r.id, null::integer, c.name, x.days, format('The certificate of %s (%s) %s %s.', case c.name when 'api' then 'the API' else c.name end, c.place,
-    case when x.days < 0 then 'ended at' else 'ends in ' || pgmail.span_words(x.days * 86400) || ', at' end, pgmail.at_words(c.ends_at))
+    case when x.days < 0 then 'ended at' else 'ends in ' || pgmail.span_words(x.days * 86400) || ', at' end, pgmail.at_words(c.ends_at)
+      || case when c.unseen_since is not null then format('; it cannot be seen since %s (%s)', pgmail.at_words(c.unseen_since), c.answer) else '' end)
   from pgmail.certificate c cross join lateral (select extract(epoch from c.ends_at - now_)::float8 / 86400 as days) x
   join pgmail.alert_rule r on r.kind = 'certificate' and r.tenant_id is null and r.enabled and coalesce(r.about, c.name) = c.name and x.days < r.threshold
   where c.seen_at > now_ - interval '3 days';
+
+  -- Where these stand still all looks calm.
+  return query
+  select r.id, null::integer, x.subject, extract(epoch from now_ - x.at)::float8, format('%s since %s%s; the log of the process that leads says why.',
+    x.words, pgmail.at_words(x.at), case when x.building then ', for the index of events is not whole yet' else '' end)
+  from pgmail.chores_reached() x
+  join pgmail.alert_rule r on r.kind = 'figures_late' and r.tenant_id is null and r.enabled and coalesce(r.about, x.subject) = x.subject
+    and x.at < now_ - r.threshold * x.times * interval '1 second'
+  where x.subject <> 'alerts';   -- what does not look does not tell of it: doctor does
 
   return query
   select r.id, null::integer, '', p.days_left::float8, case when p.strays > 0

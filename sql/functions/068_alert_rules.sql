@@ -2,35 +2,37 @@
 -- 068_alert_facts*, what becomes of it in 068_alert_step.
 
 -- The kinds of rules. family: the function that looks. level: whether it is looked at for each tenant or once for the fleet;
--- a tenant changes its own rules of the first. about_what: what a subject is. path: the page that shows it.
+-- a tenant changes its own rules of the first. about_what: what a subject is. path: the page that shows it. public: its mail
+-- feels it. ended: how it is when it is over, %s its subject.
 create or replace function pgmail.alert_kinds()
-returns table (kind text, family text, level text, about_what text, unit text, path text, public boolean)
+returns table (kind text, family text, level text, about_what text, unit text, path text, public boolean, ended text)
 language sql immutable parallel safe
 as $$
   values
-    ('oldest_due', 'mail', 'tenant', 'stream', 'seconds', '/queue', false),
-    ('queue_depth', 'mail', 'tenant', 'stream', 'recipients', '/queue', false),
-    ('in_doubt', 'mail', 'tenant', '', 'recipients', '/in-doubt', false),
-    ('pause_forgotten', 'mail', 'tenant', 'what is paused', 'seconds', '/queue', false),
-    ('sender_domain', 'mail', 'tenant', 'domain', '', '/domains', false),
-    ('error_rate', 'rates', 'tenant', 'stream', 'times its baseline', '/dead-letters', false),
-    ('bounce_rate', 'rates', 'tenant', 'stream', 'share', '/emails', false),
-    ('dead_letters', 'rates', 'tenant', 'stream', 'recipients', '/dead-letters', false),
-    ('site_bounce_rate', 'traffic', 'tenant', 'site', 'share', '/emails', false),
-    ('webhook_failing', 'traffic', 'tenant', 'webhook', 'seconds', '/webhooks', false),
-    ('no_worker', 'mail', 'fleet', '', 'seconds', '/workers', true),
-    ('sending_stalled', 'mail', 'fleet', '', 'seconds', '/queue', true),
-    ('restored_database', 'fleet', 'fleet', '', '', '/queue', true),
-    ('relay_away', 'fleet', 'fleet', 'relay', 'seconds', '/workers', true),
-    ('worker_lost', 'fleet', 'fleet', 'worker', '', '/workers', false),
-    ('certificate', 'fleet', 'fleet', 'certificate', 'days', '/workers', false),
-    ('partitions_low', 'fleet', 'fleet', '', 'days', '/alerts', false),
-    ('old_transaction', 'database', 'fleet', '', 'seconds', '/alerts', false),
-    ('table_bloat', 'database', 'fleet', 'table', 'dead rows', '/alerts', false),
-    ('replication', 'database', 'fleet', 'standby or slot', 'seconds', '/alerts', false),
-    ('notify_queue', 'database', 'fleet', '', 'share', '/alerts', false),
-    ('wraparound', 'database', 'fleet', '', 'transactions', '/alerts', false),
-    ('connections', 'database', 'fleet', '', 'share', '/alerts', false)
+    ('oldest_due', 'mail', 'tenant', 'stream', 'seconds', '/queue', false, 'mail of the stream %s is no longer late'),
+    ('queue_depth', 'mail', 'tenant', 'stream', 'recipients', '/queue', false, 'the queue of the stream %s is short enough'),
+    ('in_doubt', 'mail', 'tenant', '', 'recipients', '/in-doubt', false, 'what was in doubt is decided'),
+    ('pause_forgotten', 'mail', 'tenant', 'what is paused', 'seconds', '/queue', false, 'the pause of %s has ended, or has an end'),
+    ('sender_domain', 'mail', 'tenant', 'domain', '', '/domains', false, 'the record of %s is missing no more'),
+    ('error_rate', 'rates', 'tenant', 'stream', 'times its baseline', '/dead-letters', false, 'the stream %s fails no more often than usual'),
+    ('bounce_rate', 'rates', 'tenant', 'stream', 'share', '/emails', false, 'few enough emails of the stream %s bounce'),
+    ('dead_letters', 'rates', 'tenant', 'stream', 'recipients', '/dead-letters', false, 'the stream %s makes few dead letters'),
+    ('site_bounce_rate', 'traffic', 'tenant', 'site', 'share', '/emails', false, 'few enough emails to %s bounce'),
+    ('webhook_failing', 'traffic', 'tenant', 'webhook', 'seconds', '/webhooks', false, 'the webhook %s fails no more, or was removed'),
+    ('no_worker', 'mail', 'fleet', '', 'seconds', '/workers', true, 'a worker is alive, or no mail is due'),
+    ('sending_stalled', 'mail', 'fleet', '', 'seconds', '/queue', true, 'mail is sent, or none is due'),
+    ('restored_database', 'fleet', 'fleet', '', '', '/queue', true, 'an operator has decided, and sending goes on'),
+    ('relay_away', 'fleet', 'fleet', 'relay', 'seconds', '/workers', true, 'the relay %s answers'),
+    ('worker_lost', 'fleet', 'fleet', 'worker', '', '/workers', false, 'no more is told of %s, which was lost some time ago'),
+    ('certificate', 'fleet', 'fleet', 'certificate', 'days', '/workers', false, 'the certificate of %s ends later, or is no longer used'),
+    ('figures_late', 'fleet', 'fleet', 'what is late', 'seconds', '/workers', true, 'the %s are up to date'),
+    ('partitions_low', 'fleet', 'fleet', '', 'days', '/alerts', false, 'there are partitions enough'),
+    ('old_transaction', 'database', 'fleet', '', 'seconds', '/alerts', false, 'no old transaction keeps dead rows'),
+    ('table_bloat', 'database', 'fleet', 'table', 'dead rows', '/alerts', false, 'the table %s is clean enough'),
+    ('replication', 'database', 'fleet', 'standby or slot', 'seconds', '/alerts', false, 'the %s is behind no more'),
+    ('notify_queue', 'database', 'fleet', '', 'share', '/alerts', false, 'the queue of NOTIFY is empty enough'),
+    ('wraparound', 'database', 'fleet', '', 'transactions', '/alerts', false, 'transaction ids are young enough'),
+    ('connections', 'database', 'fleet', '', 'share', '/alerts', false, 'connections are free')
 $$;
 
 -- The rules of a kind that hold for each tenant: its own, else the fleet's of that name.
@@ -159,11 +161,11 @@ end
 $$;
 
 -- The rules that the caller sees: those that hold for its tenant, and the fleet's where it sees those. p_all: all of them, for
--- administrators.
+-- administrators. level: a tenant may set rules of its own in place of those that say `tenant`, and not of those that say `fleet`.
 create or replace function pgmail.alert_rules(p_all boolean default false)
 returns table (name text, tenant text, kind text, about text, enabled boolean, threshold double precision, unit text, floor double precision,
                minimum bigint, window_seconds integer, for_seconds integer, calm_seconds integer, renotify_seconds integer, severity text,
-               note text, shipped boolean, changed_at timestamptz, changed_by text, firing integer)
+               note text, shipped boolean, changed_at timestamptz, changed_by text, firing integer, level text)
 language plpgsql stable security definer set search_path = pgmail, pg_temp
 as $$
 #variable_conflict use_column
@@ -173,7 +175,8 @@ begin
   return query
   select r.name, n.name, r.kind, r.about, r.enabled, r.threshold, k.unit, r.floor, r.minimum, r.window_seconds, r.for_seconds, r.calm_seconds,
     r.renotify_seconds, r.severity, r.note, r.shipped, r.changed_at, r.changed_by,
-    (select count(*)::integer from pgmail.alert a where a.rule_id = r.id and a.state = 'firing' and (every or a.tenant_id is null or a.tenant_id = t))
+    (select count(*)::integer from pgmail.alert a where a.rule_id = r.id and a.state = 'firing' and (every or a.tenant_id is null or a.tenant_id = t)),
+    k.level
   from pgmail.alert_rule r join pgmail.alert_kinds() k on k.kind = r.kind left join pgmail.tenant n on n.id = r.tenant_id
   where every or r.tenant_id = t
     or (r.tenant_id is null and not exists (select from pgmail.alert_rule o where o.tenant_id = t and o.name = r.name)

@@ -11,6 +11,15 @@ as $$
       and (s.tenant_id is null or s.tenant_id = p_tenant or (p_tenant is null and (select count(*) from pgmail.tenant) = 1)))
 $$;
 
+-- An alert that is over, in the past: how it is now, how long it lasted, what was told. p_holds: its rule is still there and on,
+-- and for this tenant the one that counts.
+create or replace function pgmail.over_words(p_kind text, p_subject text, p_words text, p_seconds double precision, p_holds boolean) returns text
+language sql immutable parallel safe set search_path = pgmail, pg_temp
+as $$
+  select format('Over after %s: %s. It was: %s', pgmail.span_words(p_seconds),
+    case when p_holds then (select format(k.ended, p_subject) from pgmail.alert_kinds() k where k.kind = p_kind) else 'its rule holds no more' end, p_words)
+$$;
+
 -- Puts an alert into the queue of each target that hears of it: the fleet's, and those of the tenant that it is about.
 create or replace function pgmail.tell_alert(p_alert uuid, p_event text) returns integer
 language plpgsql volatile security definer set search_path = pgmail, pg_temp
@@ -67,7 +76,7 @@ begin
      or x.calm_since is not null;
 
   for a in
-    select x.*, n.name as tenant_name, r.for_seconds, r.calm_seconds, r.renotify_seconds, pgmail.is_silenced(x.tenant_id, x.rule, x.subject) as quiet,
+    select x.*, n.name as tenant_name, r.enabled, r.tenant_id is not null as own, r.for_seconds, r.calm_seconds, r.renotify_seconds, pgmail.is_silenced(x.tenant_id, x.rule, x.subject) as quiet,
       h.subject is not null as holds
     from pgmail.alert x left join pgmail.alert_rule r on r.id = x.rule_id left join pgmail.tenant n on n.id = x.tenant_id
     left join (select distinct f.rule_id, coalesce(f.tenant_id, 0) as tenant_id, f.subject from unnest(facts) f) h
@@ -84,7 +93,9 @@ begin
         update pgmail.alert x set calm_since = now_ where x.id = a.id and x.calm_since is null;
         continue;
       end if;
-      update pgmail.alert x set state = 'resolved', resolved_at = now_ where x.id = a.id;
+      a.words := pgmail.over_words(a.kind, a.subject, a.words, extract(epoch from now_ - a.since)::float8, a.enabled is true and (a.tenant_id is null or a.own
+        or not exists (select from pgmail.alert_rule o where o.tenant_id = a.tenant_id and o.name = a.rule)));
+      update pgmail.alert x set state = 'resolved', resolved_at = now_, over = a.words where x.id = a.id;
       if a.told_at is not null and not a.quiet then perform pgmail.tell_alert(a.id, 'resolved'); end if;
       move := 'resolved';
     elsif a.state = 'pending' then
@@ -113,33 +124,46 @@ end
 $$;
 
 -- What is over for 30 days goes, and what was told of it; silences that ended, too. The meter is thinned: minutes for two hours,
--- quarters of an hour for a day; the last one before that stays, to be counted from. Once an hour, by the leader.
+-- quarters of an hour for two days, which the longest window and the day before it take; the last one before that stays, to be
+-- counted from. 5,000 rows of each at most: what is answered is 0 when nothing is left to do. Once an hour, by the leader.
 create or replace function pgmail.alert_purge_v1() returns integer
-language plpgsql volatile security definer set search_path = pgmail, pg_temp
+language plpgsql volatile security definer set search_path = pgmail, pg_temp set jit = off
 as $$
-declare n integer; now_ timestamptz := pgmail.now();
+declare n integer; m integer; now_ timestamptz := pgmail.now(); most constant integer := 5000;
 begin
-  delete from pgmail.alert_meter m
-  where (m.at < now_ - interval '2 hours' and exists (
-           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '2 hours'
-             and floor(extract(epoch from x.at) / 900) = floor(extract(epoch from m.at) / 900)))
-     or (m.at < now_ - interval '25 hours' and exists (
-           select from pgmail.alert_meter x where x.tenant_id = m.tenant_id and x.stream = m.stream and x.at > m.at and x.at < now_ - interval '24 hours'));
-  delete from pgmail.alert a where a.state = 'resolved' and a.resolved_at < pgmail.now() - interval '30 days';
+  delete from pgmail.alert_meter m using (
+    select y.tenant_id, y.stream, y.at from (
+      select x.tenant_id, x.stream, x.at, lead(x.at) over w as next_, lead(floor(extract(epoch from x.at) / 900)) over w as next_quarter
+      from pgmail.alert_meter x where x.at < now_ - interval '2 hours' window w as (partition by x.tenant_id, x.stream order by x.at)) y
+    where y.next_quarter = floor(extract(epoch from y.at) / 900) or (y.at < now_ - interval '49 hours' and y.next_ < now_ - interval '48 hours')
+    limit most) old
+  where m.tenant_id = old.tenant_id and m.stream = old.stream and m.at = old.at;
   get diagnostics n = row_count;
-  delete from pgmail.alert_delivery d where d.state <> 'waiting' and d.done_at < pgmail.now() - interval '30 days';
-  delete from pgmail.alert_silence s where s.until <= pgmail.now();
-  delete from pgmail.certificate c where c.seen_at < pgmail.now() - interval '30 days';
+  delete from pgmail.alert a where a.id in (
+    select x.id from pgmail.alert x where x.state = 'resolved' and x.resolved_at < now_ - interval '30 days' order by x.resolved_at limit most);
+  get diagnostics m = row_count; n := n + m;
+  delete from pgmail.alert_delivery d where d.id in (
+    select x.id from pgmail.alert_delivery x where x.state <> 'waiting' and x.done_at < now_ - interval '30 days' order by x.done_at limit most);
+  get diagnostics m = row_count; n := n + m;
+  delete from pgmail.alert_silence s where s.until <= now_;
+  delete from pgmail.certificate c where c.seen_at < now_ - interval '30 days';
   return n;
 end
 $$;
 
--- Certificates as a process saw them.
+-- Certificates as a process saw them, or could not: what was seen last stands, for what has ended may be why.
 create or replace function pgmail.saw_certificate_v1(p_name text, p_place text, p_ends_at timestamptz) returns void
 language sql volatile security definer set search_path = pgmail, pg_temp
 as $$
   insert into pgmail.certificate (name, place, ends_at) values (left(p_name, 300), left(p_place, 300), p_ends_at)
-  on conflict (name) do update set place = excluded.place, ends_at = excluded.ends_at, seen_at = pgmail.now()
+  on conflict (name) do update set place = excluded.place, ends_at = excluded.ends_at, seen_at = pgmail.now(), unseen_since = null, answer = null
+$$;
+
+create or replace function pgmail.missed_certificate_v1(p_name text, p_place text, p_answer text) returns void
+language sql volatile security definer set search_path = pgmail, pg_temp
+as $$
+  insert into pgmail.certificate as c (name, place, unseen_since, answer) values (left(p_name, 300), left(p_place, 300), pgmail.now(), left(p_answer, 300))
+  on conflict (name) do update set seen_at = pgmail.now(), unseen_since = coalesce(c.unseen_since, excluded.unseen_since), answer = excluded.answer
 $$;
 
 -- The next delivery of each target that is due, in the order in which they were made, p_most at most; of p_busy targets none.
@@ -164,7 +188,8 @@ begin
                      and l.due_at <= pgmail.now() for update skip locked)
     returning d.*
   )
-  select d.id, t.tenant_id, t.id, t.name, t.kind, t.secret, t.kek, d.event, d.attempts, a.id, a.rule, a.severity, n.name, a.subject, a.words, a.value,
+  select d.id, t.tenant_id, t.id, t.name, t.kind, t.secret, t.kek, d.event, d.attempts, a.id, a.rule, a.severity, n.name, a.subject,
+    case when d.event = 'resolved' then coalesce(a.over, a.words) else a.words end, a.value,
     a.threshold, a.since, a.fired_at, a.resolved_at, a.path, d.made_at
   from taken d join pgmail.alert_target t on t.id = d.target_id
   left join pgmail.alert a on a.id = d.alert_id left join pgmail.tenant n on n.id = a.tenant_id
@@ -290,7 +315,7 @@ begin
   if every then perform pgmail.tenant_or_fleet(true); else t := pgmail.need_tenant(); end if;
   select x.* into last_ from pgmail.alert x where x.id = p_after;
   return query
-  select x.id, x.rule, x.kind, n.name, x.subject, x.severity, x.state, x.since, x.fired_at, x.resolved_at, x.value, x.threshold, k.unit, x.words, x.path,
+  select x.id, x.rule, x.kind, n.name, x.subject, x.severity, x.state, x.since, x.fired_at, x.resolved_at, x.value, x.threshold, k.unit, coalesce(x.over, x.words), x.path,
     pgmail.is_silenced(x.tenant_id, x.rule, x.subject), x.told_at
   from pgmail.alert x left join pgmail.tenant n on n.id = x.tenant_id left join pgmail.alert_kinds() k on k.kind = x.kind
   where (every or pgmail.sees_alert(t, x.tenant_id, x.kind))

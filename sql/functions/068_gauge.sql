@@ -39,6 +39,7 @@ begin
     where l.stream is not null and not exists (select from pgmail.gauge g where g.tenant_id = f.tenant_id and g.lane = f.lane)
   )
   select count(*) into n from found;
+  update pgmail.insight_cursor c set gauged_at = pgmail.now() where c.gauged_at > pgmail.now() - interval '30 seconds' is not true;
   return n;
 end
 $$;

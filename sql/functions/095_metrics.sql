@@ -58,6 +58,8 @@ as $$
   union all
   select 'stopped_for_restore', null, count(*)::float8 from pgmail.fence f
   union all
+  select 'reached_age_seconds', c.subject, greatest(extract(epoch from pgmail.now() - c.at), 0)::float8 from pgmail.chores_reached() c where c.at is not null
+  union all
   select x.figure, null, x.value from pgmail.partition_state() p,
     lateral (values ('partition_days_left', p.days_left::float8), ('partition_strays', p.strays::float8)) x(figure, value)
   union all

@@ -44,11 +44,11 @@ do $do$
 declare f regprocedure;
 begin
   for f in select p.oid::regprocedure from pg_proc p where p.pronamespace = 'pgmail'::regnamespace and p.proname in (
-    'late_lanes', 'alert_deltas', 'alert_since', 'alert_meter_step', 'alert_facts_mail', 'alert_facts_rates', 'alert_facts_traffic', 'alert_facts_fleet',
+    'late_lanes', 'alert_died', 'alert_deltas', 'alert_since', 'alert_meter_step', 'alert_facts_mail', 'alert_facts_rates', 'alert_facts_traffic', 'alert_facts_fleet', 'chores_reached',
     'alert_horizon_step', 'oldest_snapshot', 'hot_tables', 'replicas', 'alert_facts_database', 'alert_kinds',
     'alert_rules_of', 'alert_tenant', 'sees_alert', 'set_alert_rule', 'remove_alert_rule', 'alert_rules',
-    'silence_alert', 'unsilence_alert', 'alert_silences', 'is_silenced', 'tell_alert', 'alert_step_v1',
-    'alert_purge_v1', 'saw_certificate_v1', 'alert_take_v1', 'alert_told_v1', 'add_alert_target', 'remove_alert_target',
+    'silence_alert', 'unsilence_alert', 'alert_silences', 'is_silenced', 'over_words', 'tell_alert', 'alert_step_v1',
+    'alert_purge_v1', 'saw_certificate_v1', 'missed_certificate_v1', 'alert_take_v1', 'alert_told_v1', 'add_alert_target', 'remove_alert_target',
     'test_alert_target', 'alert_delivery_state', 'alert_targets', 'alerts', 'at_words', 'span_words',
     'number_words', 'share_words', 'lane_stop')
   loop

@@ -114,6 +114,7 @@ create table pgmail.insight_cursor (
   at_id      uuid,
   since      uuid not null default '00000000-0000-0000-0000-000000000000',  -- events below are of another cluster's counting
   rolled_at  timestamptz,                   -- all of before is in the roll-ups
+  gauged_at  timestamptz,                   -- when the oldest due mail of each lane was looked for last, to half a minute
   counted_at timestamptz                    -- when states were counted last
 ) with (fillfactor = 50);
 insert into pgmail.insight_cursor (seen) values (pg_current_snapshot());
@@ -267,10 +268,12 @@ create table pgmail.alert (
   value       double precision not null,
   threshold   double precision not null,
   words       text not null,                -- in a sentence
+  over        text,                         -- the same in the past; null: it is open
   path        text not null                 -- of the page that shows it
 ) with (fillfactor = 70);
 create unique index alert_open on pgmail.alert (rule_id, tenant_id, subject) nulls not distinct where state <> 'resolved';
 create index alert_by_tenant on pgmail.alert (tenant_id, id);
+create index alert_over on pgmail.alert (resolved_at) where state = 'resolved';
 
 create table pgmail.alert_silence (
   tenant_id   integer,                      -- null: an operator's, of all tenants
@@ -315,6 +318,7 @@ create table pgmail.alert_delivery (
   answer    text
 ) with (fillfactor = 70);
 create index alert_delivery_waiting on pgmail.alert_delivery (target_id, id) where state = 'waiting';
+create index alert_delivery_alert on pgmail.alert_delivery (alert_id);
 create index alert_delivery_done on pgmail.alert_delivery (done_at) where state <> 'waiting';
 
 -- The ledger's totals as they were at a moment, written where they moved: what rates are made of, and a baseline.
@@ -336,22 +340,25 @@ create table pgmail.alert_horizon (
   xid bigint not null
 );
 
--- Workers that fell silent and were declared dead, for a day.
+-- Workers that fell silent and were declared dead, and those that said goodbye (stopped); for a day, the last one for longer.
 create table pgmail.lost_worker (
   epoch   bigint primary key,
   host    text not null,
   pid     integer not null,
   program text not null,
   beat_at timestamptz not null,
-  lost_at timestamptz not null default pgmail.now()
+  lost_at timestamptz not null default pgmail.now(),
+  stopped boolean not null default false
 );
 
 -- Certificates as they were seen last: the API's own, and those of relays.
 create table pgmail.certificate (
-  name      text primary key,               -- api, or relay NAME
-  place     text not null,                  -- a file, or host:port
-  ends_at   timestamptz not null,
-  seen_at   timestamptz not null default pgmail.now()
+  name         text primary key,            -- api, or relay NAME
+  place        text not null,               -- a file, or host:port
+  ends_at      timestamptz,                 -- null: it was never seen
+  seen_at      timestamptz not null default pgmail.now(),   -- looked at last, seen or not
+  unseen_since timestamptz,                 -- cannot be seen since then, for this reason
+  answer       text
 );
 
 alter table pgmail.alert_rule     enable row level security;
@@ -383,7 +390,7 @@ values
   ('bounce_rate',         'bounce_rate',         0.05,   null,  100, 3600,     0,  300, 'warning',  'share of a stream''s results that bounced, from so many results on', 'pgmail', true),
   ('site_bounce_rate',    'site_bounce_rate',    0.1,    null,  100, 3600,     0,  300, 'warning',  'share of the results at a receiving site that bounced, from so many results on', 'pgmail', true),
   ('webhook_failing',     'webhook_failing',     3600,   null, null, null,     0,    0, 'warning',  'seconds that a webhook fails', 'pgmail', true),
-  ('dead_letters',        'dead_letters',        10,     null, null,  900,     0,   60, 'warning',  'dead letters of a stream more than a window ago', 'pgmail', true),
+  ('dead_letters',        'dead_letters',        10,     null, null,  900,     0,   60, 'warning',  'dead letters that a stream made in a window', 'pgmail', true),
   ('in_doubt',            'in_doubt',            1,      null, null, null,   300,    0, 'warning',  'recipients that are held since they may have been sent', 'pgmail', true),
   ('sender_domain',       'sender_domain',       0,      null, null, null,     0,    0, 'warning',  'a sender domain whose record is gone', 'pgmail', true),
   ('pause_forgotten',     'pause_forgotten',     259200, null, null, null,     0,    0, 'info',     'seconds that something is paused without an end', 'pgmail', true),
@@ -394,6 +401,7 @@ values
   ('partitions_low',      'partitions_low',      14,     null, null, null,     0,    0, 'critical', 'days of partitions left, or mail in those of last resort', 'pgmail', true),
   ('wraparound',          'wraparound',          1000000000, null, null, null, 0,    0, 'critical', 'age of the oldest transaction id of the database', 'pgmail', true),
   ('connections',         'connections',         0.9,    null, null, null,    60,   60, 'warning',  'share of max_connections in use', 'pgmail', true),
+  ('figures_late',        'figures_late',        300,    null, null, null,   120,   30, 'warning',  'seconds that figures or webhooks know nothing of what happens', 'pgmail', true),
   ('certificate',         'certificate',         21,     null, null, null,     0,    0, 'warning',  'days until a certificate ends', 'pgmail', true);
 -- It is pgmail.tenant_or_fleet now, for alerts as for pauses.
 drop function if exists pgmail.pause_tenant(boolean);

@@ -20,6 +20,10 @@ select pgmail.alert_told_v1(%(id)s, %(ok)s, %(answer)s, %(final)s) as state;
 -- When a certificate ends.
 select pgmail.saw_certificate_v1(%(name)s, %(place)s, %(ends_at)s);
 
+-- name: missed_certificate :exec
+-- That a certificate could not be seen, and why.
+select pgmail.missed_certificate_v1(%(name)s, %(place)s, %(answer)s);
+
 -- name: list :many
 -- Alerts that the caller sees, those that are open first.
 select a.* from pgmail.alerts(%(every)s, %(state)s, %(rule)s, %(limit)s, %(after)s::uuid) a;

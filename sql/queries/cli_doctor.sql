@@ -68,7 +68,20 @@ order by array_position(array['critical', 'warning', 'info'], a.severity), a.sin
 
 -- name: targets :many
 -- Who is told of alerts, and whether that works.
-select t.name, t.failing_since, t.answer from pgmail.alert_targets(true) t order by t.failing_since nulls last, t.name;
+select t.name, t.kind, t.failing_since, t.answer from pgmail.alert_targets(true) t order by t.failing_since nulls last, t.name;
+
+-- name: reached :many
+-- Up to when the leading process has done what pages and alerts hang on, what is the furthest behind first.
+select c.subject, c.words, c.times, c.at, c.building, extract(epoch from pgmail.now() - c.at)::float8 as seconds
+from pgmail.chores_reached() c where c.at is not null order by extract(epoch from pgmail.now() - c.at) / c.times desc;
+
+-- name: webhooks :many
+-- Endpoints that fail, or that pgmail disabled for it: those first, and the caller's own tenant's; never what may be secret of a URL.
+select h.id, split_part(h.url, '?', 1) as url, h.enabled, coalesce(h.reason, h.last_error) as reason, h.failing_since, t.name as tenant,
+  h.tenant_id is not distinct from pgmail.current_tenant() as own
+from pgmail.hook h join pgmail.tenant t on t.id = h.tenant_id
+where h.removed_at is null and h.failing_since is not null and (h.enabled or not starts_with(h.reason, 'disabled by '))
+order by h.enabled, own desc, h.failing_since limit 100;
 
 -- name: snapshot :one
 -- Who keeps dead rows from being removed for the longest.
@@ -103,7 +116,13 @@ from pgmail.pause p where p.until is null order by p.paused_at;
 -- Certificates and API keys that end within three weeks, the first to end first.
 select x.what, x.days from (
   select c.name || ' (' || c.place || ')' as what, extract(epoch from c.ends_at - pgmail.now())::float8 / 86400 as days from pgmail.certificate c
+  where c.seen_at > pgmail.now() - interval '3 days'
 ) x where x.days < 21 order by x.days;
+
+-- name: unseen :many
+-- Certificates that could not be seen, the longest first. A relay that was away for a moment is another check's matter.
+select c.name || ' (' || c.place || ')' as what, c.unseen_since, c.answer from pgmail.certificate c
+where c.seen_at > pgmail.now() - interval '3 days' and c.unseen_since < pgmail.now() - interval '1 hour' order by c.unseen_since;
 
 -- name: keys :many
 -- API keys that end within a week and that no other has replaced.

@@ -92,6 +92,10 @@ left join special y on y.site = n.site
 left join stops s on s.stream = n.stream and s.priority = n.priority and coalesce(s.site, '') = coalesce(y.site, '')
 order by 1, n.priority, n.depth desc, 3;
 
+-- name: as_of :one
+-- Up to when the roll-ups hold everything.
+select c.rolled_at from pgmail.insight_cursor c;
+
 -- name: report :many
 -- What became of mail, by the keys of a dimension: for each, kinds, buckets and how many, side by side.
 select r.key, array_agg(r.kind) as kinds, array_agg(r.bucket) as buckets, array_agg(r.n) as ns

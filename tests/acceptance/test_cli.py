@@ -686,7 +686,7 @@ def test_doctor_names_what_is_wrong_worst_first_with_what_mends_it(shell, owner)
     owner.execute("update pgmail.leader set epoch = 1, until = now() + interval '1 hour'")
     owner.execute("select pgmail.make_partitions_v1(35)")
     owner.execute("select pgmail.set_senders('default', 'verified')")
-    shell.run("alert", "target", "add", "ops", "--email", "ops@example.com")
+    shell.run("alert", "target", "add", "ops", "--webhook", "https://ops.example.com/alerts")
     # The server of these tests forgets what it committed when its host crashes, and that is a fault.
     wrong = [row for row in shell.json("doctor", code=1) if row["status"] != "ok"]
     assert [(row["check"], row["status"]) for row in wrong] == [("server settings", "failed")]

@@ -55,3 +55,24 @@ def test_an_empty_report_says_so_and_a_span_must_be_one(shell):
     assert shell.run("report", "--causes").stdout == "nothing went wrong\n"
     wrong = ("report", "--since", "2026-01-02T00:00:00Z", "--until", "2026-01-01T00:00:00Z")
     assert "before" in shell.run(*wrong, code=2).stderr
+
+
+def test_a_time_that_is_none_names_the_option_and_what_it_takes_and_times_may_look_back(shell, mails):
+    said = " ".join(shell.run("report", "--since", "nonsense", code=2).stderr.split())
+    assert "--since: 'nonsense' is not a time that pgmail reads; write an ISO 8601 time" in said
+    assert '"2 hours ago"' in said
+    for since in ("90m", "2 hours ago", "7d", "yesterday", "2026-01-01"):
+        assert shell.json("report", "--since", since)["lines"][0]["sent"] == 3, since
+
+
+def test_a_report_says_where_figures_stand_still_and_an_empty_one_has_its_columns(shell, db):
+    assert "nothing was counted yet" in shell.run("report").stderr
+    with db.connect() as owner:
+        owner.execute("update pgmail.insight_cursor set rolled_at = now() - interval '1 hour'")
+    assert "is not counted yet: pgmail doctor says why" in shell.run("report").stderr
+    with db.connect() as owner:
+        owner.execute("update pgmail.insight_cursor set rolled_at = now()")
+    assert shell.run("report").stderr == ""
+    assert "no mail with a tag" in shell.run("report", "--by", "tag").stdout
+    assert shell.run("report", "--csv").stdout.startswith("stream,sent,bounced,")
+    assert "leave --by out" in shell.run("report", "--causes", "--by", "site", code=2).stderr

@@ -5,6 +5,7 @@ import pytest
 from pgmail.config import Settings
 from pgmail.sealing.keks import Keks
 from tests.api.conftest import client
+from tests.dashboard.conftest import new_key
 from tests.sql.kit import one, rows
 
 
@@ -104,3 +105,25 @@ async def test_a_target_is_made_sealed_shown_without_its_secret_tested_and_remov
 async def test_a_url_that_leads_inside_is_refused(api, url):
     answer = await api.post("/alerts/targets", json={"name": "ops", "kind": "webhook", "url": url})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_url")
+
+
+async def test_a_key_that_is_limited_to_streams_sees_alerts_and_changes_nothing(db, owner):
+    limited = new_key(db, "lim", scopes=["read", "manage"], streams=["transactional"])
+    body = {"name": "x", "kind": "email", "to": "a@example.org"}
+    async with client(db.dsn_for("api"), limited) as api:
+        assert (await api.get("/alerts")).status_code == 200
+        asked = [
+            await api.post("/alerts/targets", json=body),
+            await api.put("/alerts/rules/queue_depth", json={"threshold": 5}),
+            await api.post("/alerts/queue_depth/silence", json={"reason": "x"}),
+            await api.delete("/alerts/targets/x"),
+        ]
+    assert [answer.status_code for answer in asked] == [403] * 4
+    assert one(owner, "select count(*) from pgmail.alert_target") == 0
+
+
+async def test_rules_say_which_of_them_a_tenant_may_set(api):
+    levels = {row["name"]: row["level"] for row in (await api.get("/alerts/rules")).json()["data"]}
+    for name, level in levels.items():
+        set_ = await api.put(f"/alerts/rules/{name}", json={"note": "x"})
+        assert set_.status_code == (200 if level == "tenant" else 403), name

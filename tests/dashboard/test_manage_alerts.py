@@ -1,10 +1,13 @@
 """Alerts on pages: what fires stands on the overview too, leads to a page that is there, and is silenced."""
 
 import json
+import os
 
 import pytest
 
+from pgmail.config import Settings
 from pgmail.dashboard.mount import PAGES
+from pgmail.sealing.keks import Keks
 from tests.dashboard.conftest import ROOT, browser, new_key
 from tests.dashboard.stock import fill
 from tests.sql import kit
@@ -95,8 +98,8 @@ async def test_a_rule_is_changed_for_the_tenant_and_wrong_numbers_stay_in_the_fo
 
 
 async def test_a_trial_is_queued_for_a_target_and_none_for_nobody(page, db, stock):
-    assert "pager is told" in toast(await page.act(f"{ROOT}/alerts/test", {"target": "pager"}))
-    assert (await page.act(f"{ROOT}/alerts/test", {"target": "nobody"})).status_code == 422
+    assert "pager is told" in toast(await page.act(f"{ROOT}/alerts/targets/test", {"target": "pager"}))
+    assert (await page.act(f"{ROOT}/alerts/targets/test", {"target": "nobody"})).status_code == 422
 
 
 async def test_who_is_limited_to_a_stream_silences_nothing_and_who_reads_sees_no_buttons(db, stock):
@@ -107,3 +110,60 @@ async def test_who_is_limited_to_a_stream_silences_nothing_and_who_reads_sees_no
     async with browser(db.dsn_for("api"), new_key(db, "eve", scopes=["read"])) as page:
         assert 'role="button"' not in (await page.get(f"{ROOT}/alerts")).text
         assert (await page.act(f"{ROOT}/alerts/silence", given)).status_code == 403
+
+
+async def test_who_is_told_is_added_sealed_shown_without_its_secret_tried_and_removed(db):
+    url, keks = "https://hooks.example.com/services/T0/B0/secret", Keks({"k": os.urandom(32)})
+    settings = Settings(hook_networks="127.0.0.0/8")
+    async with browser(
+        db.dsn_for("api"), new_key(db, scopes=["admin"]), settings=settings, keks=keks
+    ) as page:
+        form = {"name": "chat", "kind": "slack", "where": url, "severity": "critical"}
+        assert "chat is told from now on" in toast(await page.act(f"{ROOT}/alerts/targets/add", form))
+        assert last_act(db)[:2] == ("key dash", "alert.target.add")
+        mails = {"name": "ops", "kind": "email", "where": "a@example.org, b@example.org", "severity": "info"}
+        toast(await page.act(f"{ROOT}/alerts/targets/add", mails))
+        text = (await page.get(f"{ROOT}/alerts")).text
+        assert "hooks.example.com/..." in text
+        assert "a@example.org, b@example.org" in text
+        assert "T0/B0" not in text
+        with db.connect() as owner:
+            assert {row[0] for row in kit.rows(owner, "select kek from pgmail.alert_target")} == {"k"}
+        assert "chat is told within" in toast(
+            await page.act(f"{ROOT}/alerts/targets/test", {"target": "chat"})
+        )
+        gone = {"target": "chat", "why": "we moved"}
+        assert (await page.act(f"{ROOT}/alerts/targets/remove", gone | {"why": ""})).status_code == 422
+        assert "of nothing any more" in toast(await page.act(f"{ROOT}/alerts/targets/remove", gone))
+        assert last_act(db) == ("key dash", "alert.target.remove", "we moved")
+        assert (await page.act(f"{ROOT}/alerts/targets/remove", gone)).status_code == 422
+
+
+async def test_a_target_that_is_none_is_asked_for_again_at_its_field_and_takes_the_sessions_token(page, db):
+    form = {"name": "ops", "kind": "webhook", "where": "https://x.example.com/", "severity": "warning"}
+    for field, text in (
+        ("where", ""),
+        ("where", "https://10.0.0.1/x"),
+        ("name", "no name"),
+        ("kind", "pager"),
+        ("signs", "short"),
+        ("severity", "loud"),
+    ):
+        wrong = await page.act(f"{ROOT}/alerts/targets/add", form | {field: text})
+        assert wrong.status_code == 422, (field, text)
+        assert f'id="f-{field}"' in wrong.text.partition('class="my-field wrong"')[2], (field, wrong.text)
+        assert "short" not in wrong.text  # what signs is not shown again
+    refused = await page.act(f"{ROOT}/alerts/targets/add", form, X_CSRF_Token="x")
+    assert refused.status_code == 403
+    limited = new_key(db, "lim", scopes=["manage"], streams=["transactional"])
+    async with browser(db.dsn_for("api"), limited) as other:
+        assert (await other.act(f"{ROOT}/alerts/targets/add", form)).status_code == 422
+    with db.connect() as owner:
+        assert kit.one(owner, "select count(*) from pgmail.alert_target") == 0
+
+
+async def test_rules_that_an_operator_sets_have_no_button_that_is_refused(page, db):
+    text = (await page.get(f"{ROOT}/alerts")).text
+    assert 'aria-label="Change oldest_due"' in text
+    assert 'aria-label="Change no_worker"' not in text
+    assert "an operator's" in text

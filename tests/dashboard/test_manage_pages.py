@@ -39,7 +39,13 @@ EVERY = [
     ),
     *("domains/add", "templates/publish?name=welcome&version=2"),
     *("alerts?state=resolved", "alerts/silence?rule=in_doubt", "alerts/unsilence?rule=in_doubt"),
-    *("alerts/rule?rule=in_doubt", "alerts/test?target=pager", "webhooks/add"),
+    *(
+        "alerts/rule?rule=in_doubt",
+        "alerts/targets/add",
+        "alerts/targets/test?target=pager",
+        "alerts/targets/remove?target=pager",
+        "webhooks/add",
+    ),
 ]
 
 

@@ -36,6 +36,11 @@ async def test_nobody_told_and_a_target_that_fails_are_told(db, owner):
     )
     found = await ask(db, doctor_alerts.targets)
     assert (found.status, found.mend) == ("failed", "pgmail alert target test ops")
+    owner.execute("update pgmail.alert_target set failing_since = null, kind = 'email'")
+    found = await ask(db, doctor_alerts.targets)
+    assert (found.status, "PGMAIL_ALERT_RELAY_URL" in found.mend) == ("warning", True)
+    other = Settings(alert_relay_url="smtp://other.example:25")
+    assert (await doctor_alerts.targets(await db.aconnect("admin"), other)).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +69,12 @@ async def test_a_certificate_and_a_key_that_end_are_told(db, owner):
     assert "api (x:443) ends in 5 days" in (await ask(db, doctor_alerts.certificates)).message
     owner.execute("update pgmail.certificate set ends_at = now() - interval '1 day'")
     assert (await ask(db, doctor_alerts.certificates)).status == "failed"
+    owner.execute("delete from pgmail.certificate")
+    owner.execute("select pgmail.missed_certificate_v1('relay default', 'mx:587', 'connection refused')")
+    assert (await ask(db, doctor_alerts.certificates)).status == "ok"  # a relay may be away for a moment
+    owner.execute("update pgmail.certificate set unseen_since = now() - interval '2 hours'")
+    found = await ask(db, doctor_alerts.certificates)
+    assert (found.status, "relay default (mx:587) cannot be seen since" in found.message) == ("warning", True)
     owner.execute("select pgmail.create_key('shop', 'pgm_x', sha256('x'))")
     assert (await ask(db, doctor_alerts.keys)).status == "ok"
     owner.execute("update pgmail.api_key set expires_at = now() + interval '3 days'")
@@ -108,3 +119,44 @@ async def test_the_server_of_the_tests_would_forget_what_it_committed(db):
 )
 def test_a_span_is_told_in_the_unit_that_says_it_best(seconds, words):
     assert span(seconds) == words
+
+
+async def test_figures_that_stand_still_and_looks_that_do_not_come_are_told(db, owner, db_clock):
+    assert (await ask(db, doctor_alerts.figures)).message == "nobody has looked yet"
+    worker = db.connect("worker")
+    look = (
+        "select pgmail.alert_step_v1(), pgmail.gauge_lanes_v1(), pgmail.gauge_states_v1(), pgmail.rollup_v1()"
+    )
+    worker.execute(look)
+    assert (await ask(db, doctor_alerts.figures)).status == "ok"
+    db_clock.advance(500)
+    worker.execute("select pgmail.gauge_lanes_v1(), pgmail.alert_step_v1()")
+    found = await ask(db, doctor_alerts.figures)
+    assert (found.status, found.message.split(" know")[0]) == (
+        "failed",
+        "Charts, reports and rules about rates",
+    )
+    db_clock.advance(3_500)
+    worker.execute("select pgmail.gauge_lanes_v1(), pgmail.gauge_states_v1(), pgmail.rollup_v1()")
+    found = await ask(db, doctor_alerts.figures)
+    assert (found.status, found.message) == ("failed", "Nobody has looked for alerts for 58 minutes")
+    worker.execute(look)
+    assert (await ask(db, doctor_alerts.figures)).status == "ok"
+
+
+async def test_a_webhook_that_fails_or_was_disabled_is_told_with_what_mends_it(db, owner):
+    assert (await ask(db, doctor_alerts.webhooks)).status == "ok"
+    (id_,) = owner.execute(
+        "insert into pgmail.hook (tenant_id, id, url, types, created_by, failing_since, last_error)"
+        " values (1, pgmail.uuid7(), 'https://x.example/hook?secret', '{*}', 'me', '2026-01-02 03:04+00', 'HTTP 500')"
+        " returning id"
+    ).fetchone()
+    found = await ask(db, doctor_alerts.webhooks)
+    assert (found.status, found.mend) == ("warning", f"mend it, then pgmail webhook test {id_}")
+    assert found.message == "https://x.example/hook fails since 2026-01-02 03:04 UTC: HTTP 500"
+    owner.execute("update pgmail.hook set enabled = false, reason = 'it answered 410 Gone'")
+    found = await ask(db, doctor_alerts.webhooks)
+    assert (found.status, "410 Gone" in found.message) == ("failed", True)
+    assert f"pgmail webhook set {id_} --enable" in found.mend
+    owner.execute("update pgmail.hook set reason = 'disabled by ada: it moves'")
+    assert (await ask(db, doctor_alerts.webhooks)).status == "ok"  # by a person's will

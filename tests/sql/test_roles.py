@@ -67,9 +67,16 @@ ALERTS = {
     ),
     "alerts",
 }
-LOOK_AT_DATABASE = {"oldest_snapshot", "hot_tables", "replicas"}
+LOOK_AT_DATABASE = {"oldest_snapshot", "hot_tables", "replicas", "chores_reached"}
 WATCH = LOOK_AT_DATABASE | {
-    *("alert_step_v1", "alert_purge_v1", "alert_take_v1", "alert_told_v1", "saw_certificate_v1"),
+    *(
+        "alert_step_v1",
+        "alert_purge_v1",
+        "alert_take_v1",
+        "alert_told_v1",
+        "saw_certificate_v1",
+        "missed_certificate_v1",
+    ),
 }
 TELL = {"fan_out_hooks_v1", "claim_hooks_v1", "settle_hooks_v1", "keep_hooks_v1"}
 FEED = {"feed_now_v1", "feed_since_v1", "feed_v1"}

@@ -320,6 +320,31 @@ def test_what_is_past_its_time_goes_and_days_stay(owner, db, db_clock):
         assert kit.one(owner, left) == kept
 
 
+def test_a_trim_takes_a_part_of_each_table_at_a_time_whoever_owns_it(owner, db):
+    owner.execute("select pgmail.create_tenant('second')")
+    for table, columns, values in (
+        (
+            "rollup",
+            "dim, grain, at, key, kind, n",
+            "'site', 'minute', now() - interval '3 days', n::text, 'sent', 1",
+        ),
+        ("pulse", "stream, at, enqueued, sent", "n::text, now() - interval '1 day', 1, 1"),
+        (
+            "cause",
+            "at, kind, class, reason, code, enhanced, text, n, last_at, examples",
+            "now() - interval '40 days', 'dead', 'hard', 'x', 1, '', n::text, 1, now(), '{}'",
+        ),
+    ):
+        owner.execute(
+            f"insert into pgmail.{table} (tenant_id, {columns})"
+            f" select t, {values} from generate_series(1, 2) t, generate_series(1, 15) n"
+        )
+    reader, gone = db.connect("maintain"), []
+    while (n := kit.one(reader, "select pgmail.trim_rollups_v1(10)")) > 0:
+        gone.append(n)
+    assert gone == [30, 30, 30]
+
+
 def test_a_tenant_sees_its_own_figures_only(app, owner, db):
     owner.execute("select pgmail.suppress('gone@example.org')")
     kit.send(app, "gone@example.org", tags={"a": "b"})

@@ -1,5 +1,6 @@
 """status, trace and why: every state is told, by the email's id and by the recipient's."""
 
+import re
 from datetime import timedelta
 
 import psycopg
@@ -111,14 +112,14 @@ def test_why_names_what_mail_waits_for(db_clock, app, owner, hand):
     db_clock.advance(60)
     assert why().startswith("waits: no worker is alive since ")
     hand.connection.execute("select pgmail.worker_stop_v1(%s)", [hand.epoch])
-    assert why() == "waits: no worker is running"
+    assert re.fullmatch(r"waits: no worker is alive since .* UTC, when worker \d+ on host was stopped", why())
     owner.execute("select pgmail.relay_state_v1('default', 'away', 'connection refused', 30)")
     assert "relay default is away" in why()
     assert "connection refused; next try at " in why()
     owner.execute("select pgmail.pause_relay('default', 'maintenance')")
     assert why().startswith("waits: relay default is paused by pgmail_owner since ")
     owner.execute("select pgmail.resume_relay('default')")
-    assert why() == "waits: no worker is running"
+    assert why().endswith("was stopped")
 
 
 def test_why_says_that_a_worker_is_gone_or_an_attempt_in_doubt(app, owner, hand, other):

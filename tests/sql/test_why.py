@@ -143,6 +143,12 @@ def worker_silent(mail):
     mail.owner.execute("update pgmail.worker set beat_at = pgmail.now() - interval '1 hour'")
 
 
+def worker_stopped(mail):
+    mail.send()
+    mail.owner.execute("insert into pgmail.lost_worker values (0, 'b', 1, 'worker', '2020-01-01')")
+    mail.hand.connection.execute("select pgmail.worker_stop_v1(%s)", [mail.hand.epoch])
+
+
 def only_a_leader(mail):
     mail.send()
     mail.owner.execute("update pgmail.worker set program = 'maintain'")
@@ -204,8 +210,9 @@ SENTENCES = {
     relay_paused: rf"waits: relay default is paused by ada since {AT}: moving house",
     limited: rf"waits: site example\.org is limited to 1 a minute; its next token is free at {AT}; 0 of .* ahead",
     no_worker: r"waits: no worker is running",
-    worker_rescued: rf"waits: no worker is alive since {AT}",
-    worker_silent: rf"waits: no worker is alive since {AT}",
+    worker_rescued: rf"waits: no worker is alive since {AT}, when worker \d+ on host fell silent",
+    worker_silent: rf"waits: no worker is alive since {AT}, when worker \d+ on host fell silent",
+    worker_stopped: rf"waits: no worker is alive since {AT}, when worker \d+ on host was stopped",
     only_a_leader: r"waits: no worker is running",
     draining: r"waits: all workers are about to stop and take nothing new",
     behind_a_quota: rf"waits for a limit until {AT}: the tenant takes in 10 emails a second",

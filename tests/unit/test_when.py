@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgmail.domain.when import is_iso, parse, parse_iso
+from pgmail.domain.when import is_iso, parse, parse_iso, parse_past
 
 NOW = datetime(2026, 11, 21, 12, 30, 15, 250, tzinfo=UTC)  # a Saturday
 
@@ -118,3 +118,29 @@ def test_any_text_is_a_moment_or_a_reason(text):
 @given(st.datetimes(timezones=st.just(UTC), max_value=datetime(9000, 1, 1)))  # noqa: DTZ001 - zone is given
 def test_what_python_writes_is_read_back(moment):
     assert parse(moment.isoformat(), NOW) == moment
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("now", "2026-11-21T12:30:15.000250"),
+        ("2 hours ago", "2026-11-21T10:30:15.000250"),
+        ("An Hour  ago", "2026-11-21T11:30:15.000250"),
+        ("90m", "2026-11-21T11:00:15.000250"),
+        ("7 days", "2026-11-14T12:30:15.000250"),
+        ("today", "2026-11-21T00:00:00"),
+        ("yesterday", "2026-11-20T00:00:00"),
+        ("2026-01-02", "2026-01-02T00:00:00"),
+        ("2026-01-02T03:04:05+01:00", "2026-01-02T02:04:05"),
+    ],
+)
+def test_a_moment_to_look_back_to_is_read(text, expected):
+    assert parse_past(text, NOW) == datetime.fromisoformat(expected).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "a day", "in 2 hours", "5 lightyears", "2026-02-30", "2026-01-02T03:04:05"]
+)
+def test_what_is_no_moment_of_the_past_names_what_is(text):
+    with pytest.raises(ValueError, match=r"write an ISO 8601 time.*2 hours ago"):
+        parse_past(text, NOW)

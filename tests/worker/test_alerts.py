@@ -46,7 +46,7 @@ async def teller(pool, sink, open_relay):
         pool,
         keks=KEKS,
         http=lambda: http,
-        relay=open_relay(sink.port, "tls=none"),
+        relays=[open_relay(sink.port, "tls=none")],
         sender="pgmail@example.net",
         public_url="https://mail.example.net/",
     )
@@ -98,6 +98,32 @@ async def test_each_kind_of_target_is_told_once_that_it_began_and_once_that_it_e
     assert told[0]["References"] == told[2]["References"]
     assert "an <hour> is missing" in told[0].get_content()
     assert one(owner, "select count(*) from pgmail.message") == 0  # none of it went through the queue
+
+
+async def test_an_email_goes_to_the_next_relay_where_the_first_is_away_and_says_so_where_all_are(
+    db, owner, *, pool, open_sink, open_relay
+):
+    away, up = await open_sink(), await open_sink()
+    await away.stop()
+    made = AlertTeller(
+        pool,
+        keks=KEKS,
+        http=lambda: None,
+        relays=[open_relay(sink.port, "tls=none") for sink in (away, up)],
+        sender="pgmail@example.net",
+    )
+    await add(db, "ops", kind="email", to=["ada@example.org", "bob@example.org"])
+    fence(owner)
+    await AlertLook(pool).step()
+    await made.step()
+    assert [mail["To"] for mail in mails(up)] == ["ada@example.org", "bob@example.org"]
+    assert one(owner, "select failing_since from pgmail.alert_target") is None
+    await up.stop()
+    owner.execute("select pgmail.test_alert_target('ops', true)")
+    await made.step()
+    failing, answer = rows(owner, "select failing_since, answer from pgmail.alert_target")[0]
+    assert failing is not None
+    assert answer.startswith("ada@example.org: ")
 
 
 async def test_a_dead_target_keeps_no_other_waiting_and_hears_of_it_later(db, owner, pool, teller, receiver):
@@ -272,7 +298,7 @@ async def test_one_slow_look_keeps_nobody_blind_and_slow_ones_come_more_rarely(m
         return []
 
     async def nothing(_):
-        return None
+        return 0
 
     monkeypatch.setattr("pgmail.maintain.alerts.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr("pgmail.maintain.alerts.store.step", slow)

@@ -127,6 +127,8 @@ async def test_figures_of_the_queue_know_depth_held_doubt_and_what_a_pause_keeps
             "update pgmail.queue set due_at = 'infinity', in_doubt = true"
             " where id = (select min(id::text)::uuid from pgmail.queue)"
         )
+        owner.execute("select pgmail.gauge_lanes_v1()")
+        owner.execute("update pgmail.insight_cursor set rolled_at = pgmail.now() - interval '1 hour'")
     figures = FleetFigures(pool, lambda: True)
     await figures.refresh()
     found = {(sample.family, sample.labels): sample.value for sample in figures.samples()}
@@ -134,6 +136,11 @@ async def test_figures_of_the_queue_know_depth_held_doubt_and_what_a_pause_keeps
     assert found["held", ("transactional",)] == 1
     assert found["held_in_doubt", ("transactional",)] == 1
     assert found["oldest_due_seconds", ("transactional",)] >= 0
+    assert found["reached_age_seconds", ("gauges",)] < 60
+    assert found["reached_age_seconds", ("reports",)] >= 3600
+    assert not any(
+        name == "reached_age_seconds" and labels == ("states",) for name, labels in found
+    )  # not once yet
     with db.connect() as owner:
         owner.execute("select pgmail.pause_mail('stream', 'transactional', 'maintenance', null, true)")
     paused = FleetFigures(pool, lambda: True)

@@ -1,4 +1,4 @@
-"""Alerts: what fires now and what did, silences, the rules that hold for the tenant, and who is told.
+"""Alerts: what fires now and what did, silences, the rules that hold for the tenant, and who is told (`alert_targets`).
 
 What can go wrong: a silence that everybody forgot. So a reason is asked for, an end is offered, and all that hold stand
 at the top of the page.
@@ -140,26 +140,6 @@ async def set_rule(request: AnyRequest) -> Response[Any]:
     return await act(request, _ruling(row, given), deed)
 
 
-@get("/alerts/test", scope=MANAGE)
-async def ask_test(request: AnyRequest) -> Response[Any]:
-    """Ask whether somebody is to be told for a trial."""
-    return ask(request, _testing(await given_of(request)))
-
-
-@post("/alerts/test", scope=MANAGE, status_code=200)
-async def test(request: AnyRequest) -> Response[Any]:
-    """Have a trial sent; how that went stands beside the target."""
-    given = await given_of(request)
-
-    async def deed() -> str:
-        need_all_streams(caller_of(request))
-        async with acting_as(database_of(request), caller_of(request)) as connection:
-            await store.send_test(connection, given.one("target"))
-        return f"{given.one('target')} is told within seconds; how that went stands beside it."
-
-    return await act(request, _testing(given), deed)
-
-
 async def _rule(request: AnyRequest, name: str) -> Any:
     async with acting_as(database_of(request), caller_of(request)) as connection:
         row = next((row for row in await store.rules(connection) if row.name == name), None)
@@ -253,18 +233,7 @@ def _ruling(row: Any, given: Given) -> Ask:
     )  # fmt: skip
 
 
-def _testing(given: Given) -> Ask:
-    return Ask(
-        title=f"Send a trial to {given.one('target')}?",
-        action=f"{HOME}/test",
-        button="Send it",
-        back=HOME,
-        words=("It says that it is a trial.",),
-        hidden=(("target", given.one("target")),),
-    )
-
-
 HANDLERS = (
     *(show_alerts, ask_silence, silence, ask_unsilence, unsilence),
-    *(ask_rule, set_rule, ask_test, test),
+    *(ask_rule, set_rule),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pgmail.dashboard.manage import (
+    alert_targets,
     alerts,
     audit,
     dead,
@@ -22,6 +23,7 @@ from pgmail.dashboard.manage import (
 
 HANDLERS: tuple[Any, ...] = (
     *alerts.HANDLERS,
+    *alert_targets.HANDLERS,
     *queue.HANDLERS,
     *dead.HANDLERS,
     *doubts.HANDLERS,
