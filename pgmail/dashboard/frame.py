@@ -39,6 +39,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+_NOTHING = "There is no such page, or what it showed is kept no longer. The menu leads to all there is."
 # Not `no-referrer`: with that a browser says `Origin: null` when a form of ours is sent. Other sites are told nothing.
 ALWAYS: Mapping[str, str] = {
     "Content-Security-Policy": POLICY,
@@ -116,7 +117,7 @@ def _judged(request: AnyRequest, error: Exception) -> tuple[int, str]:
     if isinstance(error, DatabaseAway):
         return 503, "The database cannot be reached at this moment. Nothing is lost; load the page again."
     if isinstance(error, HTTPException) and error.status_code < 500:
-        return error.status_code, "There is nothing here." if error.status_code == 404 else error.detail
+        return error.status_code, _NOTHING if error.status_code == 404 else error.detail
     id_ = secrets.token_hex(8)
     log.error("page failed", id=id_, method=request.method, path=request.scope["path"], exc_info=error)
     return 500, f"A fault of pgmail, nothing that you did. Its log says more, under the id {id_}."

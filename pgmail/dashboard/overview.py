@@ -108,6 +108,8 @@ def _facts(found: Overview, firing: list[Any]) -> dict[str, Any]:
 def _charts(found: Overview) -> Markup:
     """Three charts: what came and went, how it failed, how long it took."""
     points = found.points
+    if any(point.enqueued or point.sent for point in points[:-1]):
+        points = points[:-1]  # the step that is under way would look like a fall
     moments = [point.at for point in points]
     step = words.duration(found.step_seconds).replace("60 s", "minute")
     unit = f"per {step.removeprefix('1 ')}"
