@@ -37,11 +37,13 @@
       field instanceof HTMLSelectElement ? [...field.options].some((one) => one.selected !== one.defaultSelected && !(one.index === 0 && !field.querySelector("[selected]")))
         : field.type === "checkbox" ? field.checked !== field.defaultChecked
           : field.type !== "hidden" && field.value !== field.defaultValue);
+  let declined = false;  // who does not want to sign in is asked again by what they do only
   const signedOut = () => {
     const form = document.getElementById("again-template");
     if (!form || !typed()) { location.reload(); return; }
     if (!document.getElementById("again")) document.body.append(form.content.cloneNode(true));
     const again = document.getElementById("again");
+    again.onclose = () => { declined = true; };
     if (!again.open) again.showModal();
   };
   // Another session's token for this page, unless it is of another tenant: then this page is not its own.
@@ -50,6 +52,7 @@
     meta("csrf").content = said.csrf;
     for (const field of document.querySelectorAll('input[name="csrf"]')) field.value = said.csrf;
     toast(text);
+    declined = false;
     tend();
   };
   const ask = async (path, more) => {
@@ -66,8 +69,10 @@
     fault.hidden = Boolean(said.csrf);
     fault.textContent = said.because || "";
     if (!said.csrf) { form.querySelector("[name=key]").focus(); return; }
-    form.reset();
-    form.closest("dialog").close();
+    const again = form.closest("dialog");
+    again.onclose = null;
+    again.close();  // the focus goes back to where it was
+    again.remove();
     goOn(said, "Signed in. Nothing was lost, and nothing done yet: press the button once more.");
   };
   const stale = async () => {
@@ -200,7 +205,9 @@
       const token = meta("csrf");
       if (token) event.detail.headers["X-CSRF-Token"] = token.content;
     });
-    document.body.addEventListener("signed-out", signedOut);
+    document.body.addEventListener("signed-out", (event) => {
+      if (!declined || !event.target.hasAttribute("data-polls")) signedOut();
+    });
     document.body.addEventListener("stale", stale);
     // Parts that ask every few seconds: not for nobody, not under somebody's hands, and quiet when nothing answers.
     const polls = (event) => event.detail.elt?.hasAttribute?.("data-polls");
