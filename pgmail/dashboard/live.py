@@ -70,7 +70,9 @@ class Channel:
             self.final = True
         else:
             changed = {
-                name: text for name, text in parts.items() if _told(self.parts.get(name, "")) != _told(text)
+                name: text
+                for name, text in parts.items()
+                if name not in self.parts or _told(self.parts[name]) != _told(text)
             }
             if not changed:
                 return
