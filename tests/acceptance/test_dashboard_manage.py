@@ -285,7 +285,8 @@ def test_mail_is_found_retried_paused_and_resumed_without_a_mouse(db, url, stock
 
 def test_what_was_typed_outlives_its_session(eyes, page, url, db):
     page.goto(url + "/templates/edit?name=welcome")
-    page.locator("iframe[data-frame]").wait_for()
+    preview = page.frame_locator("iframe[data-frame]")
+    preview.get_by_text("Your shop is open").wait_for()
     page.fill("#e-html", "<h1>Written for an hour</h1>")
     page.context.clear_cookies()
     page.get_by_role("button", name="Save as a draft").click()
@@ -301,6 +302,7 @@ def test_what_was_typed_outlives_its_session(eyes, page, url, db):
     assert page.input_value("#e-html") == "<h1>Written for an hour</h1>"
     # Where nothing was typed there is nothing to keep.
     page.get_by_role("button", name="Publish version 3").wait_for()
+    preview.get_by_text("Written for an hour").wait_for()
     page.context.clear_cookies()
     page.get_by_role("button", name="Publish version 3").click()
     page.wait_for_url("**/sign-in?next=*edit*")
