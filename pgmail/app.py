@@ -88,8 +88,10 @@ def run_maintain(settings: Settings) -> int:
 
 def run_demo(settings: Settings, **options: Any) -> int:
     """Run the demo, with the dashboard's inbox page for the sandbox's mail; its exit code."""
+    from pgmail import log  # noqa: PLC0415
     from pgmail.sandbox import demo  # noqa: PLC0415
 
+    log.configure("warning")  # what the processes of the demo say stands in its folder
     return demo.run_demo(settings, demo.Options(**options), _serve_inbox)
 
 

@@ -5,8 +5,9 @@ same lines. A module takes `log = structlog.get_logger()` and calls `log.info("s
 
 What can go wrong: people's addresses and passwords in logs that live longer than the mail. At info and above
 every address is masked (`a***@example.org`), at all levels passwords in URLs are, and keys that hold bodies
-or secrets are dropped with their values. Masking finds addresses by their form; a name or phone number it
-does not know. A line that cannot be written is lost rather than stopping a worker.
+or secrets are dropped with their values; tracebacks show no variables, one of which may be a cookie. Masking finds
+addresses by their form; a name or phone number it does not know. A line that cannot be written is lost rather than
+stopping a worker.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def configure(level: str = "info", fmt: Format = "auto", *, stream: TextIO | Non
     out = sys.stderr if stream is None else stream
     console = fmt == "console" or (fmt == "auto" and out.isatty())
     renderer: Callable[[WrappedLogger, str, EventDict], str | bytes] = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty()) if console else _render_json
+        structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else _render_json
     )
     structlog.configure(
         processors=[
@@ -77,6 +80,8 @@ def configure(level: str = "info", fmt: Format = "auto", *, stream: TextIO | Non
         logger = logging.getLogger(name)
         logger.handlers[:] = []
         logger.propagate = True
+        # Its news of a start and a stop are ours already ("listening"), and name neither host nor process.
+        logger.setLevel(logging.NOTSET if level == "debug" else logging.WARNING)
 
 
 def mask(_: WrappedLogger, method: str, event: EventDict) -> EventDict:

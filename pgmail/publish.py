@@ -13,8 +13,9 @@ right, and refused when somebody publishes it. Faults are `Refused`: `invalid_te
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import msgspec
 
@@ -22,8 +23,9 @@ from pgmail.errors import Refused, TemplateFault
 from pgmail.render.templates import Bundle, Source, check_source, referenced
 from pgmail.store import published as store
 from pgmail.store.database import Database
-from pgmail.store.published import Lent
+from pgmail.store.published import Lent, Version
 
+Read = Callable[[Iterable[str]], Awaitable[dict[str, Version]]]
 MAX_DEPENDS = 50  # templates that one may lean on, directly or through others
 
 
@@ -106,19 +108,19 @@ async def check(
         return await _check(connection, name, Source(subject=subject, text=text, html=html), draft=False)
 
 
-async def bundle(database: Database | Lent, name: str, source: Source) -> Bundle:
+async def bundle(read: Read, name: str, source: Source) -> Bundle:
     """Return a source with the published templates that it leans on; nothing is compiled or stored.
 
-    Raises TemplateFault where it cannot be read or leans on what is not published, and Refused where it leans on
-    itself or on too much.
+    `read` returns the newest published versions of templates by name, each time in a transaction of its own: a
+    source may take its time to be read, and no transaction is open meanwhile. Raises TemplateFault where it cannot
+    be read or leans on what is not published, and Refused where it leans on itself or on too much.
     """
-    async with _lent(database) as connection:
-        return Bundle(source, (await _gather(connection, name, source, draft=True))[0])
+    return Bundle(source, (await _gather(read, name, source, draft=True))[0])
 
 
 async def _check(connection: Lent, name: str, source: Source, *, draft: bool) -> Checked:
     try:
-        others, depends = await _gather(connection, name, source, draft=draft)
+        others, depends = await _gather(partial(store.published, connection), name, source, draft=draft)
         # Up to a second: others go on meanwhile.
         return Checked(await asyncio.to_thread(check_source, source, others), depends)
     except TemplateFault as fault:
@@ -131,7 +133,7 @@ async def _check(connection: Lent, name: str, source: Source, *, draft: bool) ->
 
 
 async def _gather(
-    connection: Lent, name: str, source: Source, *, draft: bool
+    read: Read, name: str, source: Source, *, draft: bool
 ) -> tuple[dict[str, Source], dict[str, int]]:
     """Read the published versions of everything that a source leans on, directly or through others."""
     others: dict[str, Source] = {}
@@ -144,15 +146,18 @@ async def _gather(
             raise Refused("invalid_template", "", f"the template {name!r} leans on itself")
         if len(seen) > MAX_DEPENDS:
             raise Refused("invalid_template", "", f"it leans on more than {MAX_DEPENDS} other templates")
-        found = await store.published(connection, wanted)
+        found = await read(wanted)
         if not draft and (missing := sorted(wanted - found.keys())):
             raise Refused("unknown_template", "", f"no published template is named {missing[0]!r}")
         for version in found.values():
             others[version.name] = Source(subject=version.subject, text=version.text, html=version.html)
             depends[version.name] = version.version
-        more = {leaned for key in found for leaned in referenced(others[key])}
-        wanted = frozenset(more - seen)
+        wanted = await asyncio.to_thread(_leaned, [others[key] for key in found]) - seen
     return others, depends
+
+
+def _leaned(sources: Iterable[Source]) -> frozenset[str]:
+    return frozenset(name for source in sources for name in referenced(source))
 
 
 @asynccontextmanager

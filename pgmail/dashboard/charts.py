@@ -169,7 +169,8 @@ def _times(moments: Sequence[datetime]) -> Markup:
         return Markup("")
     places = sorted({round(i * (len(moments) - 1) / (TICKS - 1)) for i in range(TICKS)})
     return Markup("").join(
-        Markup("<span>{}</span>").format(escape(_short(moments[i], moments))) for i in places
+        Markup("<span>{}{}</span>").format(escape(_short(moments[i], moments)), " UTC" * (i == places[-1]))
+        for i in places
     )
 
 

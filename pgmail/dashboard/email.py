@@ -67,16 +67,17 @@ async def show_email(request: AnyRequest) -> Response[str]:
             await pages.why(connection, message.id),
         )
         person = _person(request, way, first[0] if wanted != message.id else None)
-        content, closed = await preview.opened(request, message)
-        look = await preview.look(request, connection, message, person)
+        material = await preview.gather(connection, message, person)
+    opened = await preview.opened(request, message)
+    look = await preview.look(request, material, opened)
     view = _view(request, look)
     return frame.page(
         request,
         "email.html",
         message=message,
-        content=content,
-        closed=closed,
-        subject=look.subject or content.get("subject"),
+        content=opened.content,
+        closed=opened.because,
+        subject=look.subject or opened.content.get("subject"),
         person=person,
         look=look,
         view=view,

@@ -15,11 +15,12 @@ answer (CSP level 3) allows scripts and styles from files of ours only, and mail
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from functools import cache, partial
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import structlog
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -27,7 +28,7 @@ from litestar import MediaType, Response
 from litestar.exceptions import HTTPException
 
 from pgmail.dashboard import charts, words
-from pgmail.dashboard.guard import AnyRequest, NotSignedIn, may
+from pgmail.dashboard.guard import AnyRequest, NotSignedIn, Stale, may
 from pgmail.dashboard.menu import ROOT, menu_of
 from pgmail.dashboard.static import asset
 from pgmail.errors import DatabaseAway, Refused
@@ -38,6 +39,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+_NOTHING = "There is no such page, or what it showed is kept no longer. The menu leads to all there is."
 # Not `no-referrer`: with that a browser says `Origin: null` when a form of ours is sent. Other sites are told nothing.
 ALWAYS: Mapping[str, str] = {
     "Content-Security-Policy": POLICY,
@@ -90,12 +92,17 @@ def link(path: str, **query: object) -> str:
 
 
 def answer(request: AnyRequest, error: Exception) -> Response[str]:
-    """Answer with a fault (an exception handler): the sign-in page, a toast for htmx, else a page."""
+    """Answer with a fault (an exception handler): the sign-in page, a toast for htmx, else a page.
+
+    What a page's script asked for without a session is answered so that the script can tell: what is typed on the page
+    is not to be lost by leaving it (`signed-out` and `stale` in app.js).
+    """
     htmx = "hx-request" in request.headers
     if isinstance(error, NotSignedIn):
-        to = link(f"{ROOT}/sign-in", next=_next(request))
-        return html("", status_code=401 if htmx else 303, headers={"HX-Redirect" if htmx else "Location": to})
+        return _signed_out(request, htmx=htmx)
     status, because = _judged(request, error)
+    if isinstance(error, Stale) and htmx:
+        return html("", status_code=status, headers={"HX-Trigger": "stale", "HX-Reswap": "none"})
     if htmx:
         body = rendered("toast.html", text=because)
         return html(body, status_code=status, headers={"HX-Retarget": "#toasts", "HX-Reswap": "beforeend"})
@@ -110,17 +117,36 @@ def _judged(request: AnyRequest, error: Exception) -> tuple[int, str]:
     if isinstance(error, DatabaseAway):
         return 503, "The database cannot be reached at this moment. Nothing is lost; load the page again."
     if isinstance(error, HTTPException) and error.status_code < 500:
-        return error.status_code, "There is nothing here." if error.status_code == 404 else error.detail
-    log.error("page failed", method=request.method, path=request.scope["path"], exc_info=error)
-    return 500, "A fault of pgmail. Its log says more."
+        return error.status_code, _NOTHING if error.status_code == 404 else error.detail
+    id_ = secrets.token_hex(8)
+    log.error("page failed", id=id_, method=request.method, path=request.scope["path"], exc_info=error)
+    return 500, f"A fault of pgmail, nothing that you did. Its log says more, under the id {id_}."
+
+
+def _signed_out(request: AnyRequest, *, htmx: bool) -> Response[str]:
+    if htmx:
+        return html("", status_code=401, headers={"HX-Trigger": "signed-out", "HX-Reswap": "none"})
+    if "text/event-stream" in request.headers.get("accept", ""):
+        # A status would tell the browser's script nothing, and make it try for ever.
+        body = 'event: end\ndata: "signed_out"\n\n'
+        return Response(body, media_type="text/event-stream", headers=dict(ALWAYS))
+    to = link(f"{ROOT}/sign-in", next=_next(request))
+    return html("", status_code=303, headers={"Location": to})
 
 
 def _next(request: AnyRequest) -> str:
-    """Where to go after signing in: the page that was asked for."""
+    """Where to go after signing in: the page that was asked for, or on which something was to be changed."""
     path: str = request.scope["path"]
-    if request.method != "GET" or path.rstrip("/") == ROOT or "/live/" in path:
+    if request.method != "GET":
+        came = urlsplit(request.headers.get("referer", ""))
+        here = came.netloc.lower() == request.headers.get("host", "").lower()
+        return _asked(came.path, came.query) if here and came.path.startswith(f"{ROOT}/") else ""
+    if path.rstrip("/") == ROOT or "live" in path.split("/"):
         return ""
-    query = request.scope.get("query_string", b"").decode("latin-1")
+    return _asked(path, request.scope.get("query_string", b"").decode("latin-1"))
+
+
+def _asked(path: str, query: str) -> str:
     return f"{path}?{query}" if query else path
 
 

@@ -48,6 +48,13 @@ class NotSignedIn(Refused):
         super().__init__("not_signed_in", "", because, 401)
 
 
+class Stale(Refused):
+    """The page's token is of another session: one that ended, or was followed by another."""
+
+    def __init__(self) -> None:
+        super().__init__("csrf", "", "this page is too old to change anything: load it again", 403)
+
+
 async def guard(connection: AnyConnection, handler: BaseRouteHandler) -> None:
     """Let a request of a session pass, and say in `request.auth` whose it is (a Litestar guard).
 
@@ -117,4 +124,4 @@ async def _need_token(connection: AnyConnection, wanted: str) -> None:
             (await Request[Any, Any, Any](connection.scope, connection.receive).form()).get(CSRF_FIELD, "")
         )
     if not hmac.compare_digest(given.encode(), wanted.encode()):
-        raise Refused("csrf", "", "this page is too old to change anything: load it again", 403)
+        raise Stale

@@ -7,8 +7,9 @@ only the newest counts. Nobody listening costs nothing.
     event: parts          data: {"id of an element": "its new HTML", ...}
     event: end            the session has ended, or the server ends: data says why ("signed_out", "stopping", "final")
 
-What can go wrong: one key looks at very many things at once, each of which asks the database. So it has `MOST_OF_KEY`
-channels of its own at most, and a process `MOST_LISTENERS` listeners; beyond, the page is shown as it was when it was
+What can go wrong: one key looks at very many things at once, each of which asks the database, or leaves no room for
+others. So it has `MOST_OF_KEY` channels of its own at most and `MOST_PAGES_OF_KEY` listeners, and a process
+`MOST_LISTENERS` listeners; beyond, the page is shown as it was when it was
 loaded. The database is away: then the parts stay as they are and it is asked again; the page says since when
 nothing came.
 """
@@ -18,6 +19,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from typing import Any
 
@@ -33,11 +36,20 @@ log = structlog.get_logger()
 
 CHECK_SECONDS = 2.0  # between two looks whether the session lives
 MOST_OF_KEY = 60  # things that a key looks at first; what others look at already costs nothing
+MOST_PAGES_OF_KEY = 500
 MOST_LISTENERS = 2_000
 PING_CHECKS = 5  # of which each so manieth says something, so that a connection that is gone is noticed
 
 Parts = dict[str, str]
 Make = Callable[[], Awaitable[Parts | None]]
+
+
+_AGO = re.compile(r"(data-ago>)[^<]*")
+
+
+def _told(text: str) -> str:
+    """A part without how long ago things were: pages count that by themselves, and who listens hears of news only."""
+    return _AGO.sub(r"\1", text)
 
 
 class Channel:
@@ -57,7 +69,11 @@ class Channel:
         if parts is None:
             self.final = True
         else:
-            changed = {name: text for name, text in parts.items() if self.parts.get(name) != text}
+            changed = {
+                name: text
+                for name, text in parts.items()
+                if name not in self.parts or _told(self.parts[name]) != _told(text)
+            }
             if not changed:
                 return
             self.parts |= changed
@@ -72,6 +88,7 @@ class Hub:
     def __init__(self, stopping: asyncio.Event) -> None:
         self.stopping = stopping
         self._channels: dict[Hashable, Channel] = {}
+        self._listeners: Counter[Hashable] = Counter()
 
     def __len__(self) -> int:
         """Return how many channels somebody listens to."""
@@ -79,7 +96,7 @@ class Hub:
 
     def need_room(self, key: Hashable, owner: Hashable) -> None:
         """Refuse (503 `too_many_listeners`) a listener for whom there is no room, on behalf of the API key `owner`."""
-        full = sum(channel.listeners for channel in self._channels.values()) >= MOST_LISTENERS
+        full = self._listeners.total() >= MOST_LISTENERS or self._listeners[owner] >= MOST_PAGES_OF_KEY
         mine = sum(channel.owner == owner for channel in self._channels.values())
         if full or (key not in self._channels and mine >= MOST_OF_KEY):
             raise Refused("too_many_listeners", "", "too many live pages are open; close some", 503)
@@ -98,10 +115,12 @@ class Hub:
             channel = self._channels[key] = Channel(owner)
             channel.task = asyncio.create_task(_refresh(channel, make, every))
         channel.listeners += 1
+        self._listeners[owner] += 1
         try:
             yield channel
         finally:
             channel.listeners -= 1
+            self._listeners -= Counter({owner: 1})  # what came to none goes
             if not channel.listeners:
                 self._channels.pop(key, None)
                 if channel.task is not None:

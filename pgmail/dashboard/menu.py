@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 
 MENU: tuple[Entry, ...] = (
-    Entry("Overview", ROOT, "pulse"),
+    Entry("Overview", ROOT, "pulse", live=True),
     Entry("Alerts", f"{ROOT}/alerts", "bell"),
     Entry("Emails", f"{ROOT}/emails", "mail", ("read",)),
     Entry("Queue", f"{ROOT}/queue", "queue"),

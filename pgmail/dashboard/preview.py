@@ -1,7 +1,8 @@
 """What an email looks like: its texts rendered with the recipient's variables, its headers as they go out.
 
-It is rendered as the worker does it, from the same sources, though within tighter bounds and without its files. HTML is
-served by a route of its own into a frame without any right: no scripts, no forms, no network, no origin.
+It is rendered as the worker does it, from the same sources, though within tighter bounds and without its files. First
+all of it is read (`gather`); opened and rendered it is (`look`) when that transaction is over, however long it takes.
+HTML is served by a route of its own into a frame without any right: no scripts, no forms, no network, no origin.
 
 What can go wrong, and is said in words instead: the content was deleted by retention or an erasure; it is sealed and
 its key is not in this process; the template's version is gone or fails.
@@ -61,6 +62,18 @@ class Look(NamedTuple):
     because: str = ""
 
 
+class Material(NamedTuple):
+    """What an email to one recipient is made of, as it is stored: rows of `message` and `recipients`.
+
+    `own` is what is the recipient's own; `bundle` the stored template, None where there is none or it is gone.
+    """
+
+    message: Any
+    person: Any
+    own: pages.Own | None
+    bundle: Bundle | None
+
+
 class Opened(NamedTuple):
     """An email's content, opened where it was sealed; `because` says why it is not all there."""
 
@@ -82,7 +95,8 @@ async def show_html(request: AnyRequest) -> Response[str]:
         people = [row for row in await store.recipients(connection, person) if row.message_id == email]
         if message is None or not people:
             raise NotFoundException
-        found = await look(request, connection, message, people[0])
+        material = await gather(connection, message, people[0])
+    found = await look(request, material, await opened(request, message))
     if found.html is None:
         raise NotFoundException
     return answer_html(found.html, headers={"Content-Security-Policy": MAIL_POLICY})
@@ -103,37 +117,42 @@ async def opened(request: AnyRequest, message: Any) -> Opened:
         return Opened(content, f"It is sealed and cannot be opened here: {why}.")
 
 
-async def look(request: AnyRequest, connection: Connection, message: Any, person: Any) -> Look:
-    """Return how an email looks to one of its recipients (a row of `recipients`)."""
-    content, because = await opened(request, message)
-    if because:
-        return Look(because=because)
-    variables = content.get("variables")
+async def gather(connection: Connection, message: Any, person: Any) -> Material:
+    """Read all that an email is made of for one of its recipients."""
+    bundle = None
+    if message.template is not None:
+        bundle = await _bundle(connection, message.template, message.template_version or 0)
+    return Material(message, person, await pages.own(connection, person.recipient_id), bundle)
+
+
+async def look(request: AnyRequest, material: Material, content: Opened) -> Look:
+    """Return how an email looks to a recipient, of what was gathered and opened. In no transaction."""
+    if content.because:
+        return Look(because=content.because)
+    message, variables = material.message, content.content.get("variables")
     try:
-        mine = await _own(request, connection, message, person)
+        mine = await _own(request, material)
         if mine:
             variables = {**(variables or {}), **mine}
-        rendered = await _rendered(connection, message, content, variables)
+        rendered = await _rendered(material, content.content, variables)
     except (KeyMissing, SealBroken) as why:
         return Look(because=f"What is this recipient's own is sealed and cannot be opened here: {why}.")
     except TemplateFault as fault:
         return Look(because=f"It cannot be rendered: {fault}.")
     if rendered is None:
         return Look(because=f"Version {message.template_version} of the template {message.template} is gone.")
-    head = _head(request, message, person, content, rendered)
+    head = _head(request, message, material.person, content.content, rendered)
     return Look(rendered.subject, rendered.text, rendered.html, head)
 
 
-async def _own(
-    request: AnyRequest, connection: Connection, message: Any, person: Any
-) -> Mapping[str, Any] | None:
+async def _own(request: AnyRequest, material: Material) -> Mapping[str, Any] | None:
     """A recipient's own variables. Raises KeyMissing and SealBroken."""
-    found = await pages.own(connection, person.recipient_id)
+    found = material.own
     if found is None or found.variables is None:
         return None
     variables, caller = found.variables, caller_of(request)
     if found.key_id is not None:
-        variables = await _unsealed(request, caller, message.id, person.address, found)
+        variables = await _unsealed(request, caller, material.message.id, material.person.address, found)
     decoded: Mapping[str, Any] = msgspec.json.decode(variables)
     return decoded
 
@@ -146,20 +165,20 @@ async def _unsealed(request: AnyRequest, caller: Caller, message: UUID, who: str
 
 
 async def _rendered(
-    connection: Connection, message: Any, content: Mapping[str, Any], variables: Mapping[str, Any] | None
+    material: Material, content: Mapping[str, Any], variables: Mapping[str, Any] | None
 ) -> Rendered | None:
     """The parts of an email; None if its template is gone. Raises TemplateFault."""
     subject = content.get("subject")
-    if message.template is None:
+    if material.message.template is None:
         source = Source(subject, content.get("text"), content.get("html"))
         if variables is None:
             return await asyncio.to_thread(complete, Rendered(source.subject or "", source.text, source.html))
         bundle = Bundle(source)
+    elif material.bundle is None:
+        return None
     else:
-        found = await _bundle(connection, message.template, message.template_version or 0, subject)
-        if found is None:
-            return None
-        bundle = found
+        main = material.bundle.main
+        bundle = Bundle(Source(subject or main.subject, main.text, main.html), material.bundle.others)
     return await asyncio.to_thread(render, bundle, variables or {})
 
 
@@ -171,7 +190,7 @@ def render(bundle: Bundle, variables: Mapping[str, Any]) -> Rendered:
     )
 
 
-async def _bundle(connection: Connection, name: str, version: int, subject: str | None) -> Bundle | None:
+async def _bundle(connection: Connection, name: str, version: int) -> Bundle | None:
     """A stored template with all that it reaches, in the versions that were pinned when it was published."""
     main = await templates.get(connection, name, version)
     if main is None:
@@ -186,7 +205,7 @@ async def _bundle(connection: Connection, name: str, version: int, subject: str 
                 return None
             others[other] = Source(row.subject, row.body_text, row.body_html)
             wanted = {**(row.depends or {}), **wanted}  # the pins of the template itself win
-    return Bundle(Source(subject or main.subject, main.body_text, main.body_html), others)
+    return Bundle(Source(main.subject, main.body_text, main.body_html), others)
 
 
 def _head(

@@ -3,17 +3,21 @@
 What can go wrong: somebody tries keys. Tries count by address, slow down and are told as those of the API are
 (`access.guesses`), since it is the same keyring that is asked. A key that may neither read nor manage is let in by no
 page, so it is refused here, with the reason.
+
+A session may end while somebody is typing. Then the page's script asks here for JSON: it signs in beside the form, or
+learns the token of a session that was begun in another tab, and nothing of what was typed is lost. Other sites can ask
+too, and read nothing: no answer here names another origin.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from litestar import Request, Response, get, post
+from litestar import MediaType, Request, Response, get, post
 from litestar.datastructures import Cookie
 
 from pgmail.access.origin import inside, read
-from pgmail.dashboard.frame import html, rendered
+from pgmail.dashboard.frame import ALWAYS, html, rendered
 from pgmail.dashboard.guard import (
     SEE,
     NotSignedIn,
@@ -26,28 +30,31 @@ from pgmail.dashboard.guard import (
 from pgmail.dashboard.menu import ROOT
 from pgmail.dashboard.session import COOKIE, SECONDS
 from pgmail.errors import Refused
+from pgmail.store.keys import Caller
 
 AnyRequest = Request[Any, Any, Any]
 
 
 @get("/sign-in")
-async def show_sign_in(request: AnyRequest) -> Response[str]:
+async def show_sign_in(request: AnyRequest) -> Response[Any]:
     """The form, or the overview for who is signed in already."""
     to = request.query_params.get("next", "")
     session = await session_of(request)
-    if session is not None:
-        try:
-            await caller_behind(request, session)
-        except NotSignedIn:
-            return _form(to, "You were signed out: the API key was revoked or has expired.")
-        except Refused as fault:
-            return _form(to, fault.message)
-        return _go(_inside(to))
-    return _form(to)
+    if session is None:
+        return _form(request, to)
+    try:
+        caller = await caller_behind(request, session)
+    except NotSignedIn:
+        return _form(request, to, "You were signed out: the API key was revoked or has expired.")
+    except Refused as fault:
+        return _form(request, to, _sentence(fault.message))
+    if _by_script(request):
+        return await _token(request, caller, session.token)
+    return _go(_inside(to))
 
 
 @post("/sign-in", status_code=303)
-async def sign_in(request: AnyRequest) -> Response[str]:
+async def sign_in(request: AnyRequest) -> Response[Any]:
     """Begin a session with the key of the form."""
     need_own_origin(request)
     form = await request.form()
@@ -57,11 +64,13 @@ async def sign_in(request: AnyRequest) -> Response[str]:
         caller = await request.app.state.keyring.caller(f"Bearer {key}", address)
     except Refused as fault:
         because = "Enter an API key." if fault.code == "missing_api_key" else _sentence(fault.message)
-        return _form(to, because, fault.status)
+        return _form(request, to, because, fault.status)
     if not may(caller, *SEE, test=True):
-        return _form(to, "This API key may neither read nor manage, so there is nothing to show.", 403)
-    answer = _go(_inside(to))
-    answer.set_cookie(_cookie(request, await sessions_of(request).begin(caller), SECONDS))
+        because = "This API key may neither read nor manage, so there is nothing to show."
+        return _form(request, to, because, 403)
+    begun = await sessions_of(request).begin(caller)
+    answer = await _token(request, caller, begun) if _by_script(request) else _go(_inside(to))
+    answer.set_cookie(_cookie(request, begun, SECONDS))
     return answer
 
 
@@ -93,7 +102,26 @@ def _cookie(request: AnyRequest, value: str, seconds: int) -> Cookie:
     )
 
 
-def _form(to: str, because: str = "", status_code: int = 200) -> Response[str]:
+def _by_script(request: AnyRequest) -> bool:
+    return "application/json" in request.headers.get("accept", "")
+
+
+async def _token(request: AnyRequest, caller: Caller, token: str) -> Response[Any]:
+    """What a page goes on with: the session's token, and whose page it may be."""
+    session = await sessions_of(request).read(token)
+    csrf = "" if session is None else await sessions_of(request).csrf(session)
+    return _json({"csrf": csrf, "tenant": str(caller.tenant_id)})
+
+
+def _json(facts: dict[str, str], status_code: int = 200) -> Response[Any]:
+    return Response(facts, media_type=MediaType.JSON, status_code=status_code, headers=dict(ALWAYS))
+
+
+def _form(request: AnyRequest, to: str, because: str = "", status_code: int = 200) -> Response[Any]:
+    if _by_script(request):
+        return _json(
+            {"because": because or "You are signed out."}, 401 if status_code == 200 else status_code
+        )
     return html(rendered("signin.html", next=to, because=because), status_code=status_code)
 
 

@@ -296,16 +296,18 @@ async def dead_ids(
     *,
     limit: int = MAX_ACTS,
     streams: Sequence[str] | None = None,
+    below: UUID | None = None,
 ) -> tuple[list[UUID], bool]:
     """Return recipients that are dead letters, oldest first, and whether there are more than `limit`.
 
-    `wanted` are ids, of recipients or emails, or a filter; `streams`: of these only.
+    `wanted` are ids, of recipients or emails, or a filter, by which only those `below` an id are found; `streams`: of
+    these only.
     """
     values: dict[str, object] = {"limit": limit + 1}
     if isinstance(wanted, DeadFilter):
         query, values = (
             queries("emails")["dead_letters_by_filter"],
-            {**values, "filter": _dead_filter(wanted, streams)},
+            {**values, "filter": _dead_filter(wanted, streams), "below": below},
         )
     else:
         query, values = (

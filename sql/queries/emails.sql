@@ -231,8 +231,8 @@ where d.tenant_id = (select pgmail.current_tenant())
 order by d.recipient_id limit %(limit)s;
 
 -- name: dead_letters_by_filter :many
--- Dead letters that a filter means, oldest first.
-select i as recipient_id from pgmail.dead_letter_ids(%(filter)s::jsonb, %(limit)s) i;
+-- Dead letters that a filter means, oldest first, below an id.
+select i as recipient_id from pgmail.dead_letter_ids(%(filter)s::jsonb, %(limit)s, %(below)s) i;
 
 -- name: retry :one
 -- Put these dead letters back into the queue; how many went.

@@ -231,6 +231,103 @@ def test_all_of_it_is_done_by_keyboard_and_a_wrong_answer_is_told_at_its_field(p
     told(page, "eve@example.org gets no mail")
 
 
+def by_keyboard(page, name):
+    """Go by Tab to what has this name, and press it."""
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        here = page.evaluate(
+            "() => { const at = document.activeElement; return (at.ariaLabel || at.textContent).trim(); }"
+        )
+        if here == name:
+            page.keyboard.press("Enter")
+            return
+    raise AssertionError(f"nothing that the keyboard reaches is named {name!r}")
+
+
+def test_mail_is_found_retried_paused_and_resumed_without_a_mouse(db, url, stock, tmp_path):
+    with chromium() as browser:
+        eyes = Eyes(browser, url.removesuffix("/dashboard"), tmp_path / "shots")
+        page, keys = eyes.tab, eyes.tab.keyboard
+        eyes.go("/dashboard/dead-letters")
+        keys.type(new_key(db, scopes=["read", "manage"]))
+        keys.press("Enter")
+        page.wait_for_url("**/dead-letters")
+        by_keyboard(page, "Retry dead0@gmail.com")
+        page.locator("dialog#ask[open]").wait_for()
+        keys.type("there is room again")
+        keys.press("Enter")
+        told(page, "1 dead letter put back")
+        by_keyboard(page, "Emails")
+        page.wait_for_url("**/emails")
+        keys.press("/")
+        keys.type("dead0@gmail.com")
+        keys.press("Enter")
+        page.wait_for_url("**q=dead0*")
+        by_keyboard(page, "Hi")
+        page.locator("#standing").get_by_text("Queued").wait_for()
+        by_keyboard(page, "Queue")
+        page.wait_for_url("**/queue")
+        lane = "transactional/normal/gmail.com"
+        by_keyboard(page, f"Pause lane {lane}")
+        page.locator("dialog#ask[open]", has_text="4 emails in the queue there now").wait_for()
+        page.locator('dialog#ask [name="seconds"]:focus').wait_for()
+        keys.press("Tab")
+        keys.type("they throttle us")
+        keys.press("Enter")
+        told(page, f"Paused lane {lane}")
+        page.get_by_role("button", name=f"Resume {lane}", exact=True).wait_for()
+        by_keyboard(page, f"Resume {lane}")
+        page.locator('dialog#ask [name="why"]:focus').wait_for()
+        keys.type("they answered")
+        keys.press("Enter")
+        told(page, f"Resumed lane {lane}")
+
+
+def test_what_was_typed_outlives_its_session(eyes, page, url, db):
+    page.goto(url + "/templates/edit?name=welcome")
+    preview = page.frame_locator("iframe[data-frame]")
+    preview.get_by_text("Your shop is open").wait_for()
+    page.fill("#e-html", "<h1>Written for an hour</h1>")
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Save as a draft").click()
+    again = page.get_by_role("dialog", name="Your session has ended")
+    again.get_by_label("API key").fill("pgm_live_nonsense")
+    again.get_by_role("button", name="Sign in").click()
+    again.get_by_role("alert").get_by_text("unknown").wait_for()
+    again.get_by_label("API key").fill(new_key(db, name="eve", scopes=["admin"]))
+    again.get_by_role("button", name="Sign in").click()
+    told(page, "Nothing was lost")
+    page.get_by_role("button", name="Save as a draft").click()
+    told(page, "Version 3 of welcome is saved")
+    assert page.input_value("#e-html") == "<h1>Written for an hour</h1>"
+    # Where nothing was typed there is nothing to keep.
+    page.get_by_role("button", name="Publish version 3").wait_for()
+    preview.get_by_text("Written for an hour").wait_for()
+    page.context.clear_cookies()
+    page.get_by_role("button", name="Publish version 3").click()
+    page.wait_for_url("**/sign-in?next=*edit*")
+    eyes.complaints[:] = [line for line in eyes.complaints if "401" not in line]
+
+
+def test_a_live_part_takes_neither_the_focus_nor_what_is_being_typed(page, url):
+    page.clock.install()
+    page.goto(url + "/queue")
+
+    def asked_again():
+        with page.expect_response("**/queue/live*"):
+            page.clock.fast_forward(6_000)
+        page.clock.fast_forward(200)
+
+    button = page.get_by_role("button", name="Pause stream receipts")
+    button.evaluate("at => { at.focus(); at.dataset.old = 'yes'; }")
+    asked_again()
+    page.locator("[data-old]").wait_for(state="detached")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Pause stream receipts"
+    page.get_by_role("textbox", name="Site").fill("gmail")
+    asked_again()
+    assert page.get_by_role("textbox", name="Site").input_value() == "gmail"
+
+
 def test_workers_and_the_queue_go_on_by_themselves(page, url, db):
     page.goto(url + "/workers")
     before = page.locator("tbody tr", has_text="test #").count()

@@ -9,6 +9,7 @@ import pytest
 from pgmail.dashboard import words
 from pgmail.dashboard.charts import Series, ceiling, chart
 from pgmail.dashboard.live import Channel, Hub
+from pgmail.errors import Refused
 from tests.dashboard.conftest import ROOT, browser
 from tests.waiting import eventually
 
@@ -94,6 +95,30 @@ async def test_a_listener_gets_the_newest_only_and_a_fault_ends_nothing():
         assert channel.parts == {"a": "2", "b": "3"}
         assert channel.version == 3  # the answer that was as before woke nobody
     assert len(hub) == 0
+
+
+async def test_one_key_leaves_room_for_others(monkeypatch):
+    monkeypatch.setattr("pgmail.dashboard.live.MOST_PAGES_OF_KEY", 2)
+    hub = Hub(asyncio.Event())
+
+    async def make():
+        return {"a": "1"}
+
+    async with hub.listen("x", make, 9, "ada"), hub.listen("x", make, 9, "ada"):
+        with pytest.raises(Refused, match="too many live pages"):
+            hub.need_room("x", "ada")
+        hub.need_room("x", "bob")
+    hub.need_room("x", "ada")
+
+
+def test_how_long_ago_something_was_is_no_news():
+    channel = Channel()
+    channel.tell({"a": "<time data-ago>3 s ago</time> <b>1</b>"})
+    news = channel.news
+    channel.tell({"a": "<time data-ago>4 s ago</time> <b>1</b>"})
+    assert not news.is_set()
+    channel.tell({"a": "<time data-ago>4 s ago</time> <b>2</b>"})
+    assert news.is_set()
 
 
 def test_what_did_not_change_wakes_nobody():

@@ -1,17 +1,20 @@
 """Dead letters: what pgmail gave up on, the last reply to it, and retry or discard, one by one or by filter.
 
-What can go wrong: a filter that means more than was thought. So the question counts what it would reach, and the
-deed takes no more than was counted then.
+What can go wrong: a filter that means more than was thought, or an answer that is sent twice. So the question counts
+what it would reach and says until which moment and letter that is, and the deed takes those and no others: what died
+since stays, and a second time there is nothing left to do.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
+from uuid import UUID
 
 from litestar import Request, Response, get, post
 
-from pgmail.access.reach import need_reach, streams_of, within_reach
+from pgmail.access.reach import reached_of, streams_of, within_reach
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
 from pgmail.dashboard.manage.questions import (
@@ -24,12 +27,13 @@ from pgmail.dashboard.manage.questions import (
     given_of,
     number,
     page_of,
+    read_id,
     why,
 )
 from pgmail.errors import Refused
 from pgmail.store import emails, streams, templates
 from pgmail.store.keys import Caller
-from pgmail.store.tenant import acting_as
+from pgmail.store.tenant import Connection, acting_as
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -44,6 +48,7 @@ REASONS = (
     ("seal_broken", "seal broken"),
 )
 VERBS = {"retry": ("Retry", "retried"), "discard": ("Discard", "discarded")}
+_NONE = "none of it is a dead letter any more: it was dealt with already, here or by somebody else"
 MOST = 20_000  # that one deed reaches, in parts of `MAX_ACTS`, each a transaction of its own
 
 
@@ -68,7 +73,7 @@ async def show_dead(request: AnyRequest) -> Response[Any]:
 @get("/dead-letters/retry", scope=MANAGE, test=True)
 async def ask_retry(request: AnyRequest) -> Response[Any]:
     """Ask about a retry, with how many it would reach."""
-    return ask(request, await _question(request, await given_of(request), "retry"))
+    return await _ask(request, "retry")
 
 
 @post("/dead-letters/retry", scope=MANAGE, status_code=200, test=True)
@@ -80,7 +85,7 @@ async def retry(request: AnyRequest) -> Response[Any]:
 @get("/dead-letters/discard", scope=MANAGE, test=True)
 async def ask_discard(request: AnyRequest) -> Response[Any]:
     """Ask about giving up, with how many it would reach."""
-    return ask(request, await _question(request, await given_of(request), "discard"))
+    return await _ask(request, "discard")
 
 
 @post("/dead-letters/discard", scope=MANAGE, status_code=200, test=True)
@@ -89,31 +94,32 @@ async def discard(request: AnyRequest) -> Response[Any]:
     return await _act(request, "discard")
 
 
+async def _ask(request: AnyRequest, verb: str) -> Response[Any]:
+    question, count = await _question(request, await given_of(request), verb)
+    if not count:
+        raise Refused("not_found", "/id", _NONE, 404)
+    return ask(request, question)
+
+
 async def _act(request: AnyRequest, verb: str) -> Response[Any]:
     given, caller = await given_of(request), caller_of(request)
     deed_of = emails.retry if verb == "retry" else emails.discard
     count = given.one("count")
 
     async def deed() -> str:
-        reason, ids = given.reason(), given.uuids("id")
-        chosen = _filter(given, caller)
-        left = int(count) if count.isascii() and count.isdigit() and len(count) < 7 else len(ids)
-        done = 0
-        while left > 0:
+        reason, named = given.reason(), given.uuids("id")
+        left = int(count) if count.isascii() and count.isdigit() and len(count) < 7 else len(named)
+        done, more = 0, True
+        while more and left > 0:
             async with acting_as(database_of(request), caller) as connection:
-                if caller.test:
-                    await need_reach(connection, caller, ids)
-                found, more = await emails.dead_ids(
-                    connection, ids or chosen, limit=min(left, emails.MAX_ACTS),
-                    streams=streams_of(caller, chosen.stream),
-                )  # fmt: skip
+                found, more = await _found(connection, caller, given, min(left, emails.MAX_ACTS))
                 reached = await deed_of(connection, found, reason) if found else 0
             done += reached
-            left -= max(reached, 1)
-            if not more or not reached:
+            left -= reached
+            if not reached:
                 break
         if not done:
-            raise Refused("not_found", "/id", "there is no such dead letter any more", 404)
+            raise Refused("not_found", "/id", _NONE, 404)
         what = number(done, "dead letter")
         return (
             f"{what} put back into the queue, due now."
@@ -121,17 +127,28 @@ async def _act(request: AnyRequest, verb: str) -> Response[Any]:
             else f"{what} discarded; they end as cancelled."
         )
 
-    question = await _question(request, given, verb)
+    question, _ = await _question(request, given, verb)
     return await act(request, question, deed)
 
 
-async def _question(request: AnyRequest, given: Given, verb: str) -> Ask:
+async def _found(connection: Connection, caller: Caller, given: Given, limit: int) -> tuple[list[UUID], bool]:
+    """What was chosen or is meant by the filter, as far as it is dead and within reach; and whether there is more."""
+    chosen, ids = _filter(given, caller), given.uuids("id")
+    reach = streams_of(caller, chosen.stream)
+    if ids:
+        wanted = await reached_of(connection, caller, ids)
+        return await emails.dead_ids(connection, wanted, limit=limit, streams=reach)
+    below = read_id(given.one("below")) if given.has("below") else None
+    return await emails.dead_ids(connection, chosen, limit=limit, streams=reach, below=below)
+
+
+async def _question(request: AnyRequest, given: Given, verb: str) -> tuple[Ask, int]:
+    """The question and how many it concerns."""
     caller, ids = caller_of(request), given.uuids("id")
-    chosen = _filter(given, caller)
+    if not given.has("until"):
+        given = given.but(until=datetime.now(UTC).isoformat())
     async with acting_as(database_of(request), caller) as connection:
-        found, more = await emails.dead_ids(
-            connection, ids or chosen, limit=MOST, streams=streams_of(caller, chosen.stream)
-        )
+        found, more = await _found(connection, caller, given, MOST)
     kept = _kept(given)
     words = []
     if not ids:
@@ -147,13 +164,16 @@ async def _question(request: AnyRequest, given: Given, verb: str) -> Ask:
     )
     title = f"{VERBS[verb][0]} {number(len(found), 'dead letter')}?"
     hidden = [("id", str(id_)) for id_ in ids]
-    hidden += [("count", given.one("count") or str(len(found))), *kept.items()]
-    return Ask(
+    hidden += [("count", given.one("count") or str(len(found))), ("until", given.one("until")), *kept.items()]
+    if found and not ids:
+        hidden.append(("below", given.one("below") or str(UUID(int=found[-1].int + 1))))
+    question = Ask(
         title=title, action=f"{HOME}/{verb}", button=VERBS[verb][0],
         back=f"{HOME}?{urlencode(kept)}" if kept else HOME, words=words,
         fields=(why(given, placeholder="the relay is back" if verb == "retry" else "the campaign is over"),),
         hidden=hidden, danger=verb == "discard",
     )  # fmt: skip
+    return question, len(found)
 
 
 def _filter(given: Given, caller: Caller) -> emails.DeadFilter:
@@ -165,6 +185,7 @@ def _filter(given: Given, caller: Caller) -> emails.DeadFilter:
         recipient=given.one("recipient") or None,
         text=given.one("text") or None,
         died_after=given.since("died"),
+        died_before=given.moment("until"),
     )
     return within_reach(caller, chosen)
 

@@ -1,17 +1,19 @@
 """Mail in doubt: it may have been sent, and is held until a person says what is to become of it.
 
 What can go wrong: either answer may be the wrong one, a copy or a loss. So the page tells what is known of each
-attempt, and the question says what the answer means.
+attempt, and the question says what the answer means. An answer is about what was in doubt when it was asked: what came
+since is left for another look.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
 from litestar import Request, Response, get, post
 
-from pgmail.access.reach import need_reach, streams_of, within_reach
+from pgmail.access.reach import need_reach, reached_of, streams_of, within_reach
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
 from pgmail.dashboard.manage.questions import (
@@ -74,6 +76,9 @@ async def resolve(request: AnyRequest) -> Response[Any]:
             done, more = await store.resolve(
                 connection, how, ids or chosen, reason, streams_of(caller, chosen.stream)
             )
+        if not done:
+            because = "none of it is in doubt any more: it was dealt with already, here or by somebody else"
+            raise Refused("not_found", "/id", because, 404)
         what = number(done, "email")
         said = f"{what} counted as sent." if how == "assume_sent" else f"{what} put back into the queue."
         return f"{said} There may be more: look again." if more else said
@@ -90,9 +95,14 @@ def _how(given: Given) -> store.How:
 
 async def _question(request: AnyRequest, given: Given) -> Ask:
     caller, ids, how = caller_of(request), given.uuids("id"), _how(given)
+    if not given.has("until"):
+        given = given.but(until=datetime.now(UTC).isoformat())
     chosen, kept = _filter(given, caller), _kept(given)
     count, more = len(ids), False
-    if not ids:
+    if ids:
+        async with acting_as(database_of(request), caller) as connection:
+            count = len(await reached_of(connection, caller, ids))
+    else:
         async with acting_as(database_of(request), caller) as connection:
             rows, more = await store.listing(
                 connection, chosen, Page(MAX_ACTS), streams_of(caller, chosen.stream)
@@ -116,7 +126,8 @@ async def _question(request: AnyRequest, given: Given) -> Ask:
         action=f"{HOME}/resolve", button="Count as sent" if how == "assume_sent" else "Send again",
         back=f"{HOME}?{urlencode(kept)}" if kept else HOME, words=words,
         fields=(why(given, placeholder="found in the relay's log"),),
-        hidden=[("how", how), *(("id", str(id_)) for id_ in ids), *kept.items()], danger=True,
+        hidden=[("how", how), ("until", given.one("until")), *(("id", str(id_)) for id_ in ids), *kept.items()],
+        danger=True,
     )  # fmt: skip
 
 
@@ -127,6 +138,7 @@ def _filter(given: Given, caller: Caller) -> store.DoubtFilter:
         relay=given.one("relay") or None,
         recipient=given.one("recipient") or None,
         doubted_after=given.since("doubted"),
+        doubted_before=given.moment("until"),
     )
     return within_reach(caller, chosen)
 

@@ -2,7 +2,7 @@
 
 It is made between other requests, in a thread, one at a time, within the bounds of mail that is made between other
 mail (`render.templates.QUICK_TOKENS`): so a template that costs too much is told so, and freezes nobody. Its HTML is
-answered for a frame without rights: no scripts, no forms, no requests to anywhere.
+answered for a frame without rights: no scripts, no forms, no requests to anywhere. No transaction is open meanwhile.
 
 What can go wrong: everything that a template may do wrong, which is what a preview is for. Each fault is told with its
 part and line.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import html as markup
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +26,7 @@ from pgmail.dashboard.manage.questions import Given, given_of
 from pgmail.dashboard.preview import MAIL_POLICY
 from pgmail.errors import Refused, TemplateFault
 from pgmail.render.templates import QUICK_SOURCE, QUICK_TOKENS, Bundle, Rendered, Source, compile_bundle
+from pgmail.store.published import Version, published
 from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
@@ -62,11 +64,20 @@ async def _made(request: AnyRequest, given: Given) -> tuple[Rendered | None, Tem
     try:
         _need_part(source)
         variables = _variables(given.raw("variables"))
-        async with acting_as(database_of(request), caller_of(request)) as connection:
-            bundle = await publishing.bundle(connection, given.one("name"), source)
+        bundle = await publishing.bundle(_reader(request), given.one("name"), source)
         return await asyncio.get_running_loop().run_in_executor(_maker, _render, bundle, variables), None
     except (TemplateFault, Refused) as error:
         return None, error
+
+
+def _reader(request: AnyRequest) -> publishing.Read:
+    """What reads published templates, in a transaction that is over before anything is made of them."""
+
+    async def read(names: Iterable[str]) -> dict[str, Version]:
+        async with acting_as(database_of(request), caller_of(request)) as connection:
+            return await published(connection, names)
+
+    return read
 
 
 def _need_part(source: Source) -> None:

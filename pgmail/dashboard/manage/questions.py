@@ -16,8 +16,9 @@ from litestar import Request, Response
 
 from pgmail.dashboard.frame import done, page
 from pgmail.domain.keys import Scope
+from pgmail.domain.when import parse_iso
 from pgmail.errors import Refused
-from pgmail.store.emails import Page
+from pgmail.store.emails import MAX_ACTS, Page
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -91,6 +92,13 @@ class Given:
         values = self._items.get(name)
         return values[0].strip() if values and isinstance(values[0], str) else ""
 
+    def but(self, **texts: str) -> Given:
+        """Return the same with other texts of these names."""
+        kept = [
+            (name, value) for name, values in self._items.items() if name not in texts for value in values
+        ]
+        return Given([*kept, *texts.items()])
+
     def raw(self, name: str) -> str:
         """Return a text as it was typed, its line ends as LF: browsers send CR LF."""
         values = self._items.get(name)
@@ -120,13 +128,24 @@ class Given:
         return read_id(self.one(name))
 
     def uuids(self, name: str) -> list[UUID]:
-        """Return all ids of a name. Refused `not_found` (404)."""
-        return [read_id(text) for text in self.many(name)]
+        """Return all ids of a name. Refused `not_found` (404), and `too_large` for more than a page ever names."""
+        texts = self.many(name)
+        if len(texts) > MAX_ACTS:
+            raise Refused("too_large", f"/{name}", f"more than {MAX_ACTS:,} at once; use a filter", 413)
+        return [read_id(text) for text in texts]
 
     def since(self, name: str) -> datetime | None:
         """Return the moment at which a span of `SPANS` began; None for any time."""
         seconds = SPANS.get(self.one(name))
         return None if seconds is None else datetime.now(UTC) - timedelta(seconds=seconds)
+
+    def moment(self, name: str) -> datetime | None:
+        """Return a moment that a question of ours wrote, in ISO 8601; None for none. Refused `invalid_field`."""
+        text = self.one(name)
+        try:
+            return parse_iso(text) if text else None
+        except ValueError:
+            raise Refused("invalid_field", f"/{name}", "is no moment: ask again") from None
 
     def choice(self, name: str, options: Iterable[tuple[str, str]], because: str) -> str:
         """Return one of the options of a field. Refused `invalid_field`, with why, for anything else."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from litestar import Request, Response, get, post
 from pgmail.access.reach import need_target
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
-from pgmail.dashboard.manage.questions import MANAGE, Ask, Field, Given, act, ask, given_of, why
+from pgmail.dashboard.manage.questions import MANAGE, Ask, Field, Given, act, ask, given_of, number, why
 from pgmail.domain.sites import TEST_SITE
 from pgmail.errors import Refused
 from pgmail.store import insight, lanes
@@ -128,43 +129,64 @@ def _by(rows: list[Any], what: str, pauses: list[Any]) -> list[Waiting]:
 @get("/queue/pause", scope=MANAGE)
 async def ask_pause(request: AnyRequest) -> Response[Any]:
     """Ask for how long, and why."""
-    return ask(request, _pause(await given_of(request)))
+    given = await given_of(request)
+    return ask(request, _pause(given, await _waiting(request, given)))
 
 
 @post("/queue/pause", scope=MANAGE, status_code=200)
 async def pause(request: AnyRequest) -> Response[Any]:
     """Stop mail to a site, of a stream or of a lane."""
     given = await given_of(request)
+    waiting = await _waiting(request, given)
 
     async def deed() -> str:
         scope, name = _target(given)
         need_target(caller_of(request), "" if scope == "site" else name.partition("/")[0])
         async with acting_as(database_of(request), caller_of(request)) as connection:
             made = await lanes.pause(connection, scope, name, reason=given.reason(), until=_end(given))
-        return f"Paused {WORDS[scope]} {made}. Its mail waits; none of it fails for that."
+        return f"Paused {WORDS[scope]} {made}. {number(waiting, 'email')} there now; none fails for that."
 
-    return await act(request, _pause(given), deed)
+    return await act(request, _pause(given, waiting), deed)
 
 
 @get("/queue/resume", scope=MANAGE)
 async def ask_resume(request: AnyRequest) -> Response[Any]:
     """Ask why."""
-    return ask(request, _resume(await given_of(request)))
+    given = await given_of(request)
+    return ask(request, _resume(given, await _waiting(request, given)))
 
 
 @post("/queue/resume", scope=MANAGE, status_code=200)
 async def resume(request: AnyRequest) -> Response[Any]:
     """Let mail flow again."""
     given = await given_of(request)
+    waiting = await _waiting(request, given)
 
     async def deed() -> str:
         scope, name = _target(given)
         need_target(caller_of(request), "" if scope == "site" else name.partition("/")[0])
         async with acting_as(database_of(request), caller_of(request)) as connection:
             ended = await lanes.resume(connection, scope, name, reason=given.reason())
-        return f"Resumed {WORDS[scope]} {ended}. Its mail goes on."
+        return f"Resumed {WORDS[scope]} {ended}. {number(waiting, 'email')} there now; they go on."
 
-    return await act(request, _resume(given), deed)
+    return await act(request, _resume(given, waiting), deed)
+
+
+async def _waiting(request: AnyRequest, given: Given) -> int:
+    """How many emails wait in what a question is about, as far as the caller sees; nothing is counted for it."""
+    caller, scope, name = caller_of(request), given.one("scope"), given.one("name").lower()
+    if not name:
+        return 0
+    async with acting_as(database_of(request), caller) as connection:
+        found = await insight.queue(connection, None if caller.streams is None else sorted(caller.streams))
+    names: dict[str, Callable[[Any], str]] = {
+        "site": lambda row: row.site,
+        "stream": lambda row: row.stream,
+        "lane": lambda row: f"{row.stream}/{row.priority}/{row.site}",
+    }
+    named = names.get(scope)
+    seen = (row for row in found.rows if row.site == TEST_SITE or not caller.test)
+    return sum(row.depth for row in seen if named is not None and named(row) == name)
 
 
 def plain(words: str | None) -> str:
@@ -184,7 +206,7 @@ def _end(given: Given) -> datetime | None:
     return None if after is None else datetime.now(UTC) + after
 
 
-def _pause(given: Given) -> Ask:
+def _pause(given: Given, waiting: int) -> Ask:
     scope, name = given.one("scope"), given.one("name")
     known = scope in WORDS and bool(name)
     fields = [
@@ -207,6 +229,7 @@ def _pause(given: Given) -> Ask:
         button="Pause",
         back=HOME,
         words=(
+            *((f"{number(waiting, 'email')} in the queue there now.",) if known else ()),
             "What it concerns waits and loses no attempt. What is being sent at this moment is still sent.",
         ),
         fields=fields,
@@ -214,14 +237,16 @@ def _pause(given: Given) -> Ask:
     )
 
 
-def _resume(given: Given) -> Ask:
+def _resume(given: Given, waiting: int) -> Ask:
     scope, name = given.one("scope"), given.one("name")
     return Ask(
         title=f"Resume {WORDS.get(scope, scope)} {name}?",
         action=f"{HOME}/resume",
         button="Resume",
         back=HOME,
-        words=("Its mail is due at once, and goes out within its limits.",),
+        words=(
+            f"{number(waiting, 'email')} in the queue there now. What is due goes out at once, within its limits.",
+        ),
         fields=(why(given, placeholder="they answered: fixed"),),
         hidden=(("scope", scope), ("name", name)),
     )
