@@ -264,8 +264,8 @@ async def report(
         lines.sort(key=lambda line: line.key)
     else:
         lines.sort(key=lambda line: (-line.sent - line.bounced - line.deferred - line.dead, line.key))
-    row: Any = await fetch_one(connection, _Q["as_of"])
-    return Report(by, since, until, lines, None if by == "tag" else _line("total", total), row.rolled_at)
+    stand: Any = await fetch_one(connection, _Q["as_of"])
+    return Report(by, since, until, lines, None if by == "tag" else _line("total", total), stand.rolled_at)
 
 
 async def causes(
