@@ -132,7 +132,10 @@ group by t.name;
 -- name: causes :many
 -- The most frequent answers that were not a 250.
 select c.kind, c.class as group, c.reason, nullif(c.code, 0) as code, nullif(c.enhanced, '') as enhanced, c.text,
-  (sum(c.n) filter (where e.i = 1))::bigint as n, max(c.last_at) as last_at, (array_agg(e.id order by c.last_at desc, e.i))[1:3] as examples
+  (sum(c.n) filter (where e.i = 1))::bigint as n, max(c.last_at) as last_at,
+  -- an email that was deferred three times is one example
+  array(select x.id from unnest(array_agg(e.id order by c.last_at desc, e.i)) with ordinality x(id, place)
+        group by x.id order by min(x.place) limit 3) as examples
 from pgmail.cause c cross join lateral unnest(c.examples) with ordinality e(id, i)
 where c.tenant_id = (select pgmail.current_tenant()) and c.at >= %(since)s and c.at < %(until)s and (%(kind)s::text is null or c.kind = %(kind)s)
 group by 1, 2, 3, 4, 5, 6 order by 7 desc, 8 desc limit %(most)s;

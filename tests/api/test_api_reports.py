@@ -101,6 +101,16 @@ async def test_causes_are_told_with_emails_to_look_at(api, mails):
     assert (await api.get("/reports/causes?kind=sent")).status_code == 422
 
 
+async def test_an_email_that_was_put_off_twice_is_one_example(api, db):
+    hand = Hand(db.connect("worker"))
+    kit.send(db.connect("producer"), "ada@example.org")
+    for _ in range(2):
+        hand.settle(hand.claim(), "deferred", reason="temporary", code=450, reply="4.2.0 later", delay=0)
+    roll(hand.connection)
+    (cause,) = (await api.get("/reports/causes")).json()["data"]
+    assert (cause["n"], len(cause["examples"])) == (2, 1)
+
+
 async def test_a_key_limited_to_streams_sees_their_figures_only(db, mails):
     async with client(db.dsn_for("api"), _limited(db)) as mine:
         told = (await mine.get("/reports?by=hour")).json()
