@@ -68,7 +68,9 @@ def check_choice(chosen: Mapping[str, Any], filters: Sequence[str], named: str) 
 def filter_of(chosen: Mapping[str, Any], filters: Sequence[str]) -> dict[str, Any]:
     """Return the filter that options mean; those named `_after` and `_before` are moments."""
     return {
-        name: common.moment(chosen[name], name) if name.endswith(("_after", "_before")) else chosen[name]
+        name: common.past(chosen[name], name.replace("_", "-"))
+        if name.endswith(("_after", "_before"))
+        else chosen[name]
         for name in filters
     }
 

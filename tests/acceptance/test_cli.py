@@ -350,6 +350,8 @@ def test_dead_letters_are_listed_shown_retried_and_discarded(shell, owner):
     )
     assert shell.run("dead", "discard", "--reason", "attempts_exhausted", "--yes").stdout == "discarded 1\n"
     assert shell.json("dead", "retry", "--all", code=1) == {"retried": 0}
+    assert shell.json("dead", "list", "--died-after", "2 days ago", "--died-before", "7d") == []
+    assert "ago" in shell.run("dead", "list", "--died-after", "lately", code=2).stderr
     for words in ([], ["--all", "--stream", "x"], [people[0], "--all"]):
         assert "Give ids" in shell.run("dead", "retry", *words, code=2).stderr
     assert owner.execute("select sum(difference) from pgmail.ledger").fetchone() == (0,)
