@@ -57,7 +57,7 @@ class Silence(Unsilence, forbid_unknown_fields=True):
     until: str | None = None
 
 
-@get("/alerts", scope=SEE, operation_class=operation(query=("state", "rule", "limit", "after")))
+@get("/alerts", scope=SEE, test=False, operation_class=operation(query=("state", "rule", "limit", "after")))
 async def list_alerts(request: AnyRequest) -> dict[str, Any]:
     """List alerts, those that are open first, and all silences that hold."""
     given = params.query(request, "state", "rule", "limit", "after")

@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 MENU: tuple[Entry, ...] = (
     Entry("Overview", ROOT, "pulse", live=True),
-    Entry("Alerts", f"{ROOT}/alerts", "bell"),
+    Entry("Alerts", f"{ROOT}/alerts", "bell", live=True),
     Entry("Emails", f"{ROOT}/emails", "mail", ("read",)),
     Entry("Queue", f"{ROOT}/queue", "queue"),
     Entry("Dead letters", f"{ROOT}/dead-letters", "dead"),

@@ -170,7 +170,7 @@ begin
         if stop.kind <> 'limit' then w := w || '; besides, ' || stop.words; end if;
       when 'held' then
         if q.in_doubt then
-          w := format('is held %s (%s). pgmail.resolve(id, ''assume_sent'') takes it for sent, pgmail.resolve(id, ''resend'') sends it again under the same Message-ID',
+          w := format('is held %s (%s). pgmail.resolve(id, ''assume_sent'') takes it for sent, pgmail.resolve(id, ''resend'') sends it again under the same Message-ID; so does pgmail doubt resolve, with --assume-sent or --resend',
             q.hold_reason, coalesce(nullif(concat_ws(', ', last_.detail, 'relay ' || last_.relay, pgmail.at_words(last_.at)), ''), 'nothing more is known'));
         else
           w := format('is held: %s. pgmail.%s(id) sends it, pgmail.cancel(id) drops it', coalesce(q.hold_reason, 'by an operator'),
@@ -209,7 +209,7 @@ begin
                   else format('was not sent: the address is suppressed (%s)', s.reason) end;
       when 'expired' then w := format('expired at %s: %s', pgmail.at_words(s.changed_at), s.reason);
       when 'cancelled' then w := format('was cancelled at %s%s', pgmail.at_words(s.changed_at), coalesce(' (' || s.reason || ')', ''));
-      when 'dead' then w := format('is a dead letter since %s after %s attempts: %s%s. pgmail.retry(id) tries it again', pgmail.at_words(s.changed_at), s.attempts,
+      when 'dead' then w := format('is a dead letter since %s after %s attempt%s: %s%s. pgmail.retry(id) tries it again', pgmail.at_words(s.changed_at), s.attempts, case s.attempts when 1 then '' else 's' end,
           s.reason, coalesce('; last reply ' || nullif(concat_ws(' ', s.code, s.enhanced, s.reply), ''), ''));
       else w := 'has no state: this is a fault of pgmail, please report it';
     end case;

@@ -423,6 +423,7 @@ TESTS_MAY = {
     "POST /keys", "POST /keys/{id}/rotate", "DELETE /keys/{id}",
 }  # fmt: skip
 HIDDEN = {
+    "GET /alerts",
     "GET /audit",
     "GET /suppressions",
     "GET /suppressions/export",

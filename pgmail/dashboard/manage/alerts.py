@@ -37,7 +37,7 @@ SWITCH = (("yes", "on"), ("no", "off"))
 WEEK = 604_800
 
 
-@get("/alerts", scope=SEE)
+@get("/alerts", scope=SEE, test=False)
 async def show_alerts(request: AnyRequest) -> Response[Any]:
     """The page: what is open, or what is over."""
     given, caller = await given_of(request), caller_of(request)

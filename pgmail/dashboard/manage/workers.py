@@ -19,7 +19,7 @@ from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
 
-LATE_SECONDS = 10.0  # without a beat: a process beats every second or two
+LATE_SECONDS = 30.0  # without a beat: a process beats every second or two; the overview counts by the same
 
 
 @get("/workers", scope=SEE)
