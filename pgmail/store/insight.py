@@ -17,10 +17,10 @@ from typing import Any, Literal, NamedTuple, get_args
 from uuid import UUID
 
 from psycopg import AsyncConnection
+from psycopg.rows import namedtuple_row
 
 from pgmail.domain.spread import quantile
 from pgmail.sqlfiles import queries
-from pgmail.store import emails
 from pgmail.store.database import fetch_many, fetch_one
 
 Connection = AsyncConnection[Any]
@@ -89,11 +89,14 @@ class Overview(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """What waits in one lane, in numbers of recipients."""
+    """What waits in one lane, of one stream or to one site, in numbers of recipients.
 
-    stream: str
-    priority: str  # high, normal, low
-    site: str
+    `stream`, `priority` (high, normal, low) and `site` are None where it is added up over them.
+    """
+
+    stream: str | None
+    priority: str | None
+    site: str | None
     depth: int
     queued: int
     scheduled: int
@@ -101,14 +104,20 @@ class Waiting(NamedTuple):
     held: int
     sending: int
     oldest_due_at: datetime | None
-    waits_for: str | None  # in half a sentence, what stops its due mail now
+    waits_for: tuple[str, ...]  # what stops its due mail now, each in half a sentence; of a lane one at most
 
 
 class Queue(NamedTuple):
-    """The queue by lane. Depths are exact; how they divide into states was counted at `counted_at`."""
+    """The queue, the deepest lanes, streams and sites of it. Depths are exact; states are of `counted_at`."""
 
-    rows: list[Waiting]
-    depth: int
+    all: Waiting  # whatever was narrowed
+    found: Waiting  # of the stream and the site that were asked for
+    by_stream: list[Waiting]  # the deepest first, of all; the others of what was found
+    by_site: list[Waiting]
+    lanes: list[Waiting]
+    streams: int  # how many there are
+    sites: int
+    lanes_found: int
     counted_at: datetime | None  # None: no leader has looked yet
 
 
@@ -185,13 +194,15 @@ class _Cell:
         return sum(self.counts[kind] for kind in _BOUNCES)
 
 
-async def overview(connection: Connection, span: Span, streams: Sequence[str] | None = None) -> Overview:
-    """Return the tenant's present and past. `streams`: of these only."""
+async def overview(
+    connection: Connection, span: Span, streams: Sequence[str] | None = None, *, charts: bool = True
+) -> Overview:
+    """Return the tenant's present and past. `streams`: of these only. Without `charts` there are no points."""
     row: Any = await fetch_one(connection, _Q["now"], {"streams": streams})
     length, step, grain = SPANS[span]
     until = _floor(row.now, step) + timedelta(seconds=step)  # the step that is under way ends the chart
     since = until - length
-    cells = await _cells(connection, (since, until), step, grain, streams)
+    cells = await _cells(connection, (since, until), step, grain, streams) if charts else {}
     lately = (_floor(row.now, 60) - LATELY, until)
     recent = _Cell()
     for cell in (await _cells(connection, lately, 60, "minute", streams)).values():
@@ -214,24 +225,60 @@ async def overview(connection: Connection, span: Span, streams: Sequence[str] | 
     steps = (
         since + timedelta(seconds=step * number) for number in range(int(length.total_seconds()) // step)
     )
-    points = [_point(at, cells.get(at) or _Cell()) for at in steps]
+    points = [_point(at, cells.get(at) or _Cell()) for at in steps] if charts else []
     return Overview(
         span, step, now, points, None if row.rolled_at is None else _seconds(row.now - row.rolled_at)
     )
 
 
-async def queue(connection: Connection, streams: Sequence[str] | None = None) -> Queue:
-    """Return what waits by stream, priority and site, the deepest lanes of each first. `streams`: of these only.
+async def queue(
+    connection: Connection,
+    streams: Sequence[str] | None = None,
+    *,
+    most: int,
+    stream: str | None = None,
+    site: str | None = None,
+    only_tests: bool = False,
+) -> Queue:
+    """Return what waits in all, and of the `most` deepest streams, sites and lanes. `streams`: of these only.
 
-    A small queue is counted, and a deep one is not: there the states are those that the leader counted last.
+    `stream` and `site` narrow sites and lanes. A small queue is counted, and a deep one is not: there the states are
+    those that the leader counted last. So it costs by the lane, and nothing by the mail.
     """
     whole: Any = await fetch_one(connection, _Q["depth"])
-    if small := whole.depth <= SMALL_QUEUE:
-        rows = await emails.queue(connection)
-    else:
-        rows = await fetch_many(connection, _Q["queue"])
-    lanes = [Waiting(*row) for row in rows if streams is None or row.stream in streams]
-    return Queue(lanes, sum(lane.depth for lane in lanes), whole.now if small else whole.counted_at)
+    small = whole.depth <= SMALL_QUEUE
+    values = {
+        "small": small,
+        "streams": None if streams is None else list(streams),
+        "stream": stream,
+        "site": site,
+        "only_tests": only_tests,
+        "most": most,
+    }
+    parts: dict[str, list[Waiting]] = {"stream": [], "site": [], "lane": []}
+    sums: dict[str, Any] = {}
+    async with connection.cursor(row_factory=namedtuple_row) as cursor:
+        # Never prepared: a plan that fits counting as well as not counting would count.
+        await cursor.execute(_Q["queue"].text.encode(), values, prepare=False)
+        for row in await cursor.fetchall():
+            if row.part in parts:
+                parts[row.part].append(_waiting(row))
+            else:
+                sums[row.part] = row
+    for found in parts.values():
+        found.sort(key=lambda one: (-one.depth, one.stream or "", one.site or ""))
+    every, found_ = sums["all"], sums["found"]
+    return Queue(
+        _waiting(every),
+        _waiting(found_),
+        parts["stream"],
+        parts["site"],
+        parts["lane"],
+        every.streams,
+        found_.sites,
+        found_.lanes,
+        whole.now if small else whole.counted_at,
+    )
 
 
 async def report(
@@ -245,10 +292,14 @@ async def report(
     now = datetime.now(UTC)
     whole = 86400 if by == "day" or since < now - HOURS_KEPT else 3600
     since, until = _floor(since, whole), _ceil(until, whole)
+    # Whole days in between are read as such.
+    days_since = min(_ceil(since, 86400), until)
     values = {
         "dim": by,
         "grain": "day" if whole == 86400 else "hour",
         "since": since,
+        "days_since": days_since,
+        "days_until": max(_floor(until, 86400), days_since),
         "until": until,
         "streams": streams,
     }
@@ -277,6 +328,10 @@ async def causes(
     """
     values = {"since": _floor(since, 3600), "until": until, "most": most, "kind": kind}
     return [Cause(*row) for row in await fetch_many(connection, _Q["causes"], values)]
+
+
+def _waiting(row: Any) -> Waiting:
+    return Waiting(*row[1:11], tuple(row.waits_for or ()))
 
 
 async def _cells(
