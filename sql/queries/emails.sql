@@ -35,7 +35,9 @@ order by (x.sent).position;
 select s.recipient_id, s.message_id, s.address, s.role, s.phase, s.state, s.attempts, s.due_at, s.changed_at, s.code,
        s.enhanced, s.reply, s.reason, coalesce(r.rcpt, r.address) as rcpt, r.name
 from pgmail.status(%(id)s) s
-join pgmail.recipient r on r.tenant_id = (select pgmail.current_tenant()) and r.id = s.recipient_id
+cross join lateral (   -- one by one: the planner takes a function's rows for a thousand, and would read all recipients for them
+  select x.rcpt, x.address, x.name, x.position from pgmail.recipient x
+  where x.tenant_id = (select pgmail.current_tenant()) and x.id = s.recipient_id limit 1) r
 order by r.position;
 
 -- name: message :one
