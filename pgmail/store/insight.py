@@ -19,6 +19,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import namedtuple_row
 
+from pgmail.domain.sites import TEST_SITE
 from pgmail.domain.spread import quantile
 from pgmail.sqlfiles import queries
 from pgmail.store.database import fetch_many, fetch_one
@@ -36,6 +37,7 @@ SPANS: Mapping[Span, tuple[timedelta, int, str]] = {
 }
 LATELY = timedelta(minutes=5)  # what error rate and latencies of the present are of
 HOURS_KEPT = timedelta(days=35)  # hours of before are gone; days are there for two years
+HOURS_SPAN = timedelta(days=3)  # a longer report is of whole days
 SMALL_QUEUE = (
     20_000  # up to here the states of what waits are counted when somebody asks: it takes some milliseconds
 )
@@ -118,6 +120,7 @@ class Queue(NamedTuple):
     streams: int  # how many there are
     sites: int
     lanes_found: int
+    all_lanes: int
     counted_at: datetime | None  # None: no leader has looked yet
 
 
@@ -252,7 +255,7 @@ async def queue(
         "streams": None if streams is None else list(streams),
         "stream": stream,
         "site": site,
-        "only_tests": only_tests,
+        "only": TEST_SITE if only_tests else None,
         "most": most,
     }
     parts: dict[str, list[Waiting]] = {"stream": [], "site": [], "lane": []}
@@ -277,6 +280,7 @@ async def queue(
         every.streams,
         found_.sites,
         found_.lanes,
+        every.lanes,
         whole.now if small else whole.counted_at,
     )
 
@@ -286,20 +290,18 @@ async def report(
 ) -> Report:
     """Return what became of mail between two moments, widened to whole hours.
 
-    Of days (by day, beyond 35 days ago, or of more than 35 days) it is widened to whole days of UTC. `streams`, those
-    to be counted alone, goes with `by` of stream, hour and day.
+    It is widened to whole days of UTC by day, beyond 35 days ago, and of more than three days unless by hour: of a
+    month there are a twentieth as many rows to add up. `streams`, those to be counted alone, goes with `by` of stream,
+    hour and day.
     """
     now = datetime.now(UTC)
-    whole = 86400 if by == "day" or since < now - HOURS_KEPT else 3600
+    long = by != "hour" and until - since > HOURS_SPAN
+    whole = 86400 if by == "day" or long or since < now - HOURS_KEPT else 3600
     since, until = _floor(since, whole), _ceil(until, whole)
-    # Whole days in between are read as such.
-    days_since = min(_ceil(since, 86400), until)
     values = {
         "dim": by,
         "grain": "day" if whole == 86400 else "hour",
         "since": since,
-        "days_since": days_since,
-        "days_until": max(_floor(until, 86400), days_since),
         "until": until,
         "streams": streams,
     }

@@ -73,20 +73,24 @@ with counted as materialized (
     lateral (select pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) as state) s
   where %(small)s::boolean and q.tenant_id = (select pgmail.current_tenant())
   group by q.lane
-), depth as materialized (
-  select x.lane, sum(x.n)::bigint as depth from (
-    select b.lane, b.depth as n from pgmail.backlog b where not %(small)s::boolean and b.tenant_id = (select pgmail.current_tenant())
-    union all
-    select u.lane, case t.kind when 'enqueued' then u.n else -u.n end from pgmail.tally t, unnest(t.lanes, t.per_lane) u(lane, n)
-    where not %(small)s::boolean and t.tenant_id = (select pgmail.current_tenant()) and u.lane is not null) x
-  group by x.lane having sum(x.n) > 0
-), named as materialized (
-  select coalesce(l.stream, g.stream) as stream, coalesce(l.priority, g.priority) as priority, coalesce(l.site, g.site) as site, d.depth,
-    coalesce(g.queued, 0) as queued, coalesce(g.scheduled, 0) as scheduled, coalesce(g.deferred, 0) as deferred,
-    coalesce(g.held, 0) as held, coalesce(g.sending, 0) as sending, g.oldest_due_at
-  from depth d
-  left join pgmail.lane l on l.tenant_id = (select pgmail.current_tenant()) and l.id = d.lane
-  left join pgmail.gauge g on g.tenant_id = (select pgmail.current_tenant()) and g.lane = d.lane
+), moving as materialized (   -- what is not folded yet
+  select u.lane, sum(case t.kind when 'enqueued' then u.n else -u.n end)::bigint as n
+  from pgmail.tally t, unnest(t.lanes, t.per_lane) u(lane, n)
+  where not %(small)s::boolean and t.tenant_id = (select pgmail.current_tenant()) and u.lane is not null group by u.lane
+), depth as (
+  select coalesce(b.lane, v.lane) as lane, coalesce(b.depth, 0) + coalesce(v.n, 0) as depth
+  from (select x.lane, x.depth from pgmail.backlog x where not %(small)s::boolean and x.tenant_id = (select pgmail.current_tenant())) b
+  full join moving v on v.lane = b.lane
+), known as materialized (
+  select d.lane, d.depth, g.stream, g.priority, g.site, g.queued, g.scheduled, g.deferred, g.held, g.sending, g.oldest_due_at
+  from depth d left join pgmail.gauge g on g.tenant_id = (select pgmail.current_tenant()) and g.lane = d.lane
+  where d.depth > 0
+), named as (
+  select k.stream, k.priority, k.site, k.depth, k.queued, k.scheduled, k.deferred, k.held, k.sending, k.oldest_due_at
+  from known k where k.stream is not null
+  union all
+  select l.stream, l.priority, l.site, k.depth, 0, 0, 0, 0, 0, null   -- no gauge has come by yet
+  from known k join pgmail.lane l on l.tenant_id = (select pgmail.current_tenant()) and l.id = k.lane where k.stream is null
   union all
   select coalesce(l.stream, f.stream), coalesce(l.priority, f.priority), coalesce(l.site, f.site), c.depth, c.queued, c.scheduled,
     c.deferred, c.held, c.sending, c.oldest_due_at
@@ -106,40 +110,47 @@ with counted as materialized (
   select n.*, y.site as special, (%(stream)s::text is null or n.stream = %(stream)s::text) and (%(site)s::text is null or n.site = %(site)s::text) as found
   from named n left join special y on y.site = n.site
   where n.stream is not null and (%(streams)s::text[] is null or n.stream = any (%(streams)s::text[]))
-    and (not %(only_tests)s::boolean or n.site = pgmail.test_site())
+    and (%(only)s::text is null or n.site = %(only)s::text)
+), streams as materialized (
+  select m.stream, sum(m.depth)::bigint as depth, sum(m.queued)::bigint as queued, sum(m.scheduled)::bigint as scheduled, sum(m.deferred)::bigint as deferred,
+    sum(m.held)::bigint as held, sum(m.sending)::bigint as sending, min(m.oldest_due_at) as oldest_due_at, count(*) as lanes
+  from mine m group by m.stream
+), sites as materialized (
+  select m.site, sum(m.depth)::bigint as depth, sum(m.queued)::bigint as queued, sum(m.scheduled)::bigint as scheduled, sum(m.deferred)::bigint as deferred,
+    sum(m.held)::bigint as held, sum(m.sending)::bigint as sending, min(m.oldest_due_at) as oldest_due_at, count(*) as lanes
+  from mine m where m.found group by m.site
 ), by_stream as (
-  select m.stream, sum(m.depth) as depth, sum(m.queued) as queued, sum(m.scheduled) as scheduled, sum(m.deferred) as deferred, sum(m.held) as held,
-    sum(m.sending) as sending, min(m.oldest_due_at) as oldest_due_at
-  from mine m group by m.stream order by 2 desc, 1 limit %(most)s
+  select x.* from streams x order by x.depth desc, x.stream limit %(most)s
 ), by_site as materialized (
-  select m.site, sum(m.depth) as depth, sum(m.queued) as queued, sum(m.scheduled) as scheduled, sum(m.deferred) as deferred, sum(m.held) as held,
-    sum(m.sending) as sending, min(m.oldest_due_at) as oldest_due_at
-  from mine m where m.found group by m.site order by 2 desc, 1 limit %(most)s
+  select x.* from sites x order by x.depth desc, x.site limit %(most)s
 ), by_lane as materialized (
   select m.* from mine m where m.found order by m.depth desc, m.stream, m.site, m.priority limit %(most)s
+), shown as materialized (   -- lanes of the sites that are told of
+  select distinct m.site, m.stream, m.priority, m.special from mine m
+  where m.found and m.oldest_due_at is not null and m.site = any (array(select y.site from by_site y))
 ), stops as materialized (
   select x.stream, x.priority, x.special, s.words
-  from (select distinct m.stream, m.priority, m.special from mine m
-        where m.oldest_due_at is not null
-          and (m.special is null or m.special in (select y.site from by_site y) or m.special in (select y.site from by_lane y))) x
+  from (select m.stream, m.priority, null as special from mine m where m.special is null and m.oldest_due_at is not null group by 1, 2
+        union select m.stream, m.priority, m.special from shown m
+        union select m.stream, m.priority, m.special from by_lane m where m.oldest_due_at is not null) x
   cross join lateral pgmail.stopped_by(x.stream, x.priority, x.special) s
 ), of_streams as (
   select s.stream, array_agg(distinct s.words) as words from stops s where s.words is not null group by s.stream
 ), of_sites as (
   select m.site, array_agg(distinct s.words) as words
-  from mine m join stops s on s.stream = m.stream and s.priority = m.priority and coalesce(s.special, '') = coalesce(m.special, '')
-  where m.found and m.oldest_due_at is not null and s.words is not null and m.site in (select y.site from by_site y) group by m.site
+  from shown m join stops s on s.stream = m.stream and s.priority = m.priority and coalesce(s.special, '') = coalesce(m.special, '')
+  where s.words is not null group by m.site
 )
-select 'all' as part, null as stream, null as priority, null as site, coalesce(sum(m.depth), 0)::bigint as depth, coalesce(sum(m.queued), 0)::bigint as queued,
-  coalesce(sum(m.scheduled), 0)::bigint as scheduled, coalesce(sum(m.deferred), 0)::bigint as deferred, coalesce(sum(m.held), 0)::bigint as held,
-  coalesce(sum(m.sending), 0)::bigint as sending, min(m.oldest_due_at) as oldest_due_at, null::text[] as waits_for,
-  count(*) as lanes, count(distinct m.site) as sites, count(distinct m.stream) as streams
-from mine m
+select 'all' as part, null as stream, null as priority, null as site, coalesce(sum(x.depth), 0)::bigint as depth, coalesce(sum(x.queued), 0)::bigint as queued,
+  coalesce(sum(x.scheduled), 0)::bigint as scheduled, coalesce(sum(x.deferred), 0)::bigint as deferred, coalesce(sum(x.held), 0)::bigint as held,
+  coalesce(sum(x.sending), 0)::bigint as sending, min(x.oldest_due_at) as oldest_due_at, null::text[] as waits_for,
+  coalesce(sum(x.lanes), 0)::bigint as lanes, null::bigint as sites, count(*) as streams
+from streams x
 union all
-select 'found', null, null, null, coalesce(sum(m.depth), 0)::bigint, coalesce(sum(m.queued), 0)::bigint, coalesce(sum(m.scheduled), 0)::bigint,
-  coalesce(sum(m.deferred), 0)::bigint, coalesce(sum(m.held), 0)::bigint, coalesce(sum(m.sending), 0)::bigint, min(m.oldest_due_at), null,
-  count(*), count(distinct m.site), count(distinct m.stream)
-from mine m where m.found
+select 'found', null, null, null, coalesce(sum(x.depth), 0)::bigint, coalesce(sum(x.queued), 0)::bigint, coalesce(sum(x.scheduled), 0)::bigint,
+  coalesce(sum(x.deferred), 0)::bigint, coalesce(sum(x.held), 0)::bigint, coalesce(sum(x.sending), 0)::bigint, min(x.oldest_due_at), null,
+  coalesce(sum(x.lanes), 0)::bigint, count(*), null
+from sites x
 union all
 select 'stream', x.stream, null, null, x.depth::bigint, x.queued::bigint, x.scheduled::bigint, x.deferred::bigint, x.held::bigint, x.sending::bigint,
   x.oldest_due_at, coalesce(w.words, '{}'), null, null, null
@@ -159,16 +170,12 @@ left join stops s on s.stream = x.stream and s.priority = x.priority and coalesc
 select c.rolled_at from pgmail.insight_cursor c;
 
 -- name: report :many
--- What became of mail, by the keys of a dimension: for each, kinds, buckets and how many, side by side. Whole days inside of the
--- span are read as days, and what is before and after them as hours: there are a tenth as many rows of a month.
+-- What became of mail, by the keys of a dimension: for each, kinds, buckets and how many, side by side.
 select r.key, array_agg(r.kind) as kinds, array_agg(r.bucket) as buckets, array_agg(r.n) as ns
 from (
-  select x.key, x.kind, x.bucket, sum(x.n)::bigint as n
-  from (values ('hour', %(since)s::timestamptz, %(days_since)s::timestamptz), ('day', %(days_since)s, %(days_until)s), ('hour', %(days_until)s, %(until)s)) p(grain, since, until)
-  cross join lateral (
-    select y.key, y.kind, y.bucket, y.n from pgmail.rollup y
-    where y.tenant_id = (select pgmail.current_tenant()) and y.dim = %(dim)s and y.grain = p.grain and y.at >= p.since and y.at < p.until
-      and (%(streams)s::text[] is null or y.key = any (%(streams)s::text[]))) x
+  select x.key, x.kind, x.bucket, sum(x.n)::bigint as n from pgmail.rollup x
+  where x.tenant_id = (select pgmail.current_tenant()) and x.dim = %(dim)s and x.grain = %(grain)s and x.at >= %(since)s and x.at < %(until)s
+    and (%(streams)s::text[] is null or x.key = any (%(streams)s::text[]))
   group by x.key, x.kind, x.bucket) r
 group by r.key;
 
@@ -184,15 +191,13 @@ from (
 group by r.at;
 
 -- name: report_by_tenant :many
--- The same of each tenant that this role sees, out of days and hours again.
+-- The same of each tenant that this role sees.
 select t.name as key, array_agg(r.kind) as kinds, array_agg(r.bucket) as buckets, array_agg(r.n) as ns
 from (
   select y.id, x.kind, x.bucket, sum(x.n)::bigint as n
-  from pgmail.tenant y
-  cross join (values ('hour', %(since)s::timestamptz, %(days_since)s::timestamptz), ('day', %(days_since)s, %(days_until)s), ('hour', %(days_until)s, %(until)s)) p(grain, since, until)
-  cross join lateral (
+  from pgmail.tenant y cross join lateral (
     select z.kind, z.bucket, z.n from pgmail.rollup z
-    where z.tenant_id = y.id and z.dim = 'stream' and z.grain = p.grain and z.at >= p.since and z.at < p.until) x
+    where z.tenant_id = y.id and z.dim = 'stream' and z.grain = %(grain)s and z.at >= %(since)s and z.at < %(until)s) x
   group by y.id, x.kind, x.bucket) r
 join pgmail.tenant t on t.id = r.id
 group by t.name;

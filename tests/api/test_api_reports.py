@@ -131,8 +131,8 @@ async def test_another_tenant_sees_none_of_it(db, mails):
         assert (await theirs.get("/reports/causes")).json()["data"] == []
 
 
-async def test_a_report_of_days_is_the_sum_of_its_hours(api, db):
-    """Whole days in the middle are read as days; each hour of these stands at 1, so that sums are hours."""
+async def test_a_report_of_more_than_three_days_is_of_whole_days(api, db):
+    """Each hour stands at 1 and each day at 24, so that what was sent is how many hours were added up."""
     with db.connect() as owner:
         for grain, width, n in (("hour", "1 hour", 1), ("day", "1 day", 24)):
             owner.execute(
@@ -143,17 +143,16 @@ async def test_a_report_of_days_is_the_sum_of_its_hours(api, db):
                 [grain, n, width],
             )
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    for first, last, hours in (
-        (-100, -27, 73),
-        (-30, -25, 5),
-        (-49, -24, 25),
-        (-48, -24, 24),
-        (-50, -20, 30),
+    for first, last, by, hours in (
+        (-30, -25, "site", 5),
+        (-97, -25, "site", 72),
+        (-98, -25, "site", 96),
+        (-98, -25, "hour", 73),
+        (-98, -25, "day", 96),
     ):
         since, until = (f"{today + timedelta(hours=n):%Y-%m-%dT%H:%M:%SZ}" for n in (first, last))
-        for by in ("site", "hour"):
-            told = (await api.get(f"/reports?by={by}&since={since}&until={until}")).json()
-            assert told["total"]["sent"] == hours, (first, by)
+        told = (await api.get(f"/reports?by={by}&since={since}&until={until}")).json()
+        assert told["total"]["sent"] == hours, (first, by)
 
 
 async def test_a_deep_queue_is_not_counted_and_its_depth_is_exact_all_the_same(api, db, mails, monkeypatch):

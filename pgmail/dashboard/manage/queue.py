@@ -25,6 +25,7 @@ AnyRequest = Request[Any, Any, Any]
 
 HOME = "/dashboard/queue"
 MOST = 50  # of each table: the deepest; a filter finds the others
+MANY_LANES = 5_000  # a look costs by the lane: of more than these one comes more rarely
 WORDS = {"site": "receiving site", "stream": "stream", "lane": "lane"}
 ENDS = (
     ("", "I resume it"),
@@ -87,6 +88,7 @@ async def _facts(request: AnyRequest) -> dict[str, Any]:
         "pauses": pauses,
         "lanes": [Lane(row.depth, stop) for row, stop in zip(waiting.lanes, stops, strict=True)],
         "all": {"stream": waiting.streams, "site": waiting.sites, "lane": waiting.lanes_found},
+        "every": 5 if waiting.all_lanes <= MANY_LANES else 30,  # seconds
         "stream": stream,
         "site": site,
         "may_act": may(caller, MANAGE),
