@@ -37,7 +37,7 @@ SPANS: Mapping[Span, tuple[timedelta, int, str]] = {
 }
 LATELY = timedelta(minutes=5)  # what error rate and latencies of the present are of
 HOURS_KEPT = timedelta(days=35)  # hours of before are gone; days are there for two years
-HOURS_SPAN = timedelta(days=3)  # a longer report is of whole days
+HOURS_SPAN = timedelta(days=2)  # a longer report is of whole days
 SMALL_QUEUE = (
     20_000  # up to here the states of what waits are counted when somebody asks: it takes some milliseconds
 )
@@ -290,7 +290,7 @@ async def report(
 ) -> Report:
     """Return what became of mail between two moments, widened to whole hours.
 
-    It is widened to whole days of UTC by day, beyond 35 days ago, and of more than three days unless by hour: of a
+    It is widened to whole days of UTC by day, beyond 35 days ago, and of more than two days unless by hour: of a
     month there are a twentieth as many rows to add up. `streams`, those to be counted alone, goes with `by` of stream,
     hour and day.
     """

@@ -55,7 +55,8 @@ from pgmail.find_emails(%(start)s, %(limit)s, %(below)s, %(above)s, %(newer)s, %
                         %(streams)s::text[], %(only_tests)s, %(recipient)s) f;
 
 -- name: list :many
--- These emails, newest first, without bodies. By keys throughout (why a message is said twice: 070_state). `people` are 50 recipients at most.
+-- These emails, newest first, without bodies. By keys throughout (why a message is said twice: 070_state). `people` are 50
+-- recipients at most, and states those of the first 100: a page of mailings would be tens of thousands of look-ups.
 with page as (
   select m.* from unnest(%(ids)s::uuid[]) u(id)
   cross join lateral (select x.* from pgmail.message x where x.tenant_id = (select pgmail.current_tenant()) and x.id = u.id limit 1) m
@@ -79,7 +80,7 @@ left join lateral (
     left join pgmail.queue q on q.tenant_id = r.tenant_id and q.id = r.id
     left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
     left join pgmail.dead_letter d on d.tenant_id = r.tenant_id and d.recipient_id = r.id
-    where r.tenant_id = p.tenant_id and r.message_id = p.id and r.message_id between p.id and p.id
+    where r.tenant_id = p.tenant_id and r.message_id = p.id and r.message_id between p.id and p.id and r.position <= 100
       and r.id >= pgmail.uuid_floor(pgmail.uuid_time(p.id) - interval '1 hour')
       and r.id < pgmail.uuid_floor(pgmail.uuid_time(p.id) + interval '1 hour')
   ) x
