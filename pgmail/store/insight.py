@@ -263,7 +263,8 @@ async def queue(
     async with connection.cursor(row_factory=namedtuple_row) as cursor:
         # Never prepared: a plan that fits counting as well as not counting would count.
         await cursor.execute(_Q["queue"].text.encode(), values, prepare=False)
-        for row in await cursor.fetchall():
+        rows: list[Any] = await cursor.fetchall()
+        for row in rows:
             if row.part in parts:
                 parts[row.part].append(_waiting(row))
             else:
@@ -317,8 +318,8 @@ async def report(
         lines.sort(key=lambda line: line.key)
     else:
         lines.sort(key=lambda line: (-line.sent - line.bounced - line.deferred - line.dead, line.key))
-    row: Any = await fetch_one(connection, _Q["as_of"])
-    return Report(by, since, until, lines, None if by == "tag" else _line("total", total), row.rolled_at)
+    last: Any = await fetch_one(connection, _Q["as_of"])
+    return Report(by, since, until, lines, None if by == "tag" else _line("total", total), last.rolled_at)
 
 
 async def causes(
@@ -333,7 +334,8 @@ async def causes(
 
 
 def _waiting(row: Any) -> Waiting:
-    return Waiting(*row[1:11], tuple(row.waits_for or ()))
+    *facts, waits_for = (getattr(row, name) for name in Waiting._fields)
+    return Waiting._make([*facts, tuple(waits_for or ())])
 
 
 async def _cells(
