@@ -47,6 +47,8 @@ grant execute on function
 
 -- reader
 grant execute on function pgmail.status(uuid), pgmail.trace(uuid), pgmail.why(uuid) to {prefix}reader, {prefix}analyst;
+grant execute on function pgmail.find_emails(text, integer, uuid, uuid, boolean, text, text, text, text, text[], boolean, text, interval, integer)
+  to {prefix}reader, {prefix}api, {prefix}admin;
 grant execute on function pgmail.in_doubt(jsonb, integer, uuid, uuid, boolean), pgmail.dead_letter_ids(jsonb, integer, uuid, uuid, boolean)
   to {prefix}reader, {prefix}api, {prefix}admin;
 

@@ -113,14 +113,15 @@ async def send_batch(request: AnyRequest) -> Response[dict[str, Any]]:
 
 @get("/emails", scope="read", operation_class=operation(query=(*_FILTERS, *params.PAGING)))
 async def list_emails(request: AnyRequest) -> dict[str, Any]:
-    """List emails, newest first."""
+    """List emails, newest first. A search that looked long enough says in `next` where the next one goes on."""
     given = params.query(request, *_FILTERS, *params.PAGING)
     page, chosen = params.page_of(given), _filter(given)
     caller = caller_of(request)
     streams = streams_of(caller, chosen.stream)
     async with acting_as(database_of(request), caller) as connection:
-        rows, more = await store.listing(connection, chosen, page, streams, only_tests=caller.test)
-    return shapes.listed([shapes.email_item(row) for row in rows], more=more)
+        found = await store.listing(connection, chosen, page, streams, only_tests=caller.test)
+    answer = shapes.listed([shapes.email_item(row) for row in found.rows], more=found.more)
+    return answer if found.place is None else answer | {"next": str(found.place)}
 
 
 @get("/emails/{id:str}", scope="read", operation_class=operation(path="id"))

@@ -45,32 +45,51 @@ def _target(command: F) -> F:
 
 
 @click.command(short_help="What waits, by stream and receiving site.")
+@click.option("--stream", metavar="NAME", help="Lanes of this stream only.")
+@click.option("--site", metavar="DOMAIN", help="Lanes of this receiving site only.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=100,
+    metavar="N",
+    help="How many lanes, the deepest first. Defaults to 100.",
+)
 @common.as_json
-def queue(as_json: bool) -> None:
+def queue(stream: str | None, site: str | None, limit: int, as_json: bool) -> None:
     """Show what waits and for what, by stream, priority and receiving site, and all that is paused or away."""
 
-    async def ask() -> tuple[list[Any], list[dict[str, Any]], list[Any], Any | None]:
+    async def ask() -> tuple[Any, list[dict[str, Any]], list[Any], Any | None]:
         from pgmail.sqlfiles import queries  # noqa: PLC0415
         from pgmail.store import history, insight, lanes  # noqa: PLC0415
         from pgmail.store.single import fetch_dicts  # noqa: PLC0415
 
         async with common.database() as connection:
-            waiting = (await insight.queue(connection)).rows
+            waiting = await insight.queue(
+                connection, most=limit, stream=stream, site=None if site is None else site.lower()
+            )
             relays = await fetch_dicts(connection, queries("cli_operate")["relays"])
             return waiting, relays, await lanes.paused(connection), await history.fence(connection)
 
     waiting, relays, pauses, fence = common.run(ask())
+    rows = [row._replace(waits_for=row.waits_for[0] if row.waits_for else None) for row in waiting.lanes]
     if as_json:
         output.print_json(
             {
-                "lanes": [output.plain(row) for row in waiting],
+                "depth": waiting.found.depth,
+                "lanes_found": waiting.lanes_found,
+                "lanes": [output.plain(row) for row in rows],
                 "relays": [output.plain(row) for row in relays],
                 "pauses": [output.plain(row) for row in pauses],
                 "restored": None if fence is None else output.plain(fence),
             }
         )
         return
-    output.show(waiting, _LANES, as_json=False, none="nothing waits")
+    output.show(rows, _LANES, as_json=False, none="nothing waits")
+    if waiting.lanes_found > len(rows):
+        click.echo(
+            f"the {len(rows)} deepest of {waiting.lanes_found} lanes, in which {waiting.found.depth} recipients wait; "
+            "--stream, --site and --limit show others"
+        )
     if fence is not None:
         click.echo(
             f"all sending is stopped since {output.cell(fence.noticed_at)}: {fence.reason}; "

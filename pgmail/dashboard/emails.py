@@ -95,14 +95,14 @@ async def show_emails(request: AnyRequest) -> Response[str]:
         return Response("", status_code=303, headers={"Location": f"{HERE}/{found.id}"})
     caller = caller_of(request)
     items: list[Item] = []
-    more, newer, fault = False, False, found.fault
+    more, newer, fault, place = False, False, found.fault, None
     page = _page(request)
     async with acting_as(database_of(request), caller) as connection:
         names = [row.name for row in await streams.listing(connection)]
         if not fault:
             try:
                 reached = streams_of(caller, found.filter.stream)
-                rows, more = await store.listing(
+                rows, more, place = await store.listing(
                     connection, found.filter, page, reached, only_tests=caller.test
                 )
                 items = [_item(row) for row in rows]
@@ -122,7 +122,8 @@ async def show_emails(request: AnyRequest) -> Response[str]:
         states=list(State),
         times=_times(asked.since),
         newer=frame.link(HERE, **asked._asdict(), before=items[0].id) if items and newer else "",
-        older=frame.link(HERE, **asked._asdict(), after=items[-1].id) if items and more else "",
+        older=frame.link(HERE, **asked._asdict(), after=items[-1].id) if items and more and not place else "",
+        on=_search_on(asked, page, place),
         first_page=first_page,
         live=_live_path(asked, items, first_page=first_page) if not fault else "",
         filtered=bool(asked.q or asked.state or asked.stream or asked.since),
@@ -209,6 +210,14 @@ def _page(request: AnyRequest) -> store.Page:
 
     after = cursor("after")
     return store.Page(PER_PAGE, after, None if after else cursor("before"))
+
+
+def _search_on(asked: Asked, page: store.Page, place: UUID | None) -> tuple[str, datetime] | None:
+    """Return the link to where the search goes on, and up to when it looked; None: it looked at all it had to."""
+    if place is None:
+        return None
+    way = {"before": place} if page.before is not None else {"after": place}
+    return frame.link(HERE, **asked._asdict(), **way), ids.time_of(place)
 
 
 def _item(row: Any) -> Item:

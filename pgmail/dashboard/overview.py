@@ -62,10 +62,11 @@ async def stream_overview(request: AnyRequest) -> Stream:
 
     async def make() -> live.Parts:
         nonlocal drawn
-        found, firing = await _ask(database, caller, span)
+        due = time.monotonic() - drawn >= CHART_SECONDS[span]
+        found, firing = await _ask(database, caller, span, charts=due)
         notice = frame.rendered("overview_notice.html", **_facts(found, firing))
         parts = {"tiles": _tiles(found), "notice": notice}
-        if time.monotonic() - drawn >= CHART_SECONDS[span]:
+        if due:
             drawn = time.monotonic()
             parts["charts"] = _charts(found)
         return parts
@@ -74,11 +75,13 @@ async def stream_overview(request: AnyRequest) -> Stream:
     return live.stream(request, ("overview", caller.tenant_id, reach, span), make, EVERY_SECONDS)
 
 
-async def _ask(database: Database, caller: Caller, span: Span) -> tuple[Overview, list[Any]]:
+async def _ask(
+    database: Database, caller: Caller, span: Span, *, charts: bool = True
+) -> tuple[Overview, list[Any]]:
     """Return the figures, and alerts that fire and are not silenced, the newest first."""
     streams = None if caller.streams is None else sorted(caller.streams)
     async with acting_as(database, caller) as connection:
-        found = await insight.overview(connection, span, streams)
+        found = await insight.overview(connection, span, streams, charts=charts)
         firing = await alerts.listing(connection, state="firing", limit=MAX_FIRING)
     return found, [row for row in firing if not row.silenced]
 

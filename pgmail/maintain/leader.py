@@ -35,6 +35,8 @@ _log = structlog.get_logger()
 
 LEASE_SECONDS = 3.0
 TICK_SECONDS = 0.5
+REPAIR_SECONDS, REPAIR_MOST_SECONDS = 3.0, 30.0  # between two looks for lanes that sleep on due mail
+REPAIR_PART = 0.01  # of the time, where there are so many lanes that a look takes long
 LOW_DAYS = 14  # fewer days of partitions left than this raises an alarm
 
 
@@ -71,7 +73,7 @@ class Leader(Loop):
             ("rescue", 0.0, self._rescue),  # at every tick
             ("orphans", 30.0, self._orphans),
             ("wake_due", 0.5, self._wake_due),
-            ("repair_lanes", 3.0, lambda: self._count("repair_lanes")),
+            ("repair_lanes", REPAIR_SECONDS, self._repair),
             ("expire", 1.0, lambda: self._count("expire")),
             ("fold_tallies", 1.0, lambda: self._count("fold_tallies")),
             ("doors", 1.0, lambda: self._count("doors")),  # of what was folded just now
@@ -177,6 +179,14 @@ class Leader(Loop):
             return
         await self._database.one(_Q["wake_due"], {"since": self._since or "-infinity"})
         self._since = clock.now - timedelta(seconds=30)  # rows that commit while we look
+
+    async def _repair(self) -> None:
+        """Look for lanes that sleep on due mail; the more rarely the longer a look takes, which goes by the lane."""
+        began = time.monotonic()
+        await self._count("repair_lanes")
+        done = time.monotonic()
+        wait = (done - began) / REPAIR_PART
+        self._due["repair_lanes"] = done + min(max(REPAIR_SECONDS, wait), REPAIR_MOST_SECONDS)
 
     async def _count(self, name: str) -> None:
         row = await self._database.one(_Q[name])

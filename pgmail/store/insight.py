@@ -17,10 +17,11 @@ from typing import Any, Literal, NamedTuple, get_args
 from uuid import UUID
 
 from psycopg import AsyncConnection
+from psycopg.rows import namedtuple_row
 
+from pgmail.domain.sites import TEST_SITE
 from pgmail.domain.spread import quantile
 from pgmail.sqlfiles import queries
-from pgmail.store import emails
 from pgmail.store.database import fetch_many, fetch_one
 
 Connection = AsyncConnection[Any]
@@ -36,6 +37,7 @@ SPANS: Mapping[Span, tuple[timedelta, int, str]] = {
 }
 LATELY = timedelta(minutes=5)  # what error rate and latencies of the present are of
 HOURS_KEPT = timedelta(days=35)  # hours of before are gone; days are there for two years
+HOURS_SPAN = timedelta(days=2)  # a longer report is of whole days
 SMALL_QUEUE = (
     20_000  # up to here the states of what waits are counted when somebody asks: it takes some milliseconds
 )
@@ -89,11 +91,14 @@ class Overview(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """What waits in one lane, in numbers of recipients."""
+    """What waits in one lane, of one stream or to one site, in numbers of recipients.
 
-    stream: str
-    priority: str  # high, normal, low
-    site: str
+    `stream`, `priority` (high, normal, low) and `site` are None where it is added up over them.
+    """
+
+    stream: str | None
+    priority: str | None
+    site: str | None
     depth: int
     queued: int
     scheduled: int
@@ -101,14 +106,21 @@ class Waiting(NamedTuple):
     held: int
     sending: int
     oldest_due_at: datetime | None
-    waits_for: str | None  # in half a sentence, what stops its due mail now
+    waits_for: tuple[str, ...]  # what stops its due mail now, each in half a sentence; of a lane one at most
 
 
 class Queue(NamedTuple):
-    """The queue by lane. Depths are exact; how they divide into states was counted at `counted_at`."""
+    """The queue, the deepest lanes, streams and sites of it. Depths are exact; states are of `counted_at`."""
 
-    rows: list[Waiting]
-    depth: int
+    all: Waiting  # whatever was narrowed
+    found: Waiting  # of the stream and the site that were asked for
+    by_stream: list[Waiting]  # the deepest first, of all; the others of what was found
+    by_site: list[Waiting]
+    lanes: list[Waiting]
+    streams: int  # how many there are
+    sites: int
+    lanes_found: int
+    all_lanes: int
     counted_at: datetime | None  # None: no leader has looked yet
 
 
@@ -185,13 +197,15 @@ class _Cell:
         return sum(self.counts[kind] for kind in _BOUNCES)
 
 
-async def overview(connection: Connection, span: Span, streams: Sequence[str] | None = None) -> Overview:
-    """Return the tenant's present and past. `streams`: of these only."""
+async def overview(
+    connection: Connection, span: Span, streams: Sequence[str] | None = None, *, charts: bool = True
+) -> Overview:
+    """Return the tenant's present and past. `streams`: of these only. Without `charts` there are no points."""
     row: Any = await fetch_one(connection, _Q["now"], {"streams": streams})
     length, step, grain = SPANS[span]
     until = _floor(row.now, step) + timedelta(seconds=step)  # the step that is under way ends the chart
     since = until - length
-    cells = await _cells(connection, (since, until), step, grain, streams)
+    cells = await _cells(connection, (since, until), step, grain, streams) if charts else {}
     lately = (_floor(row.now, 60) - LATELY, until)
     recent = _Cell()
     for cell in (await _cells(connection, lately, 60, "minute", streams)).values():
@@ -214,24 +228,62 @@ async def overview(connection: Connection, span: Span, streams: Sequence[str] | 
     steps = (
         since + timedelta(seconds=step * number) for number in range(int(length.total_seconds()) // step)
     )
-    points = [_point(at, cells.get(at) or _Cell()) for at in steps]
+    points = [_point(at, cells.get(at) or _Cell()) for at in steps] if charts else []
     return Overview(
         span, step, now, points, None if row.rolled_at is None else _seconds(row.now - row.rolled_at)
     )
 
 
-async def queue(connection: Connection, streams: Sequence[str] | None = None) -> Queue:
-    """Return what waits by stream, priority and site, the deepest lanes of each first. `streams`: of these only.
+async def queue(
+    connection: Connection,
+    streams: Sequence[str] | None = None,
+    *,
+    most: int,
+    stream: str | None = None,
+    site: str | None = None,
+    only_tests: bool = False,
+) -> Queue:
+    """Return what waits in all, and of the `most` deepest streams, sites and lanes. `streams`: of these only.
 
-    A small queue is counted, and a deep one is not: there the states are those that the leader counted last.
+    `stream` and `site` narrow sites and lanes. A small queue is counted, and a deep one is not: there the states are
+    those that the leader counted last. So it costs by the lane, and nothing by the mail.
     """
     whole: Any = await fetch_one(connection, _Q["depth"])
-    if small := whole.depth <= SMALL_QUEUE:
-        rows = await emails.queue(connection)
-    else:
-        rows = await fetch_many(connection, _Q["queue"])
-    lanes = [Waiting(*row) for row in rows if streams is None or row.stream in streams]
-    return Queue(lanes, sum(lane.depth for lane in lanes), whole.now if small else whole.counted_at)
+    small = whole.depth <= SMALL_QUEUE
+    values = {
+        "small": small,
+        "streams": None if streams is None else list(streams),
+        "stream": stream,
+        "site": site,
+        "only": TEST_SITE if only_tests else None,
+        "most": most,
+    }
+    parts: dict[str, list[Waiting]] = {"stream": [], "site": [], "lane": []}
+    sums: dict[str, Any] = {}
+    async with connection.cursor(row_factory=namedtuple_row) as cursor:
+        # Never prepared: a plan that fits counting as well as not counting would count.
+        await cursor.execute(_Q["queue"].text.encode(), values, prepare=False)
+        rows: list[Any] = await cursor.fetchall()
+        for row in rows:
+            if row.part in parts:
+                parts[row.part].append(_waiting(row))
+            else:
+                sums[row.part] = row
+    for found in parts.values():
+        found.sort(key=lambda one: (-one.depth, one.stream or "", one.site or ""))
+    every, found_ = sums["all"], sums["found"]
+    return Queue(
+        _waiting(every),
+        _waiting(found_),
+        parts["stream"],
+        parts["site"],
+        parts["lane"],
+        every.streams,
+        found_.sites,
+        found_.lanes,
+        every.lanes,
+        whole.now if small else whole.counted_at,
+    )
 
 
 async def report(
@@ -239,11 +291,13 @@ async def report(
 ) -> Report:
     """Return what became of mail between two moments, widened to whole hours.
 
-    Of days (by day, beyond 35 days ago, or of more than 35 days) it is widened to whole days of UTC. `streams`, those
-    to be counted alone, goes with `by` of stream, hour and day.
+    It is widened to whole days of UTC by day, beyond 35 days ago, and of more than two days unless by hour: of a
+    month there are a twentieth as many rows to add up. `streams`, those to be counted alone, goes with `by` of stream,
+    hour and day.
     """
     now = datetime.now(UTC)
-    whole = 86400 if by == "day" or since < now - HOURS_KEPT else 3600
+    long = by != "hour" and until - since > HOURS_SPAN
+    whole = 86400 if by == "day" or long or since < now - HOURS_KEPT else 3600
     since, until = _floor(since, whole), _ceil(until, whole)
     values = {
         "dim": by,
@@ -277,6 +331,11 @@ async def causes(
     """
     values = {"since": _floor(since, 3600), "until": until, "most": most, "kind": kind}
     return [Cause(*row) for row in await fetch_many(connection, _Q["causes"], values)]
+
+
+def _waiting(row: Any) -> Waiting:
+    *facts, waits_for = (getattr(row, name) for name in Waiting._fields)
+    return Waiting._make([*facts, tuple(waits_for or ())])
 
 
 async def _cells(

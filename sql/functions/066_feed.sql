@@ -149,7 +149,8 @@ begin
       from pgmail.message y where y.tenant_id = u.tenant_id and y.id = u.place and y.id >= low_email and y.id <= high_email limit 1) m
     cross join lateral (
       select y.id, y.address, y.site from pgmail.recipient y
-      where y.tenant_id = u.tenant_id and y.message_id = u.place and y.id >= low_person and y.id < high_person
+      where y.tenant_id = u.tenant_id and y.message_id = u.place and y.message_id between u.place and u.place   -- 070_state tells why
+        and y.id >= low_person and y.id < high_person
         and (p_place is null or u.place <> p_place or u.xid <> p_xid or y.id > p_id)
       offset 0) r
     where u.place is not null

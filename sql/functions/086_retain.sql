@@ -135,7 +135,7 @@ begin
       exists (select from pgmail.queue q where q.tenant_id = p_tenant and q.id = x.id)
       or exists (select from pgmail.dead_letter d where d.tenant_id = p_tenant and d.recipient_id = x.id) as waits
     from pgmail.recipient x
-    where x.tenant_id = p_tenant and x.message_id = u.id
+    where x.tenant_id = p_tenant and x.message_id = u.id and x.message_id between u.id and u.id
       and x.id >= pgmail.uuid_floor(pgmail.uuid_time(u.id) - interval '1 hour')
       and x.id < pgmail.uuid_floor(pgmail.uuid_time(u.id) + interval '1 hour')) r;
   done := array(select u.id from unnest(p_ids) u(id) where busy is null or u.id <> all (busy) order by 1);

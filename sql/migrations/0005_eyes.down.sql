@@ -72,6 +72,7 @@ alter table pgmail.message drop column traceparent;
 -- end of tracing
 
 ------------------------------------------------------------------------------------------------ dashboard
+drop function if exists pgmail.find_emails(text, integer, uuid, uuid, boolean, text, text, text, text, text[], boolean, text, interval, integer);
 drop function if exists pgmail.preview_v1(uuid);
 drop function if exists pgmail.end_sessions(text);
 drop function if exists pgmail.session_key_v1(integer, uuid);

@@ -33,11 +33,25 @@ from pgmail.worker w order by w.epoch;
 select coalesce(l.until > clock_timestamp(), false) as leads, l.epoch from pgmail.leader l;
 
 -- name: waiting :one
--- The oldest mail that is due and that nobody has taken, and for how long it has been due.
-select count(*) as due, extract(epoch from pgmail.now() - min(q.due_at))::float8 as oldest_seconds
-from (select q.due_at from pgmail.queue q
-      where q.tenant_id = (select pgmail.current_tenant()) and q.leased_by is null and q.due_at <= pgmail.now()
-      limit 10000) q;
+-- For how long the oldest mail has been due that nobody has taken: from lane to lane along the index of the claim, so that it
+-- costs by the lane, however deep the queue.
+with recursive present as (
+  (select q.lane from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) order by q.lane, q.due_at, q.id limit 1)
+  union all
+  select x.lane from present p, lateral (
+    select q.lane from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) and q.lane > p.lane
+    order by q.lane, q.due_at, q.id limit 1) x
+)
+select extract(epoch from pgmail.now() - min(x.due_at))::float8 as oldest_seconds
+from present p cross join lateral (
+  select q.due_at from pgmail.queue q
+  where q.tenant_id = (select pgmail.current_tenant()) and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
+  order by q.due_at, q.id limit 1) x;
+
+-- name: depth :one
+-- How much waits, of all tenants that this role sees, without a look at it.
+select coalesce(sum(case t.kind when 'enqueued' then t.n else -t.n end), 0)::bigint as n
+from (select x.kind, x.n from pgmail.tally x union all select y.kind, y.n from pgmail.tally_total y) t;
 
 -- name: ledger :many
 -- Tenants whose books do not balance.
@@ -135,5 +149,16 @@ order by k.expires_at;
 select count(*) as n from pgmail.dead_letter d where d.tenant_id = (select pgmail.current_tenant());
 
 -- name: held :one
--- How many recipients an operator, a limit or a doubt holds back.
-select count(*) as n from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) and q.due_at = 'infinity';
+-- How many recipients an operator, a limit or a doubt holds back; counted to 1,000 a lane, by the lane as above.
+with recursive present as (
+  (select q.lane from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) order by q.lane, q.due_at, q.id limit 1)
+  union all
+  select x.lane from present p, lateral (
+    select q.lane from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) and q.lane > p.lane
+    order by q.lane, q.due_at, q.id limit 1) x
+)
+select coalesce(sum(x.n), 0)::bigint as n
+from present p cross join lateral (
+  select count(*) as n from (
+    select from pgmail.queue q
+    where q.tenant_id = (select pgmail.current_tenant()) and q.lane = p.lane and q.due_at = 'infinity' limit 1000) y) x;

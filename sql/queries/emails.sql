@@ -35,7 +35,9 @@ order by (x.sent).position;
 select s.recipient_id, s.message_id, s.address, s.role, s.phase, s.state, s.attempts, s.due_at, s.changed_at, s.code,
        s.enhanced, s.reply, s.reason, coalesce(r.rcpt, r.address) as rcpt, r.name
 from pgmail.status(%(id)s) s
-join pgmail.recipient r on r.tenant_id = (select pgmail.current_tenant()) and r.id = s.recipient_id
+cross join lateral (   -- one by one: the planner takes a function's rows for a thousand, and would read all recipients for them
+  select x.rcpt, x.address, x.name, x.position from pgmail.recipient x
+  where x.tenant_id = (select pgmail.current_tenant()) and x.id = s.recipient_id limit 1) r
 order by r.position;
 
 -- name: message :one
@@ -46,80 +48,18 @@ select m.id, m.created_at, m.stream, m.priority, m.mode, m.sender, m.recipients,
 from pgmail.message m
 where m.tenant_id = (select pgmail.current_tenant()) and m.id = %(id)s;
 
+-- name: find :one
+-- A page of a search: ids, whether there may be more, and where it ended before it had looked at everything.
+select f.ids, f.more, f.place
+from pgmail.find_emails(%(start)s, %(limit)s, %(below)s, %(above)s, %(newer)s, %(state)s, %(tag_name)s, %(tag_value)s, %(stream)s,
+                        %(streams)s::text[], %(only_tests)s, %(recipient)s) f;
+
 -- name: list :many
--- A page of emails, newest first, without bodies. Planned anew each time (never prepared), so that filters that are
--- null vanish and one branch of `candidate` does the work: the one that starts from the narrowest filter. `newer` takes
--- the page next above an id instead of next below. `people` are 50 recipients at most.
-with candidate as (
-  (select m.id from pgmail.message m
-    where %(start)s::text = 'time' and m.tenant_id = (select pgmail.current_tenant())
-      and (%(below)s::uuid is null or m.id < %(below)s::uuid)
-      and (%(above)s::uuid is null or m.id > %(above)s::uuid)
-      and (%(stream)s::text is null or m.stream = %(stream)s::text)
-      and (%(streams)s::text[] is null or m.stream = any (%(streams)s::text[]))
-      and (not %(only_tests)s::boolean or m.test)
-      and (%(state)s::text is null or exists (
-        select from pgmail.recipient r
-        join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
-        where r.tenant_id = m.tenant_id and r.message_id = m.id and o.state = %(state)s::text
-          and r.id >= pgmail.uuid_floor(pgmail.uuid_time(m.id) - interval '1 hour')
-          and r.id < pgmail.uuid_floor(pgmail.uuid_time(m.id) + interval '1 hour')))
-    order by case when %(newer)s::boolean then m.id end, case when not %(newer)s::boolean then m.id end desc
-    limit %(limit)s)
-  union all
-  select t.message_id from pgmail.tag t
-   where %(start)s::text = 'tag' and t.tenant_id = (select pgmail.current_tenant())
-     and t.name = %(tag_name)s::text and t.value = %(tag_value)s::text
-  union all
-  select distinct r.message_id from pgmail.recipient r
-   where %(start)s::text = 'recipient' and r.tenant_id = (select pgmail.current_tenant())
-     and r.address = %(recipient)s::text
-     and (%(below)s::uuid is null
-          or r.id < pgmail.uuid_floor(pgmail.uuid_time(%(below)s::uuid) + interval '1 hour'))
-     and (%(above)s::uuid is null
-          or r.id >= pgmail.uuid_floor(pgmail.uuid_time(%(above)s::uuid) - interval '1 hour'))
-  union all
-  select distinct o.message_id from pgmail.outcome o
-   where %(start)s::text = 'outcome' and o.tenant_id = (select pgmail.current_tenant()) and o.state = %(state)s::text
-     and (%(below)s::uuid is null
-          or o.recipient_id < pgmail.uuid_floor(pgmail.uuid_time(%(below)s::uuid) + interval '1 hour'))
-     and (%(above)s::uuid is null
-          or o.recipient_id >= pgmail.uuid_floor(pgmail.uuid_time(%(above)s::uuid) - interval '1 hour'))
-  union all
-  select distinct q.message_id from pgmail.queue q
-   where %(start)s::text = 'queue' and q.tenant_id = (select pgmail.current_tenant())
-     and pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) = %(state)s::text
-  union all
-  select distinct d.message_id from pgmail.dead_letter d
-   where %(start)s::text = 'dead' and d.tenant_id = (select pgmail.current_tenant())
-), page as (
-  select m.*
-  from candidate c join pgmail.message m on m.tenant_id = (select pgmail.current_tenant()) and m.id = c.id
-  where (%(below)s::uuid is null or m.id < %(below)s::uuid)
-    and (%(above)s::uuid is null or m.id > %(above)s::uuid)
-    and (%(stream)s::text is null or m.stream = %(stream)s::text)
-    and (%(streams)s::text[] is null or m.stream = any (%(streams)s::text[]))
-    and (not %(only_tests)s::boolean or m.test)
-    and (%(tag_name)s::text is null or %(start)s::text = 'tag' or exists (
-      select from pgmail.tag t where t.tenant_id = m.tenant_id and t.name = %(tag_name)s::text
-        and t.value = %(tag_value)s::text and t.message_id = m.id))
-    -- One recipient must meet both, address and state; a candidate that started from one of them has met it.
-    and ((%(state)s::text is null and %(recipient)s::text is null)
-         or (%(state)s::text is null and %(start)s::text = 'recipient')
-         or %(start)s::text in ('time', 'outcome', 'queue', 'dead') or exists (
-      select from pgmail.recipient r
-      left join pgmail.queue q on q.tenant_id = r.tenant_id and q.id = r.id
-      left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
-      left join pgmail.dead_letter d on d.tenant_id = r.tenant_id and d.recipient_id = r.id
-      where r.tenant_id = m.tenant_id and r.message_id = m.id
-        and r.id >= pgmail.uuid_floor(pgmail.uuid_time(m.id) - interval '1 hour')
-        and r.id < pgmail.uuid_floor(pgmail.uuid_time(m.id) + interval '1 hour')
-        and (%(recipient)s::text is null or r.address = %(recipient)s::text)
-        and (%(state)s::text is null
-             or pgmail.state_of(o.state, d.recipient_id is not null, q.id is not null, q.leased_by is not null, q.due_at,
-                                q.wait, pgmail.now()) = %(state)s::text)))
-  order by case when %(newer)s::boolean then m.id end, case when not %(newer)s::boolean then m.id end desc
-  limit %(limit)s
+-- These emails, newest first, without bodies. By keys throughout (why a message is said twice: 070_state). `people` are 50
+-- recipients at most, and states those of the first 100: a page of mailings would be tens of thousands of look-ups.
+with page as (
+  select m.* from unnest(%(ids)s::uuid[]) u(id)
+  cross join lateral (select x.* from pgmail.message x where x.tenant_id = (select pgmail.current_tenant()) and x.id = u.id limit 1) m
 )
 select p.id, p.created_at, p.stream, p.priority, p.mode, p.sender, p.recipients, p.scheduled_at, p.expires_at, p.template,
        p.template_version, p.size_bytes, p.tags,
@@ -140,7 +80,7 @@ left join lateral (
     left join pgmail.queue q on q.tenant_id = r.tenant_id and q.id = r.id
     left join pgmail.outcome o on o.tenant_id = r.tenant_id and o.recipient_id = r.id
     left join pgmail.dead_letter d on d.tenant_id = r.tenant_id and d.recipient_id = r.id
-    where r.tenant_id = p.tenant_id and r.message_id = p.id
+    where r.tenant_id = p.tenant_id and r.message_id = p.id and r.message_id between p.id and p.id and r.position <= 100
       and r.id >= pgmail.uuid_floor(pgmail.uuid_time(p.id) - interval '1 hour')
       and r.id < pgmail.uuid_floor(pgmail.uuid_time(p.id) + interval '1 hour')
   ) x
@@ -168,48 +108,6 @@ select pgmail.hold(%(id)s, %(reason)s) as answer;
 -- name: release :one
 -- Let what an operator or a limit holds go again.
 select pgmail.release(%(id)s, %(reason)s) as answer;
-
--- name: queue :many
--- How much waits, by stream, priority and site, and since when. For people who look, not for a hot path: it counts. A
--- lane that no worker has folded yet is named by one of its emails. `waits_for` says what stops a lane's due mail now.
-with depth as materialized (
-  select q.lane, count(*) as depth,
-    count(*) filter (where s.state = 'queued') as queued,
-    count(*) filter (where s.state = 'scheduled') as scheduled,
-    count(*) filter (where s.state = 'deferred') as deferred,
-    count(*) filter (where s.state = 'held') as held,
-    count(*) filter (where s.state = 'sending') as sending,
-    min(q.due_at) filter (where s.state = 'queued') as oldest_due_at
-  from pgmail.queue q,
-    lateral (select pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, pgmail.now()) as state) s
-  where q.tenant_id = (select pgmail.current_tenant())
-  group by q.lane
-), named as materialized (
-  select coalesce(l.stream, f.stream) as stream, coalesce(l.priority, f.priority) as priority, coalesce(l.site, f.site) as site, d.*
-  from depth d
-  left join pgmail.lane l on l.tenant_id = (select pgmail.current_tenant()) and l.id = d.lane
-  left join lateral (
-    select m.stream, m.priority, r.site
-    from pgmail.queue q
-    join pgmail.message m on m.tenant_id = q.tenant_id and m.id = q.message_id
-    join pgmail.recipient r on r.tenant_id = q.tenant_id and r.id = q.id
-    where l.id is null and q.tenant_id = (select pgmail.current_tenant()) and q.lane = d.lane
-    limit 1
-  ) f on true
-), special as materialized (   -- sites that something is said of; all others are stopped by the same, whichever they are
-  select name as site from pgmail.limits where scope = 'site'
-  union select case scope when 'site' then name else split_part(name, '/', 3) end from pgmail.pause where scope <> 'stream'
-), stops as materialized (
-  select x.stream, x.priority, x.site, s.words
-  from (select distinct n.stream, n.priority, y.site from named n left join special y on y.site = n.site where n.queued > 0) x
-  cross join lateral pgmail.stopped_by(x.stream, x.priority, x.site) s
-)
-select n.stream, case n.priority when 1 then 'high' when 2 then 'normal' else 'low' end as priority, n.site, n.depth, n.queued,
-  n.scheduled, n.deferred, n.held, n.sending, n.oldest_due_at, case when n.queued > 0 then s.words end as waits_for
-from named n
-left join special y on y.site = n.site
-left join stops s on s.stream = n.stream and s.priority = n.priority and coalesce(s.site, '') = coalesce(y.site, '')
-order by 1, n.priority, n.depth desc, 3;
 
 -- name: dead_letters :many
 -- A page of dead letters, the newest email first.

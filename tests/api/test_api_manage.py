@@ -391,6 +391,8 @@ async def test_the_queue_tells_depth_and_age_by_stream_and_site(api, db):
         "object": "queue",
         **dict.fromkeys(("depth", "queued", "scheduled", "deferred", "held", "sending"), 0),
         "oldest_due_at": None,
+        "lanes": 0,
+        "has_more": False,
         "data": [],
     }
     await put(api, "POST", "/emails", EMAIL | {"to": ["a@example.org", "b@gmail.com", "c@googlemail.com"]})
@@ -409,3 +411,13 @@ async def test_the_queue_tells_depth_and_age_by_stream_and_site(api, db):
     assert told["oldest_due_at"] == min(
         item["oldest_due_at"] for item in told["data"] if item["oldest_due_at"]
     )
+    deepest = await put(api, "GET", "/queue?limit=1")
+    assert (deepest["depth"], deepest["lanes"], deepest["has_more"]) == (5, 4, True)
+    assert [item["site"] for item in deepest["data"]] == ["gmail.com"]
+    for query, depth, lanes in (
+        ("stream=transactional", 4, 3),
+        ("site=EXAMPLE.org", 2, 2),
+        ("site=nowhere.org", 0, 0),
+    ):
+        some = await put(api, "GET", f"/queue?{query}")
+        assert (some["depth"], some["lanes"], some["has_more"]) == (depth, lanes, False), query

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -138,6 +139,30 @@ async def test_another_tenant_sees_none_of_it(db, mails):
         for by in ("stream", "site", "hour"):
             assert (await theirs.get(f"/reports?by={by}")).json()["data"] == []
         assert (await theirs.get("/reports/causes")).json()["data"] == []
+
+
+async def test_a_report_of_more_than_two_days_is_of_whole_days(api, db):
+    """Each hour stands at 1 and each day at 24, so that what was sent is how many hours were added up."""
+    with db.connect() as owner:
+        for grain, width, n in (("hour", "1 hour", 1), ("day", "1 day", 24)):
+            owner.execute(
+                "insert into pgmail.rollup (tenant_id, dim, grain, at, key, kind, n)"
+                " select 1, d, %s, at, 'a', 'sent', %s from unnest('{site,stream}'::text[]) d,"
+                " date_trunc('day', now(), 'UTC') today,"
+                " generate_series(today - interval '9 days', today, %s::interval) at",
+                [grain, n, width],
+            )
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    for first, last, by, hours in (
+        (-30, -25, "site", 5),
+        (-73, -25, "site", 48),
+        (-74, -25, "site", 72),
+        (-74, -25, "hour", 49),
+        (-74, -25, "day", 72),
+    ):
+        since, until = (f"{today + timedelta(hours=n):%Y-%m-%dT%H:%M:%SZ}" for n in (first, last))
+        told = (await api.get(f"/reports?by={by}&since={since}&until={until}")).json()
+        assert told["total"]["sent"] == hours, (first, by)
 
 
 async def test_a_deep_queue_is_not_counted_and_its_depth_is_exact_all_the_same(api, db, mails, monkeypatch):

@@ -3,9 +3,10 @@
 import psycopg
 import pytest
 
-from pgmail.cli import doctor_alerts, doctor_database
+from pgmail.cli import doctor_alerts, doctor_checks, doctor_database
 from pgmail.cli.doctor_finding import span
 from pgmail.config import Settings
+from tests.sql import kit
 
 pytestmark = pytest.mark.one_server
 
@@ -160,3 +161,21 @@ async def test_a_webhook_that_fails_or_was_disabled_is_told_with_what_mends_it(d
     assert f"pgmail webhook set {id_} --enable" in found.mend
     owner.execute("update pgmail.hook set reason = 'disabled by ada: it moves'")
     assert (await ask(db, doctor_alerts.webhooks)).status == "ok"  # by a person's will
+
+
+async def test_mail_that_is_late_and_mail_that_is_held_are_told_of_whatever_lane(db, owner, monkeypatch):
+    app = db.connect("producer")
+    for n in range(4):
+        kit.send(app, f"u@d{n}.example.org")
+    for check in (doctor_checks._waiting, doctor_checks._people, doctor_checks._ledger):
+        assert (await ask(db, check)).status == "ok"
+    owner.execute("select pgmail.hold(id) from pgmail.message order by id limit 2")
+    assert "2 recipients are held" in (await ask(db, doctor_checks._people)).message
+    owner.execute("update pgmail.queue set due_at = due_at - interval '1 hour' where due_at < 'infinity'")
+    assert "due for 60 minutes" in (await ask(db, doctor_checks._waiting)).message
+    owner.execute(
+        "insert into pgmail.tally (tenant_id, stream, kind, n) values (1, 'transactional', 'enqueued', 1)"
+    )
+    assert (await ask(db, doctor_checks._ledger)).status == "failed"
+    monkeypatch.setattr(doctor_checks, "MOST_COUNTED", 3)
+    assert "select * from pgmail.ledger" in (await ask(db, doctor_checks._ledger)).message

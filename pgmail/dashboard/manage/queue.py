@@ -6,9 +6,7 @@ stand at the top of the page.
 
 from __future__ import annotations
 
-import heapq
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -18,15 +16,16 @@ from pgmail.access.reach import need_target
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
 from pgmail.dashboard.manage.questions import MANAGE, Ask, Field, Given, act, ask, given_of, number, why
-from pgmail.domain.sites import TEST_SITE
 from pgmail.errors import Refused
 from pgmail.store import insight, lanes
+from pgmail.store.streams import PRIORITIES
 from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
 
 HOME = "/dashboard/queue"
 MOST = 50  # of each table: the deepest; a filter finds the others
+MANY_LANES = 5_000  # a look costs by the lane: of more than these one comes more rarely
 WORDS = {"site": "receiving site", "stream": "stream", "lane": "lane"}
 ENDS = (
     ("", "I resume it"),
@@ -37,16 +36,13 @@ ENDS = (
     ("604800", "a week has passed"),
 )
 _SECONDS = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d):\d\d UTC\b")
-COUNTS = ("queued", "scheduled", "deferred", "held", "sending")
 
 
-class Waiting(NamedTuple):
-    """What waits of one stream or to one site, in recipients; `counts` by the names of `COUNTS`."""
+class Group(NamedTuple):
+    """What waits of one stream or to one site."""
 
     name: str
-    depth: int
-    counts: dict[str, int]
-    oldest_due_at: datetime | None
+    waiting: insight.Waiting
     stops: tuple[str, ...]  # what stands in the way, in words
     pause: Any | None  # the tenant's own or the fleet's, where it is paused
 
@@ -73,29 +69,26 @@ async def live_queue(request: AnyRequest) -> Response[Any]:
 async def _facts(request: AnyRequest) -> dict[str, Any]:
     given, caller = await given_of(request), caller_of(request)
     stream, site = given.one("stream") or None, given.one("site").lower() or None
+    streams = None if caller.streams is None else sorted(caller.streams)
     async with acting_as(database_of(request), caller) as connection:
-        waiting = await insight.queue(connection, None if caller.streams is None else sorted(caller.streams))
+        waiting = await insight.queue(
+            connection, streams, most=MOST, stream=stream, site=site, only_tests=caller.test
+        )
         pauses = await lanes.paused(connection)
-        rows = [row for row in waiting.rows if row.site == TEST_SITE or not caller.test]
-        found = [
-            row for row in rows if (not stream or row.stream == stream) and (not site or row.site == site)
-        ]
-        deepest = heapq.nsmallest(MOST, found, key=lambda row: (-row.depth, row.stream, row.site))
-        stops = await lanes.stops(connection, [(row.stream, row.priority, row.site) for row in deepest])
+        stops = await lanes.stops(
+            connection, [(str(row.stream), str(row.priority), str(row.site)) for row in waiting.lanes]
+        )
     return {
-        "depth": sum(row.depth for row in rows),
+        "depth": waiting.all.depth,
         "counted_at": waiting.counted_at,
-        "counts": {name: sum(getattr(row, name) for row in rows) for name in COUNTS},
-        "oldest": min((row.oldest_due_at for row in rows if row.oldest_due_at), default=None),
-        "streams": _by(rows, "stream", pauses),
-        "sites": _by(found, "site", pauses),
+        "counts": waiting.all,
+        "oldest": waiting.all.oldest_due_at,
+        "streams": _groups(waiting.by_stream, "stream", pauses),
+        "sites": _groups(waiting.by_site, "site", pauses),
         "pauses": pauses,
-        "lanes": [Lane(row.depth, stop) for row, stop in zip(deepest, stops, strict=True)],
-        "all": {
-            "stream": len({row.stream for row in rows}),
-            "site": len({row.site for row in found}),
-            "lane": len(found),
-        },
+        "lanes": [Lane(row.depth, stop) for row, stop in zip(waiting.lanes, stops, strict=True)],
+        "all": {"stream": waiting.streams, "site": waiting.sites, "lane": waiting.lanes_found},
+        "every": 5 if waiting.all_lanes <= MANY_LANES else 30,  # seconds
         "stream": stream,
         "site": site,
         "may_act": may(caller, MANAGE),
@@ -104,25 +97,13 @@ async def _facts(request: AnyRequest) -> dict[str, Any]:
     }
 
 
-def _by(rows: list[Any], what: str, pauses: list[Any]) -> list[Waiting]:
-    """Add rows up by stream or site: the deepest, the deepest first. Of the many others nothing but the depth."""
+def _groups(rows: list[insight.Waiting], what: str, pauses: list[Any]) -> list[Group]:
+    """Return streams or sites with what stops each, and the pause that does, if one does."""
     held = {pause.name: pause for pause in pauses if pause.scope == what}
-    groups: dict[str, list[Any]] = {}
-    depths: dict[str, int] = {}
-    for row in rows:
-        name = getattr(row, what)
-        groups.setdefault(name, []).append(row)
-        depths[name] = depths.get(name, 0) + row.depth
     return [
-        Waiting(
-            name,
-            depths[name],
-            {count: sum(getattr(row, count) for row in groups[name]) for count in COUNTS},
-            min((row.oldest_due_at for row in groups[name] if row.oldest_due_at), default=None),
-            tuple(plain(words) for words in dict.fromkeys(row.waits_for for row in groups[name]) if words),
-            held.get(name),
-        )
-        for name in heapq.nsmallest(MOST, depths, key=lambda name: (-depths[name], name))
+        Group(name, row, tuple(plain(words) for words in row.waits_for), held.get(name))
+        for row in rows
+        for name in (str(getattr(row, what)),)
     ]
 
 
@@ -177,16 +158,23 @@ async def _waiting(request: AnyRequest, given: Given) -> int:
     caller, scope, name = caller_of(request), given.one("scope"), given.one("name").lower()
     if not name:
         return 0
+    stream, priority, site = {
+        "site": (None, None, name),
+        "stream": (name, None, None),
+        "lane": (*name.split("/", 2), "", "")[:3],
+    }.get(scope, ("", "", ""))
     async with acting_as(database_of(request), caller) as connection:
-        found = await insight.queue(connection, None if caller.streams is None else sorted(caller.streams))
-    names: dict[str, Callable[[Any], str]] = {
-        "site": lambda row: row.site,
-        "stream": lambda row: row.stream,
-        "lane": lambda row: f"{row.stream}/{row.priority}/{row.site}",
-    }
-    named = names.get(scope)
-    seen = (row for row in found.rows if row.site == TEST_SITE or not caller.test)
-    return sum(row.depth for row in seen if named is not None and named(row) == name)
+        found = await insight.queue(
+            connection,
+            None if caller.streams is None else sorted(caller.streams),
+            most=len(PRIORITIES),
+            stream=stream,
+            site=site,
+            only_tests=caller.test,
+        )
+    if priority is None:
+        return found.found.depth
+    return sum(row.depth for row in found.lanes if row.priority == priority)
 
 
 def plain(words: str | None) -> str:
