@@ -15,7 +15,7 @@ MANAGE = {
     *("retry", "discard", "revoke_key", "list_keys", "save_template", "publish_template", "save_asset"),
     *("suppress", "unsuppress", "save_stream", "pause_mail", "resume_mail", "erase"),
     *("hold", "release", "suppress_many"),
-    *("retry_all", "discard_all", "dead_letter_ids", "in_doubt", "resolve", "resolve_all"),
+    *("retry_all", "discard_all", "dead_letter_ids", "find_emails", "in_doubt", "resolve", "resolve_all"),
 }
 LOOK = {"stopped_by", "lane_name"}
 DOMAINS = {"add_domain", "remove_domain", "domain_checked"}
@@ -82,7 +82,7 @@ TELL = {"fan_out_hooks_v1", "claim_hooks_v1", "settle_hooks_v1", "keep_hooks_v1"
 FEED = {"feed_now_v1", "feed_since_v1", "feed_v1"}
 FUNCTIONS = {
     "producer": PRODUCER,
-    "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids"},
+    "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids", "find_emails"},
     "analyst": PURE | {"status", "trace", "why"},
     "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | FEED | {"check_key_v1", "live_keys_v1"}
     | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"}
