@@ -47,7 +47,7 @@ async def test_what_takes_long_comes_rarely_and_what_is_behind_comes_soon(db, da
     paced = await chore._roll()
     assert [paced(took) for took in (0.001, 0.1, 9.0)] == [2.0, pytest.approx(5.0), 10.0]
     assert (await chore._states())(2.5) == pytest.approx(500)
-    assert (await chore._lanes())(0.2) == pytest.approx(10)
+    assert (await chore._lanes())(0.2) == pytest.approx(20)
 
 
 async def test_a_feed_without_its_index_is_waited_for(db, database):
