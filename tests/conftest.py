@@ -1,5 +1,6 @@
 """Fixtures are plugins with names: what a test asks for is in the file that says so."""
 
+import signal
 import sys
 import uuid
 from importlib.util import find_spec
@@ -22,6 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes many seconds; runs with --long only")
+    # A shell without job control starts what it puts in the background with SIGINT ignored, and children inherit that:
+    # those that a test ends by Ctrl-C would never hear it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
