@@ -64,6 +64,7 @@ def bench(*, name: str, peers: bool, as_json: bool, **given: object) -> None:
     options = {key: value for key, value in given.items() if value is not None}
     if wrong := sorted(options.keys() - TAKES[name]):
         raise click.UsageError(f"--{wrong[0]} is not for {name}")
+    common.log_quietly()
     folder = Path(common.settings().data_folder).absolute() / "bench"
     figures = parts.part("run_bench")(name, folder, options, with_peers=peers)
     output.show_one(figures, as_json=as_json)

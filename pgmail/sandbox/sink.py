@@ -27,6 +27,7 @@ import msgspec
 from pgmail.errors import SandboxError
 from pgmail.sandbox.sink_rules import Answer, Asked, Rule, behave
 from pgmail.sandbox.sink_server import SinkConnection
+from pgmail.transport.arrivals import Arrivals
 
 RECORDS = 1_000_000
 """`Sink.accepted` holds at most this many; the counts go on."""
@@ -78,7 +79,6 @@ class Sink:
         self.tls = tls
         self.max_bytes = max_bytes
         self.without = without
-        self.total = 0
         self.accepted: list[Stored] = []
         self.by_message_id: Counter[str] = Counter()
         self.by_recipient: Counter[tuple[str, str]] = Counter()  # (Message-ID, recipient)
@@ -93,7 +93,7 @@ class Sink:
         self._report: int | None = None
         self._tarpit_seconds = tarpit_seconds
         self._tries: Counter[tuple[str, str, str]] = Counter()
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._arrivals = Arrivals()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._empty = asyncio.Event()  # no connection is open
@@ -149,23 +149,18 @@ class Sink:
         await self._empty.wait()
 
     @property
+    def total(self) -> int:
+        """How many mails were accepted."""
+        return self._arrivals.total
+
+    @property
     def url(self) -> str:
         """The sink as a relay's URL, without user, password and TLS."""
         return f"smtp://{self.host}:{self.port}"
 
     async def wait_for(self, total: int, seconds: float = 10.0) -> None:
         """Wait until `total` mails were accepted since the start. Raises TimeoutError."""
-        if self.total >= total:
-            return
-        entry = (total, asyncio.get_running_loop().create_future())
-        self._waiters.append(entry)
-        try:
-            async with asyncio.timeout(seconds):
-                await entry[1]
-        except TimeoutError:
-            raise TimeoutError(f"{self.total} of {total} mails arrived in {seconds:g} s") from None
-        finally:
-            self._waiters.remove(entry)
+        await self._arrivals.wait_for(total, seconds)
 
     # --- what a connection uses ---
 
@@ -196,7 +191,7 @@ class Sink:
 
     def store(self, message_id: str, sender: str, recipient: str, source: bytes, *, replied: bool) -> None:
         """Count a mail as accepted. `replied`: the client will be told so."""
-        self.total += 1
+        self._arrivals.count()
         self.by_message_id[message_id] += 1
         self.by_recipient[message_id, recipient] += 1
         at = time.time()
@@ -223,9 +218,6 @@ class Sink:
             # One write to a file opened with O_APPEND: lines stay whole, and are the kernel's even
             # when this process is killed right after.
             os.write(self._report, msgspec.json.encode(line) + b"\n")
-        for wanted, waiter in self._waiters:
-            if self.total >= wanted and not waiter.done():
-                waiter.set_result(None)
 
     def tls_context(self) -> ssl.SSLContext:
         """Return the context for STARTTLS."""

@@ -25,9 +25,10 @@ select pgmail.save_template(%(name)s, %(subject)s, %(text)s, %(html)s, '{name}',
 select pgmail.create_key('bench', %(hint)s, %(hash)s) as id;
 
 -- name: create_tenants :one
--- Many tenants, to share the fleet. They send as anybody: a bench sends to nobody.
+-- As many tenants as are wanted and not there yet, to share the fleet. They send as anybody: a bench sends to nobody.
 select count(case when pgmail.create_tenant('bench ' || i) > 0 then pgmail.set_senders('bench ' || i, 'any') end) as made
-from generate_series(1, %(tenants)s::int) i;
+from generate_series(1, %(tenants)s::int) i
+where not exists (select from pgmail.tenant t where t.name = 'bench ' || i);
 
 -- name: tenants :many
 -- The tenants that create_tenants made.

@@ -1,17 +1,21 @@
 """The race of ops/bench: medians and ratios, who cannot start, the table and the charts."""
 
 import importlib
+import inspect
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from pgmail.cli.bench import TAKES
 from pgmail.errors import SandboxError
+from pgmail.sandbox.bench import BENCHES
 
 FOLDER = Path(__file__).parents[2] / "ops" / "bench"
-MODULES = ("svg", "report", "services", "prepare", "contestants", "entries", "charts", "race")
+MODULES = ("svg", "report", "services", "prepare", "contestants", "entries", "charts", "race", "watched")
 
 
 @pytest.fixture
@@ -182,3 +186,50 @@ def test_a_program_is_run_to_its_end_or_told(ops):
         run([sys.executable, "-c", "import sys; print('it fell'); sys.exit(3)"], seconds=60)
     with pytest.raises(SandboxError, match="took longer"):
         run([sys.executable, "-c", "import signal; signal.pause()"], seconds=0.05)
+
+
+def test_each_bench_runs_as_often_watched_as_not_and_paces_and_times_are_compared(ops, monkeypatch):
+    order, given = [], []
+
+    class Here:
+        def fresh(self):
+            order.append("fresh")
+
+    class Gallery:
+        watched = False
+
+        @contextmanager
+        def open(self):
+            self.watched = True
+            yield
+            self.watched = False
+
+    gallery = Gallery()
+
+    def lanes(_, **options):
+        order.append("watched" if gallery.watched else "alone")
+        given.append(options)
+        pace = 90 if gallery.watched else 100
+        return {
+            "lanes": [{"size": 1_000, "per_s": pace, "lowest_backlog": 7}],
+            "p50_ms": 2.0,
+            "peak_rss_mb": [60],
+            "conditions": {"cores": 2},
+        }
+
+    monkeypatch.setattr(ops["watched"], "BENCHES", {"lanes": lanes})
+    options = SimpleNamespace(runs=2, scale=0.5)
+    found = ops["watched"].compared(Here(), gallery, "lanes", options)
+    assert order == ["fresh", "alone", "fresh", "watched", "fresh", "watched", "fresh", "alone"]
+    assert given[0] == {"mails": 150_000}
+    assert found == {
+        "lanes 1,000 per_s": {"unwatched": [100, 100], "watched": [90, 90], "ratio": 0.9},
+        "p50_ms": {"unwatched": [2, 2], "watched": [2, 2], "ratio": 1.0},
+    }
+    assert "| p50_ms | 2 | 2 | 1 |" in "\n".join(ops["watched"].rows_of(found))
+
+
+def test_whoever_is_given_to_look_on_exists(ops):
+    assert ops["watched"].FULL.keys() == BENCHES.keys()
+    for name, options in ops["watched"].FULL.items():
+        assert options.keys() <= inspect.signature(BENCHES[name]).parameters.keys(), name

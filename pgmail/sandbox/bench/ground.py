@@ -100,14 +100,14 @@ class Place:
         argv = [sys.executable, "-m", "pgmail.sandbox.bench_noop"]
         return self._workers([argv] * processes, processes, {"PGMAIL_WORKER_CONCURRENCY": str(concurrency)})
 
-    def api(self) -> Api:
-        """Start one API process."""
+    def api(self, **settings: str) -> Api:
+        """Start one API process, with settings beside those of every process."""
         key, hint, hashed = make_key()
         store.create_key(self.owner, hint, hashed)
         port = free_port()
         argv = [sys.executable, "-m", "pgmail", "api", "--port", str(port), "--processes", "1"]
         with self.log.open("ab") as log:
-            process = self._start(argv, env=self.environ("api"), stdout=log, stderr=log)
+            process = self._start(argv, env=self.environ("api") | settings, stdout=log, stderr=log)
         wait_for_port(process, port)
         return Api(process, port, key)
 
