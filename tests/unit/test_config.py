@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,7 @@ def test_a_database_is_named_by_role_and_falls_back_to_the_common_one(tmp_path):
     ("fqdn", "helo"), [("mx.example.com", "mx.example.com"), ("box", "[127.0.0.1]"), ("a b.c", "[127.0.0.1]")]
 )
 def test_the_greeting_is_a_full_name_or_a_literal(monkeypatch, fqdn, helo):
-    monkeypatch.setattr(config.socket, "getfqdn", lambda: fqdn)
+    monkeypatch.setattr(socket, "getfqdn", lambda: fqdn)
     assert Settings().helo == helo
     assert Settings(helo_name="mail.example.com").helo == "mail.example.com"
 
@@ -278,4 +279,4 @@ def test_the_documentation_has_each_setting_with_its_default_unit_range_and_text
     for row in describe(Settings()):
         setting = rows()[row.name.removeprefix("PGMAIL_").lower()]
         expected[row.name] = f"{row.default} | {row.unit} | {config.allowed(setting)} | {row.text}"
-    assert lines == expected, "ops/docs/settings.md is not what pgmail/config.py says"
+    assert lines == expected, "ops/docs/settings.md is not what pgmail/config_settings.py says"
