@@ -11,15 +11,16 @@ refused then asks once more (`forget`). When an answer grows old, all requests o
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
+from functools import partial
 
 from pgmail.errors import KeyMissing, Refused
 from pgmail.sealing.box import new_key
 from pgmail.sealing.keks import Keks
 from pgmail.sealing.tenant import TenantSeal
+from pgmail.singleflight import SingleFlight
 from pgmail.store import sealing as store
 from pgmail.store.database import Database
 from pgmail.store.keys import Caller
@@ -65,7 +66,7 @@ class Sealer:
         self._keks = keks
         self._clock = clock
         self._kept: dict[int, tuple[float, TenantSeal]] = {}
-        self._asked: dict[int, asyncio.Task[TenantSeal]] = {}
+        self._asked = SingleFlight[int, TenantSeal]()
 
     async def of(self, caller: Caller) -> TenantSeal | None:
         """Return what a caller's tenant seals with; None if this process has no keys. Raises DatabaseAway."""
@@ -74,24 +75,13 @@ class Sealer:
         until, found = self._kept.get(caller.tenant_id, (0.0, None))
         if found is not None and self._clock() < until:
             return found
-        task = self._asked.get(caller.tenant_id)
-        if task is None:
-            task = self._asked[caller.tenant_id] = asyncio.create_task(self._ask(caller))
-            task.add_done_callback(lambda done: self._answered(caller.tenant_id, done))
-        # Who hangs up must not take the answer away from the others who wait for it.
-        return await asyncio.shield(task)
+        return await self._asked.ask(caller.tenant_id, partial(self._ask, caller))
 
     def forget(self, caller: Caller) -> bool:
         """Ask anew next time; False if it would come to the same, for want of keys."""
         self._kept.pop(caller.tenant_id, None)
-        self._asked.pop(caller.tenant_id, None)  # that may have been asked before the change
+        self._asked.forget(caller.tenant_id)  # that may have been asked before the change
         return bool(self._keks)
-
-    def _answered(self, tenant: int, task: asyncio.Task[TenantSeal]) -> None:
-        if self._asked.get(tenant) is task:
-            del self._asked[tenant]
-        if not task.cancelled():
-            task.exception()  # seen, even if everyone who asked has hung up
 
     async def _ask(self, caller: Caller) -> TenantSeal:
         asked = self._clock()

@@ -1,18 +1,19 @@
 """Bearer keys (RFC 6750): whose request it is, and whether that key may ask for it.
 
 A key's hash is looked up in the database and the answer kept for a second, or until the key expires, so that a
-busy client costs one look-up a second and a revoked key stops within one. Unknown keys are not kept: a key works
-at once when it was made, and guessing fills no memory.
+busy client costs a look-up a second and a revoked key stops within one. A request that comes shortly before the end
+of that second has the next look-up begin and does not wait for it. Unknown keys are not kept: a key works at once when
+it was made, and guessing fills no memory.
 
 The dashboard asks by a key's id, which its signed session names; such an answer is kept as long.
 
-What can go wrong: when an answer grows old, a hundred requests ask at once. They share one look-up. Somebody
+What can go wrong: an answer has grown old, and a hundred requests ask at once. They share one look-up. Somebody
 tries keys that are none: see `guesses`. Who is slowed there is asked about last, unless its key was valid before.
 """
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -22,11 +23,13 @@ from pgmail.access.origin import group, inside, read
 from pgmail.clock import Clock, SystemClock
 from pgmail.domain.keys import hash_key, is_key
 from pgmail.errors import Refused
+from pgmail.singleflight import SingleFlight
 from pgmail.store import keys
 from pgmail.store.database import Database
 from pgmail.store.keys import Caller, Valid
 
 TTL_SECONDS = 1.0
+EARLY_SECONDS = 0.3  # of these, the last ones, in which a request has the question asked anew
 MAX_KEPT = 10_000
 _NOWHERE = -1.0  # a moment before all of a monotonic clock
 
@@ -39,7 +42,7 @@ class Keyring:
         self._clock = clock or SystemClock()
         self._kept: dict[bytes, tuple[float, Caller]] = {}
         self._sessions: dict[tuple[int, UUID], tuple[float, Caller]] = {}
-        self._asked: dict[bytes, asyncio.Task[Caller | None]] = {}
+        self._asked = SingleFlight[bytes, Caller | None]()
         self._guesses = Guesses(self._clock)
         self._lane = Lane(self._clock)
         self.notes = KeyNotes(database, self._guesses, self._clock)
@@ -58,9 +61,12 @@ class Keyring:
             self._fail(address)
         hashed = hash_key(key)
         until, found = self._kept.get(hashed, (_NOWHERE, None))
-        looked = found is None or self._clock.monotonic() >= until
-        if found is None or looked:
+        left = until - self._clock.monotonic()
+        looked = found is None or left <= EARLY_SECONDS
+        if found is None or left <= 0:
             found = await self._look_up(hashed, address, known=found is not None)
+        elif looked:
+            self._asked.begin(hashed, partial(self._ask, hashed))
         if found.networks is not None:
             self._need_network(found, address)
         # Once it is let in: a use that was refused is none, and would name a thief's address as the last one. With
@@ -94,10 +100,10 @@ class Keyring:
     async def _look_up(self, hash: bytes, address: str | None, *, known: bool) -> Caller:
         wait = 0.0 if known else self._guesses.wait(group(address))
         if not wait:
-            found = await self._find(hash)
+            found = await self._asked.ask(hash, partial(self._ask, hash))
         else:
             async with self._lane.turn(wait):
-                found = await self._find(hash)
+                found = await self._asked.ask(hash, partial(self._ask, hash))
                 if found is None:
                     await self._lane.pause()
         if found is None:
@@ -115,19 +121,6 @@ class Keyring:
         if here is None or not inside(here, caller.networks or ()):
             self._guesses.failed(group(address))
             raise Refused("network_not_allowed", "", "this API key may not be used from this address", 403)
-
-    async def _find(self, hash: bytes) -> Caller | None:
-        task = self._asked.get(hash)
-        if task is None:
-            task = self._asked[hash] = asyncio.create_task(self._ask(hash))
-            task.add_done_callback(lambda done: self._answered(hash, done))
-        # A client that hangs up must not take the answer away from the others who wait for it.
-        return await asyncio.shield(task)
-
-    def _answered(self, hash: bytes, task: asyncio.Task[Caller | None]) -> None:
-        self._asked.pop(hash, None)
-        if not task.cancelled():
-            task.exception()  # seen, even if everyone who asked has hung up
 
     async def _ask(self, hash: bytes) -> Caller | None:
         asked = self._clock.monotonic()  # the answer may be older than its arrival, not younger

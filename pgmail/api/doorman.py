@@ -19,16 +19,21 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from pgmail.clock import Clock, SystemClock
 from pgmail.errors import DatabaseAway, Refused
+from pgmail.singleflight import SingleFlight
 from pgmail.store import quotas as store
 from pgmail.store.database import Database
 from pgmail.store.keys import Caller
 
 TTL_SECONDS = 1.0
+EARLY_SECONDS = (
+    0.3  # of these, the last ones, in which a request has the question asked anew and does not wait
+)
 STALE_SECONDS = 10.0  # so long the last look counts when another cannot be had
 MAX_KEPT = 10_000
 MAX_GROUPS = 500  # in one statement
@@ -71,7 +76,7 @@ class Doorman:
         self._clock = clock or SystemClock()
         # By key: callers differ by the address that each request came from, too, and those are without end.
         self._gates: dict[UUID, _Kept] = {}
-        self._looks: dict[UUID, asyncio.Task[store.Gate]] = {}
+        self._looks = SingleFlight[UUID, store.Gate]()
         self._asking: dict[UUID, _Asking] = {}
         self._dry: dict[tuple[UUID, str], tuple[float, store.Answer, list[store.Used]]] = {}
 
@@ -97,11 +102,13 @@ class Doorman:
         `limit_reached` (429), `backpressure` (503); and DatabaseAway.
         """
         kept = self._gates.get(caller.key_id)
-        gate = (
-            kept.gate
-            if kept is not None and self._clock.monotonic() < kept.until
-            else await self._look(caller)
-        )
+        left = 0.0 if kept is None else kept.until - self._clock.monotonic()
+        if kept is None or left <= 0:
+            gate = await self._looks.ask(caller.key_id, partial(self._ask_gate, caller))
+        else:
+            gate = kept.gate
+            if left <= EARLY_SECONDS:
+                self._looks.begin(caller.key_id, partial(self._ask_gate, caller))
         if not (gate.rules or gate.doors):
             return {}
         emails = _emails(bodies)
@@ -118,19 +125,6 @@ class Doorman:
         if answer.granted:
             return headers
         raise _refusal(answer, wanted.total(), headers)
-
-    async def _look(self, caller: Caller) -> store.Gate:
-        task = self._looks.get(caller.key_id)
-        if task is None:
-            task = self._looks[caller.key_id] = asyncio.create_task(self._ask_gate(caller))
-            task.add_done_callback(lambda done: self._looked(caller, done))
-        # Who hangs up must not take the answer away from the others who wait for it.
-        return await asyncio.shield(task)
-
-    def _looked(self, caller: Caller, task: asyncio.Task[store.Gate]) -> None:
-        self._looks.pop(caller.key_id, None)
-        if not task.cancelled():
-            task.exception()  # seen, even if everyone who asked has hung up
 
     async def _ask_gate(self, caller: Caller) -> store.Gate:
         asked = self._clock.monotonic()

@@ -7,7 +7,6 @@ away. The last figures stay, and `figures_age_seconds` tells how old they are.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,6 +16,7 @@ import structlog
 from pgmail import sqlfiles
 from pgmail.errors import PgmailError
 from pgmail.metrics.counts import Names, Sample
+from pgmail.singleflight import SingleFlight
 from pgmail.store.database import Database
 
 _Q = sqlfiles.queries("metrics")
@@ -65,7 +65,7 @@ class FleetFigures:
         self._at: float | None = None  # when the quick ones were fetched
         self._due = self._tables_due = 0.0
         self._took = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._fetching = SingleFlight[str, None]()
         # Named once, named for good: a counter must not go back.
         self._names = Names(most=MOST_STREAMS), Names(most=MOST_TENANTS)
 
@@ -82,9 +82,7 @@ class FleetFigures:
         """Fetch what has grown old. Who hangs up meanwhile leaves the statement to end by itself."""
         if not self._wanted() or self._clock() < self._due:
             return
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._fetch(), name="metrics.fetch")
-        await asyncio.shield(self._task)
+        await self._fetching.ask("figures", self._fetch)
 
     async def _fetch(self) -> None:
         began = self._clock()
