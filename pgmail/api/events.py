@@ -28,9 +28,9 @@ from pgmail.domain.cursor import Cursor
 from pgmail.domain.keylimits import need_stream
 from pgmail.domain.states import EventType
 from pgmail.errors import DatabaseAway, Refused
-from pgmail.feed.events import Filter
+from pgmail.feed.events import Chunk, Filter
 from pgmail.feed.hub import Hub
-from pgmail.feed.listener import Chunk, Listener
+from pgmail.feed.listener import Listener
 from pgmail.store.keys import Caller
 
 BEAT_SECONDS = 15.0

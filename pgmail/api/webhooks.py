@@ -19,6 +19,7 @@ from pgmail.api.params import database_of, path_id
 from pgmail.domain.webhooks import MAX_OVERLAP_SECONDS
 from pgmail.errors import Refused
 from pgmail.hooks.asked import endpoints_of, manager_of, teller_of
+from pgmail.hooks.endpoints import replay
 from pgmail.store import hooks as store
 from pgmail.store.tenant import acting_as
 
@@ -61,7 +62,7 @@ class SecretRotation(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Replay(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a replay. `outcome` is failed, if nothing is said; times are the events'."""
+    """The body of a replay. `outcome` is failed, if nothing is said; times are the events'. `dry_run` only counts."""
 
     since: str | None = None
     until: str | None = None
@@ -69,6 +70,7 @@ class Replay(msgspec.Struct, forbid_unknown_fields=True):
     outcome: str | None = None
     event: str | None = None
     reason: str | None = None
+    dry_run: bool = False
 
 
 @post("/webhooks", status_code=200, operation_class=operation("Webhook"), opt={"scope": "manage"})
@@ -180,13 +182,13 @@ async def replay_webhook(request: AnyRequest) -> dict[str, Any]:
         }.items()
         if value is not None
     }
-    replayed, after = 0, None
-    while True:  # a transaction each: none is long, however long the log
+    facts = {"object": "webhook_replay", "id": str(wanted), "dry_run": body.dry_run}
+    if body.dry_run:
         async with acting_as(database_of(request), caller) as connection:
-            n, after = await store.replay(connection, wanted, filter_, after, body.reason)
-        replayed += n
-        if after is None:
-            return {"object": "webhook_replay", "id": str(wanted), "replayed": replayed}
+            count, complete = await store.count_replay(connection, wanted, filter_)
+        return facts | {"replayed": count, "complete": complete}
+    replayed = await replay(lambda: acting_as(database_of(request), caller), wanted, filter_, body.reason)
+    return facts | {"replayed": replayed, "complete": True}
 
 
 @get(

@@ -7,6 +7,7 @@ why, `deliveries` shows each call, and `replay` tells it what it missed once it 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -334,10 +335,14 @@ def deliveries(
 )
 @click.option("--event", callback=common.identifier, metavar="ID", help="Only this one (its webhook-id).")
 @click.option("--reason", metavar="TEXT", help="Why; kept in the record.")
+@click.option("--dry-run", is_flag=True, help="Count only; tell nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @common.as_json
 def replay(
     id: UUID,
     *,
+    dry_run: bool,
+    yes: bool,
     since: str | None,
     until: str | None,
     type_: str | None,
@@ -346,30 +351,43 @@ def replay(
     reason: str | None,
     as_json: bool,
 ) -> None:
-    """Tell the endpoint ID events of its log once more, under the same ids."""
-
-    async def act() -> int:
-        from pgmail.store import hooks  # noqa: PLC0415
-
-        at = common.past(since, "since"), common.past(until, "until")
-        given = {
-            "since": at[0] and at[0].isoformat(),
-            "until": at[1] and at[1].isoformat(),
-            "type": type_,
-            "outcome": outcome,
-            "event": event and str(event),
-        }
-        filter_ = {name: value for name, value in given.items() if value}
-        done, after = 0, None
-        async with common.database() as connection:
-            while True:
-                n, after = await hooks.replay(connection, id, filter_, after, reason)
-                done += n
-                if after is None:
-                    return done
-
-    done = common.run(act())
+    """Tell the endpoint ID events of its log once more, under the same ids; says how many, and asks."""
+    at = common.past(since, "since"), common.past(until, "until")
+    given = {
+        "since": at[0] and at[0].isoformat(),
+        "until": at[1] and at[1].isoformat(),
+        "type": type_,
+        "outcome": outcome,
+        "event": event and str(event),
+    }
+    filter_ = {name: value for name, value in given.items() if value}
+    if dry_run or not yes:
+        count, complete = common.run(_count(id, filter_))
+        events = f"{'' if complete else 'at least '}{count:,} event{'' if count == 1 else 's'}"
+        if dry_run:
+            if as_json:
+                output.print_json({"id": id, "replayed": count, "dry_run": True, "complete": complete})
+            else:
+                click.echo(f"{events} would be told once more")
+            return
+        if count or not complete:
+            common.confirm(f"Tell {events} once more?")
+    done = common.run(_replay(id, filter_, reason))
     if as_json:
-        output.print_json({"id": id, "replayed": done})
+        output.print_json({"id": id, "replayed": done, "dry_run": False, "complete": True})
     else:
         click.echo(f"{done} events will be told once more")
+
+
+async def _count(id: UUID, filter_: dict[str, str]) -> tuple[int, bool]:
+    from pgmail.store import hooks  # noqa: PLC0415
+
+    async with common.database() as connection:
+        return await hooks.count_replay(connection, id, filter_)
+
+
+async def _replay(id: UUID, filter_: dict[str, str], reason: str | None) -> int:
+    from pgmail.hooks import endpoints  # noqa: PLC0415
+
+    async with common.database() as connection:
+        return await endpoints.replay(lambda: nullcontext(connection), id, filter_, reason)

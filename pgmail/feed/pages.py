@@ -10,20 +10,21 @@ asks for less than that may begin as early as the record does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from pgmail.domain.cursor import Cursor, Encoder
 from pgmail.errors import Refused
-from pgmail.feed.events import Event, Filter, position_of
+from pgmail.feed.events import Chunk, Filter, Form, Page
 from pgmail.feed.listener import GONE, NOT_READY
 from pgmail.store import feed
 from pgmail.store.database import Database
-from pgmail.store.feed import Now
+from pgmail.store.feed import Event, Now
 
 FIRST_STEP, STEP = 125, 1_000  # events of all tenants that one statement looks at, each time twice as many
+NARROW = 4  # times as many for who wants some types or one email only: what is passed over costs little
 STEPS = 20  # of one page
 CATCHING_UP = 2  # statements at once, of all who come back
 T = TypeVar("T")
@@ -34,10 +35,14 @@ _AHEAD = timedelta(minutes=1)  # that another clock may be
 class Step(NamedTuple):
     """The wanted events of a step, the cursor whose snapshots they lie between, and the one after them."""
 
-    events: list[Event]
+    events: Sequence[Event]
     during: Cursor
     after: Cursor
     complete: bool
+
+    def chunk(self, form: Form) -> Chunk:
+        """Return its events as one chunk of a form."""
+        return Page(self.events, Encoder(self.during)).chunk(Filter(), form)[0]
 
 
 class Pages:
@@ -99,7 +104,7 @@ class Pages:
             room = limit - len(found)
             found += step.events[:room]
             if len(step.events) > room:
-                return found, step.during._replace(position=position_of(found[-1].row)), True
+                return found, step.during._replace(position=found[-1].position), True
             cursor = step.after
             if step.complete:
                 return found, cursor, False
@@ -114,12 +119,13 @@ class Pages:
         for step in range(steps):
             until = cursor.now or end.seen
             during = cursor._replace(now=until)
-            most = min(STEP, FIRST_STEP << step)
-            rows, reached = await self._asked(
-                partial(feed.page, self._database, cursor, now=until, tenants=[tenant], most=most)
+            most = min(STEP, FIRST_STEP << step) * (
+                1 if filter.types is None and filter.email is None else NARROW
             )
-            made = Encoder(during)
-            events = [Event(row, made) for row in rows if _wanted(row, filter, cursor.since)]
+            found, reached = await self._asked(
+                partial(feed.page, self._database, cursor, now=until, wanted=filter.asks(tenant), most=most)
+            )
+            events = Page(found, Encoder(during)).wanted(filter)
             # What `until` shows is told. If that is of the end, all is; if it came with the cursor, there may be more.
             complete = reached is None and until == end.seen
             if reached is not None:
@@ -175,7 +181,3 @@ def gone(cursor: Cursor) -> Refused:
     """Return what is said of a cursor that means nothing here."""
     because = f"{GONE.message}. It was made at {cursor.made_at:%Y-%m-%dT%H:%M:%SZ}"
     return Refused(GONE.reason, "/cursor", because, 410)
-
-
-def _wanted(row: Any, filter: Filter, since: int | None) -> bool:
-    return filter.wants(row) and (since is None or row.at.timestamp() * 1000 >= since)

@@ -9,7 +9,8 @@ judged again at each call, since names lead elsewhere tomorrow (`invalid_url`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -75,6 +76,26 @@ class Endpoints:
     async def _sealed(self, connection: Connection, hook: UUID, secret: bytes) -> SealedSecret:
         tenant, number, key = await newest_key(connection, self._keks)
         return SealedSecret(number, seal(key, secret, place(tenant, hook, webhooks.PURPOSE)))
+
+
+async def replay(
+    lend: Callable[[], AbstractAsyncContextManager[Connection]],
+    id: UUID,
+    filter: Mapping[str, str],
+    reason: str | None = None,
+) -> int:
+    """Tell an endpoint events of its log once more, all that `filter` means; how many they are.
+
+    It names some of `since until type outcome event`. `lend` is asked for a connection for each part of the log: a
+    transaction each, so that none is long, however long the log. Raises Refused.
+    """
+    replayed, after = 0, None
+    while True:
+        async with lend() as connection:
+            n, after = await store.replay(connection, id, filter, after, reason)
+        replayed += n
+        if after is None:
+            return replayed
 
 
 def _octets(secret: str | None) -> bytes:

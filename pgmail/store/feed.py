@@ -6,7 +6,7 @@ feed are not whole yet (`Now.whole`): a step would read whole tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -58,29 +58,60 @@ async def since(database: Database, at: datetime) -> Snapshot:
     return Snapshot.parse(row.seen)
 
 
-async def page(
-    database: Database, cursor: Cursor, *, now: Snapshot, tenants: Iterable[int] | None, most: int
-) -> tuple[list[Any], Position | None]:
-    """Return what is new after a cursor, of these tenants (None: all), and up to where it looked; None: to the end.
+class Event(NamedTuple):
+    """One event as the database tells it: where it stands in the feed, and the object (JSON) that users are shown.
 
-    Looks at `most` events of all tenants, so there may be none, and more later.
+    `place` and `id` are the octets of UUIDs. Not more is made of an event than this, of which there are thousands a
+    second.
     """
+
+    xid: int
+    place: bytes | None
+    id: bytes
+    tenant_id: int
+    type: str
+    json: bytes
+
+    @property
+    def position(self) -> Position:
+        """Where it stands."""
+        return Position(self.xid, None if self.place is None else UUID(bytes=self.place), UUID(bytes=self.id))
+
+
+class Wanted(NamedTuple):
+    """What a reader wants of a tenant: all, events of a type, or of an email (its id or a recipient's)."""
+
+    tenant_id: int
+    type: str | None = None
+    email: UUID | None = None
+
+
+async def page(
+    database: Database, cursor: Cursor, *, now: Snapshot, wanted: Collection[Wanted], most: int
+) -> tuple[list[Event], Position | None]:
+    """Return what is new after a cursor, of what is wanted, and up to where it looked; None: to the end.
+
+    Looks at `most` events of all tenants, so there may be none, and more later. May tell more of a wanted tenant than
+    was asked for: of an email all recipients.
+    """
+    narrow = any(each.type or each.email for each in wanted)
     values = {
         "seen": str(cursor.seen),
         "now": str(now),
         "xid": None if (position := cursor.position) is None else position.xid,
         "place": None if position is None else position.place,
         "id": None if position is None else position.id,
-        "tenants": None if tenants is None else list(tenants),
+        "tenants": [each.tenant_id for each in wanted],
+        "types": [each.type for each in wanted] if narrow else None,
+        "emails": [each.email for each in wanted] if any(each.email for each in wanted) else None,
         "most": most,
+        "since": None if cursor.since is None else datetime.fromtimestamp(cursor.since / 1000, UTC),
+        "oldest": ids.floor(datetime.fromtimestamp(max(cursor.made - FOREIGN_SECONDS, 0), UTC)),
     }
-    rows = await database.many(_Q["page"], values)
-    last = rows.pop() if rows and rows[-1].type is None else None
-    # A dump of another cluster brings transaction numbers that this one comes to later. What a transaction wrote that
-    # began after the snapshot is no older than it; by the id, which says when it was written.
-    oldest = ids.floor(datetime.fromtimestamp(max(cursor.made - FOREIGN_SECONDS, 0), UTC))
-    rows = [row for row in rows if row.xid < cursor.seen.xmax or (row.place or row.id) >= oldest]
-    return rows, None if last is None else Position(last.xid, last.place, last.id)
+    rows = list(map(Event._make, await database.tuples(_Q["page"], values)))
+    if rows and not rows[-1].type:
+        return rows, rows.pop().position
+    return rows, None
 
 
 async def live_keys(database: Database, keys: Iterable[tuple[int, UUID]]) -> set[UUID]:

@@ -155,6 +155,12 @@ async def replay(
     return row.n, row.next
 
 
+async def count_replay(connection: Connection, id: UUID, filter: Mapping[str, str]) -> tuple[int, bool]:
+    """Return how many events `replay` would tell; False beside it: at least so many, for the log is very long."""
+    row: Any = await fetch_one(connection, _Q["count_replay"], {"id": id, "filter": _json(dict(filter))})
+    return row.n, row.complete
+
+
 async def attempts(
     connection: Connection, hook: UUID, filter: AttemptFilter, *, limit: int, after: UUID | None = None
 ) -> list[Any]:

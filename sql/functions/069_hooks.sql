@@ -135,7 +135,8 @@ begin
     rest_until = case when h.url <> was.url or h.enabled > was.enabled then null else x.rest_until end,
     last_error = case when h.url <> was.url or h.enabled > was.enabled then null else x.last_error end
   where x.tenant_id = h.tenant_id and x.id = h.id;
-  if h.enabled and not was.enabled then perform pgmail.begin_hooks(); end if;
+  -- With other types too: whoever reads events has looked already which are wanted, and would pass over the new ones.
+  if h.enabled and (not was.enabled or h.types <> was.types) then perform pgmail.begin_hooks(); end if;
   perform pgmail.record_act(h.tenant_id,
     case when h.enabled > was.enabled then 'webhook.enable' when h.enabled < was.enabled then 'webhook.disable' else 'webhook.set' end,
     format('%s %s', h.id, split_part(h.url, '?', 1)),
@@ -192,15 +193,14 @@ begin
 end
 $$;
 
--- Tells what was told, or was not, once more: the events in the log that p_filter finds, by "since" and "until" (the event's
--- time), "type", "outcome" (failed, if nothing is said: what was given up, and was not delivered later; delivered; or all) and
--- "event". What is new is told before it. Looks at p_most calls, on from p_after; how many will be told, and from where to go on: null at the end.
-create or replace function pgmail.replay_hook(
-  p_id uuid, p_filter jsonb, p_after uuid default null, p_most integer default 5000, p_reason text default null, out n integer, out next uuid
+-- A look at p_most calls of an endpoint's log, on from p_after: the events that p_filter finds in them are queued once more, or
+-- only counted (p_dry). How many, at how many calls it looked, and the last of these.
+create or replace function pgmail.replay_step(
+  h pgmail.hook, p_filter jsonb, p_after uuid, p_most integer, p_dry boolean, out n integer, out looked integer, out last uuid
 )
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
-declare h pgmail.hook := pgmail.need_hook(p_id); k text; wanted text := coalesce(p_filter->>'outcome', 'failed'); looked integer;
+declare k text; wanted text := coalesce(p_filter->>'outcome', 'failed');
 begin
   if jsonb_typeof(p_filter) <> 'object' then perform pgmail.refuse('invalid_field', '/filter', 'must be an object'); end if;
   for k in select x from jsonb_object_keys(p_filter) x where x <> all ('{since,until,type,outcome,event}') loop
@@ -209,12 +209,10 @@ begin
   if wanted not in ('failed', 'delivered', 'all') then
     perform pgmail.refuse('invalid_field', '/filter/outcome', 'must be failed, delivered or all');
   end if;
-  if p_most is null or p_most not between 1 and 10000 then perform pgmail.refuse('invalid_limit', '/most', 'must be 1 to 10,000'); end if;
-  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
   with look as materialized (
     select a.* from pgmail.hook_attempt a
     where a.tenant_id = h.tenant_id and a.hook_id = h.id and (p_after is null or a.id > p_after) order by a.id limit p_most
-  ), again as (
+  ), again as materialized (
     select distinct on (a.event_id) a.* from look a
     where (p_filter->>'since' is null or a.event_at >= (p_filter->>'since')::timestamptz)
       and (p_filter->>'until' is null or a.event_at < (p_filter->>'until')::timestamptz)
@@ -226,14 +224,40 @@ begin
     order by a.event_id, a.id
   ), queued as (
     insert into pgmail.hook_queue as q (tenant_id, hook_id, event_id, email_id, recipient_id, type, at, replayed)
-    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at, true from again a order by a.event_id
+    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at, true from again a where not p_dry order by a.event_id
     on conflict (tenant_id, hook_id, event_id) do update set due_at = least(q.due_at, excluded.due_at)
-    returning 1
   )
-  select (select count(*) from queued), (select count(*) from look), (select l.id from look l order by l.id desc limit 1) into n, looked, next;
-  if looked < p_most then next := null; end if;
+  select (select count(*) from again), (select count(*) from look), (select l.id from look l order by l.id desc limit 1) into n, looked, last;
+end
+$$;
+
+-- Tells what was told, or was not, once more: the events in the log that p_filter finds, by "since" and "until" (the event's
+-- time), "type", "outcome" (failed, if nothing is said: what was given up, and was not delivered later; delivered; or all) and
+-- "event". What is new is told before it. Looks at p_most calls, on from p_after; how many will be told, and from where to go on: null at the end.
+create or replace function pgmail.replay_hook(
+  p_id uuid, p_filter jsonb, p_after uuid default null, p_most integer default 5000, p_reason text default null, out n integer, out next uuid
+)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare h pgmail.hook := pgmail.need_hook(p_id); s record;
+begin
+  if p_most is null or p_most not between 1 and 10000 then perform pgmail.refuse('invalid_limit', '/most', 'must be 1 to 10,000'); end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  select * into s from pgmail.replay_step(h, p_filter, p_after, p_most, false);
+  n := s.n; next := case when s.looked = p_most then s.last end;
   if p_after is null then
     perform pgmail.record_act(h.tenant_id, 'webhook.replay', h.id::text, concat_ws(': ', coalesce(p_filter, '{}')::text, p_reason));
   end if;
+end
+$$;
+
+-- How many events replay_hook would tell, among the oldest 100,000 calls of the log. `complete`: there are no more calls than that.
+create or replace function pgmail.count_replay(p_id uuid, p_filter jsonb, out n integer, out complete boolean)
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare most constant integer := 100000; h pgmail.hook := pgmail.need_hook(p_id); s record;
+begin
+  select * into s from pgmail.replay_step(h, p_filter, null, most, true);
+  n := s.n; complete := s.looked < most;
 end
 $$;

@@ -10,14 +10,17 @@
 create or replace function pgmail.fan_out_hooks_v1(p_most integer default 1000, out queued integer, out more boolean, out idle boolean)
 language plpgsql volatile security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
 as $$
-declare c record; f record; e record; tenants integer[]; upto pg_snapshot;
+declare c record; f record; e record; tenants integer[]; types text[]; upto pg_snapshot;
 begin
   queued := 0; more := false; idle := false;
   select x.*, x.written is not distinct from x.xmin as ours into c from pgmail.hook_cursor x for update skip locked;
   if not found then return; end if;
   -- Under the lock: an endpoint that is being made waits for it, and one that is made is seen.
-  tenants := array(select distinct h.tenant_id from pgmail.hook h where h.enabled);
-  if tenants = '{}' then
+  -- Of each tenant the types that it has endpoints for; all of them where one is for several at once ('email.*').
+  select array_agg(w.tenant_id), array_agg(w.type) into tenants, types
+  from (select distinct h.tenant_id, case when right(t, 1) <> '*' then t end as type
+        from pgmail.hook h left join unnest(h.types) t on true where h.enabled) w;
+  if tenants is null then
     idle := true;
     update pgmail.hook_cursor set written = null, seen = null, seen_at = null, until = null, xid = null, place = null, event_id = null where seen is not null;
     return;
@@ -36,7 +39,7 @@ begin
   upto := coalesce(c.until, f.now_);
   with news as materialized (
     select x.xid, x.place, x.id, x.type, x.tenant_id, x.at, x.email_id, x.recipient_id, x.stream, x.tags
-    from pgmail.feed_v1(c.seen, upto, c.xid, c.place, c.event_id, tenants, p_most) x
+    from pgmail.feed_v1(c.seen, upto, c.xid, c.place, c.event_id, tenants, p_most, types) x
   ), wanted as (
     insert into pgmail.hook_queue (tenant_id, hook_id, event_id, email_id, recipient_id, type, at)
     select n.tenant_id, h.id, n.id, n.email_id, n.recipient_id, n.type, n.at

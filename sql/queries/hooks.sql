@@ -39,6 +39,10 @@ select pgmail.test_hook(%(id)s) as event_id;
 -- Events of the log once more; how many, and from where to go on.
 select r.n, r.next from pgmail.replay_hook(%(id)s, %(filter)s::jsonb, %(after)s, %(most)s, %(reason)s) r;
 
+-- name: count_replay :one
+-- How many events a replay would tell, and whether all calls of the log were looked at.
+select r.n, r.complete from pgmail.count_replay(%(id)s, %(filter)s::jsonb) r;
+
 -- name: attempts :many
 -- The log of one endpoint, newest first.
 select a.id, pgmail.uuid_time(a.id) as at, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at, a.attempt, a.outcome, a.status, a.ms, a.error,

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from pgmail.domain.keys import make_key
-from tests.sql.kit import one, rows
+from tests.sql.kit import SESSIONS_HERE, one, rows
 from tests.waiting import eventually
 
 SERVER = """
@@ -32,8 +32,8 @@ insert into pgmail.event (tenant_id, recipient_id, message_id, type, detail)
 select tenant_id, id, message_id, 'email.sent', extract(epoch from clock_timestamp())::text
 from pgmail.recipient, generate_series(1, %s)
 """
-READING = """
-select count(*) from pg_stat_activity
+READING = f"""
+select count(*) from {SESSIONS_HERE}
 where application_name like 'pgmail-api%' and state = 'active' and query like '%feed_v1%'
 """
 
@@ -150,7 +150,7 @@ async def test_listeners_of_many_tenants_miss_nothing_and_cost_one_reader(db, cr
             assert one(owner, "select count(*) from pgmail.event") == due * count
             await eventually(lambda: min(ear.told for ear in ears) >= due, 30)
             connections = rows(
-                owner, "select count(*) from pg_stat_activity where application_name like 'pgmail-api%'"
+                owner, f"select count(*) from {SESSIONS_HERE} where application_name like 'pgmail-api%'"
             )[0][0]
         assert {ear.told for ear in ears} == {due}, "each was told each of its events once"
         assert all(len(ear.ids) == due for ear in ears[:count])

@@ -108,10 +108,12 @@ def test_an_endpoint_of_the_command_line_is_told_by_a_worker(db, shell, start_wo
     turned = json.loads(shell("webhook", "rotate", made["id"], "--overlap", "0s", "--json"))
     assert turned["signing_secret"] != made["signing_secret"]
     assert json.loads(
-        shell("webhook", "replay", made["id"], "--outcome", "all", "--type", "email.sent", "--json")
+        shell("webhook", "replay", made["id"], "--outcome", "all", "--type", "email.sent", "--yes", "--json")
     ) == {
         "id": made["id"],
         "replayed": 1,
+        "dry_run": False,
+        "complete": True,
     }
     eventually_now(lambda: len(sink.got) == 5, 30)
     assert sink.got[-1].verify(turned["signing_secret"])

@@ -237,6 +237,67 @@ async def test_a_stream_tells_live_and_goes_on_after_the_last_event_that_was_rea
             assert told.data["data"]["email_id"] == later
 
 
+async def test_who_comes_with_a_wider_filter_is_told_what_was_passed_over_before(db, key):
+    """The reader asks for no more than those want who listen, and where it is says nothing of what it skipped."""
+    with serving(db.dsn_for("api")) as url:
+        async with listening(url, key, type="email.cancelled") as narrow:
+            start = narrow.last
+            emails = [enqueue(db)]
+            cancel(db, emails[0])
+            (told,) = await narrow.take(1)
+            assert (told.type, told.data["data"]["email_id"]) == ("email.cancelled", emails[0])
+            async with listening(url, key) as wide:
+                emails.append(enqueue(db))
+                cancel(db, emails[1])
+                assert [each.type for each in await wide.take(2)] == ["email.queued", "email.cancelled"]
+                assert [each.data["data"]["email_id"] for each in await narrow.take(1)] == [emails[1]]
+                async with listening(url, key, email=emails[0], last=start) as one:
+                    assert [each.type for each in await one.take(2)] == ["email.queued", "email.cancelled"]
+            async with listening(url, key, last=start) as again:
+                told = [each.data["data"]["email_id"] for each in await again.take(4)]
+                assert told == [emails[0]] * 2 + [emails[1]] * 2
+            async with listening(url, key, last=narrow.last) as after:
+                emails.append(enqueue(db))
+                assert [each.data["data"]["email_id"] for each in await after.take(1)] == emails[2:]
+
+
+async def test_an_event_has_its_facts_as_they_are_and_nothing_empty(api, db):
+    email = enqueue(db, "ada@example.org", tags={"kind": "a-b"})
+    start = (await api.get("/events")).json()["cursor"]
+    reply = '250 "ok"\\\r\ndata: \u2028 caf\u00e9 \U0001f600\x01'
+    with db.connect() as connection:
+        connection.execute(
+            "insert into pgmail.event "
+            "(tenant_id, recipient_id, message_id, type, at, attempt, code, reply, ms, detail) "
+            "select r.tenant_id, r.id, r.message_id, 'email.sent', '2026-01-02 03:04:05Z', 2, 250, %s, 0, '' "
+            "from pgmail.recipient r",
+            [reply],
+        )
+        person, made = connection.execute(
+            "select r.id::text, m.created_at from pgmail.recipient r, pgmail.message m"
+        ).fetchone()
+    (event,) = (await api.get("/events", params={"cursor": start})).json()["data"]
+    assert event.pop("id") != person
+    assert datetime.fromisoformat(event["data"].pop("email_created_at")) == made
+    assert event == {
+        "object": "event",
+        "type": "email.sent",
+        "created_at": "2026-01-02T03:04:05Z",
+        "data": {
+            "email_id": email,
+            "recipient_id": person,
+            "address": "ada@example.org",
+            "stream": "transactional",
+            "tags": {"kind": "a-b"},
+            "attempt": 2,
+            "code": 250,
+            "reply": reply,
+            "site": "example.org",
+            "ms": 0,
+        },
+    }
+
+
 async def test_nobody_is_told_of_another_tenant(db, key):
     other = stranger(db)
     with serving(db.dsn_for("api")) as url:

@@ -148,8 +148,14 @@ async def test_a_sample_is_queued_and_the_log_is_listed_and_replayed(api, owner)
     ):
         assert len((await api.get(f"{path}/deliveries", params=query)).json()["data"]) == found, query
     assert (await api.get(f"{path}/deliveries", params={"outcome": "eaten"})).status_code == 422
-    answer = await api.post(f"{path}/replay", json={"since": "2000-01-01T00:00:00Z", "reason": "mended"})
-    assert answer.json()["replayed"] == 1
+    wanted = {"since": "2000-01-01T00:00:00Z", "reason": "mended"}
+    would = await api.post(f"{path}/replay", json=wanted | {"dry_run": True})
+    assert would.json() == {
+        "object": "webhook_replay", "id": made["id"], "dry_run": True, "replayed": 1, "complete": True,
+    }  # fmt: skip
+    assert (await api.get(path)).json()["waiting"] == 0
+    answer = await api.post(f"{path}/replay", json=wanted)
+    assert answer.json() == would.json() | {"dry_run": False}
     assert (await api.post(f"{path}/replay", json={"until": "2000-01-01T00:00:00Z"})).json()["replayed"] == 0
     assert (await api.get(path)).json()["waiting"] == 1
     assert one(

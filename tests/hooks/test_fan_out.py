@@ -1,6 +1,7 @@
 """From the feed into the queue: each event once to each endpoint that wants it, and to no other."""
 
 import pytest
+from psycopg import errors
 
 from pgmail.store import hooks as store
 from tests.sql.kit import body, count, one, rows, send, send_many
@@ -169,5 +170,19 @@ async def test_an_endpoint_that_is_made_keeps_the_reader_from_stopping(hooks, db
     found = await store.fan_out(hooks.pool, 100)  # does not wait, and does not stop
     assert (found.idle, found.queued) == (False, 0)
     maker.commit()
+    send(app)
+    assert await hooks.fan_out() == 1
+
+
+async def test_other_types_wait_for_who_looked_already_which_are_wanted(hooks, db, app):
+    hook = await hooks.add(URL, ["email.sent"])
+    reader, admin = db.connect("worker", autocommit=False), db.connect("admin")
+    reader.execute("select pgmail.fan_out_hooks_v1(100)")
+    admin.execute("set lock_timeout = '200ms'")
+    change = "select pgmail.set_hook(%s, jsonb_build_object('events', jsonb_build_array('email.queued')))"
+    with pytest.raises(errors.LockNotAvailable):
+        admin.execute(change, [hook.id])
+    reader.rollback()
+    admin.execute(change, [hook.id])
     send(app)
     assert await hooks.fan_out() == 1

@@ -22,22 +22,32 @@ def now(connection: Any) -> str:
     return one(connection, "select now_::text from pgmail.feed_now_v1()")
 
 
-def page(connection: Any, at: Place, tenants: list[int] | None = None, most: int = 1000) -> list[Any]:
+def page(
+    connection: Any,
+    at: Place,
+    tenants: list[int] | None = None,
+    most: int = 1000,
+    wanted: tuple[list[Any] | None, list[Any] | None] = (None, None),
+) -> list[Any]:
     return rows(
         connection,
         "select xid::text::bigint, place, id, type, tenant_id, email_id, recipient_id, address, stream, tags "
-        "from pgmail.feed_v1(%s, %s, %s::text::xid8, %s, %s, %s, %s)",
-        [at.seen, at.now, None if at.xid is None else str(at.xid), at.place, at.id, tenants, most],
+        "from pgmail.feed_v1(%s, %s, %s::text::xid8, %s, %s, %s, %s, %s::text[], %s::uuid[])",
+        [at.seen, at.now, None if at.xid is None else str(at.xid), at.place, at.id, tenants, most, *wanted],
     )
 
 
 def read(
-    connection: Any, seen: str, tenants: list[int] | None = None, most: int = 1000
+    connection: Any,
+    seen: str,
+    tenants: list[int] | None = None,
+    most: int = 1000,
+    wanted: tuple[list[Any] | None, list[Any] | None] = (None, None),
 ) -> tuple[list[Any], str]:
     """All that is new since a snapshot, page by page; and the snapshot that it is complete for."""
     at, found = Place(seen, now(connection)), []
     while True:
-        got = page(connection, at, tenants, most)
+        got = page(connection, at, tenants, most, wanted)
         found += [row for row in got if row[3] is not None]
         if not got or got[-1][3] is not None:
             return found, at.now
@@ -143,12 +153,80 @@ def test_other_tenants_are_passed_over_and_the_reader_learns_how_far_it_is(db):
     assert len(read(owner, start, [1], most=3)[0]) == 5
 
 
+@pytest.mark.parametrize("most", [1, 2, 5, 1000])
+def test_what_nobody_wants_is_passed_over_and_the_rest_is_told_as_it_would_have_been(db, most):
+    producer, owner = db.connect("producer"), db.connect()
+    start = now(owner)
+    emails = []
+    for number in range(6):
+        with producer.transaction():
+            emails += [send(producer, [f"a{i}@example.org" for i in range(number % 3 + 1)]) for _ in range(2)]
+            if number % 2:
+                producer.execute("select pgmail.cancel(%s)", [emails[-1]])
+    everything, _ = read(owner, start)
+    assert len(everything) == 24 + 6
+
+    def told(*wanted: tuple[int, str | None, UUID | None]) -> list[Any]:
+        tenants, types, mails = (list(each) for each in zip(*wanted, strict=True))
+        return read(owner, start, tenants, most, (types, mails))[0]
+
+    for kind in ("email.queued", "email.cancelled", "email.bounced"):
+        assert told((1, kind, None)) == [row for row in everything if row[3] == kind]
+    both = [row for row in everything if row[3] == "email.cancelled" or row[5] == emails[3]]
+    assert told((1, "email.cancelled", None), (1, None, emails[3])) == both
+    assert told((1, "email.bounced", None), (1, None, None), (7, None, None)) == everything
+    person = next(row[6] for row in everything if row[5] == emails[-1])
+    assert told((1, None, person)) == [
+        row for row in everything if row[6] == person or (row[3] == "email.queued" and row[5] == emails[-1])
+    ]
+    assert told((7, None, None), (7, "email.queued", None), (7, None, emails[3])) == []
+
+
+def test_a_step_over_mailings_is_short_too(db):
+    producer, owner = db.connect("producer"), db.connect()
+    start = now(owner)
+    for number in range(4):
+        send(producer, [f"a{number}-{i}@example.org" for i in range(20)])
+    (most,) = {len(page(owner, Place(start, now(owner)), [1], each)) for each in (1, 20)}
+    assert most == 20 + 1, "one email, and up to where it looked"
+    assert len(read(owner, start, [1], most=1)[0]) == 80
+    unwanted = page(owner, Place(start, now(owner)), [1], 1000, (["email.sent"], None))
+    assert unwanted == []
+
+
 def test_rows_of_another_cluster_are_never_new(db):
     owner, producer = db.connect(), db.connect("producer")
     start = now(owner)
     send(producer)
     owner.execute("update pgmail.message set xid = '99999999999'")
     assert read(owner, start)[0] == []
+
+
+def test_what_a_dump_brought_is_not_told_again_when_its_numbers_come_up(db):
+    owner, producer = db.connect(), db.connect("producer")
+    mark = "select pgmail.feed_settle_in()"
+    owner.execute(mark)
+    told = "select count(*) from pgmail.audit where action = 'feed.settle_in'"
+    assert one(owner, told) == 0, "this database is at home"
+    start = now(owner)
+    email = send(producer)
+    producer.execute("select pgmail.cancel(%s)", [email])
+    for table in ("message", "event"):  # as if by the cluster that was dumped, which was ahead
+        owner.execute(
+            f"update pgmail.{table} set xid = (pg_current_xact_id()::text::bigint + 30)::text::xid8"
+        )
+    owner.execute(
+        "update pgmail.feed_home set from_xid = null"
+    )  # another than `written` says: a dump brought it
+    owner.execute(mark)
+    owner.execute(mark)
+    assert one(owner, told) == 1
+    for _ in range(60):
+        owner.execute("select pg_current_xact_id()")
+    new = send(producer)
+    assert [event[5] for event in read(owner, start)[0]] == [new]
+    owner.execute(mark)
+    assert one(owner, told) == 1
 
 
 def test_since_begins_before_the_moment_and_not_long_before(db):

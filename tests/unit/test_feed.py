@@ -1,7 +1,6 @@
 """Listeners: what waits is bounded, who is too slow is dropped with a reason, and filters leave what was asked for."""
 
 import asyncio
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -9,41 +8,37 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from pgmail.domain.cursor import Cursor, Position, Snapshot
+from pgmail.domain.cursor import Cursor, Encoder, Position, Snapshot, parse
 from pgmail.feed import listener as parts
-from pgmail.feed.events import Event, Filter, shape
+from pgmail.feed.events import MOST_EMAILS, Filter, Page, asked
 from pgmail.feed.hub import Hub
-from pgmail.feed.listener import CLOSING, GONE, KEY_ENDED, Listener, chunk_of
+from pgmail.feed.listener import CLOSING, GONE, KEY_ENDED, Listener
 from pgmail.feed.pages import CATCHING_UP, Pages, Step
+from pgmail.store.feed import Event, Wanted
 from pgmail.store.keys import Caller
 
 CALLER = Caller(1, UUID(int=1), "tests")
-NOTHING = dict.fromkeys(
-    (
-        *("place", "address", "tags", "template", "template_version", "email_created_at", "attempt", "code"),
-        *("enhanced", "reply", "class_", "reason", "phase", "site", "relay", "remote_host", "tls", "ms"),
-        *("worker", "detail"),
-    )
-)
+HERE = Cursor(b"h" * 8, Snapshot(5, 9), 0, Snapshot(6, 12))
+OBJECT = {
+    "object": "event",
+    "id": str(UUID(int=3)),
+    "type": "email.sent",
+    "created_at": "2026-01-02T03:04:05.000000Z",
+    "data": {"email_id": str(UUID(int=4)), "recipient_id": str(UUID(int=5)), "stream": "transactional"},
+}
 
 
-def row(**more: Any) -> Any:
-    known = {
-        "xid": 7,
-        "id": UUID(int=3),
-        "type": "email.sent",
-        "tenant_id": 1,
-        "at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-        "email_id": UUID(int=4),
-        "recipient_id": UUID(int=5),
-        "stream": "transactional",
-        "test": False,
-    }
-    return SimpleNamespace(**(NOTHING | known | more))
+def event(type: str = "email.sent", *, number: int = 3, **data: Any) -> Event:
+    told = OBJECT | {"id": str(UUID(int=number)), "type": type, "data": OBJECT["data"] | data}
+    return Event(7, None, UUID(int=number).bytes, 1, type, msgspec.json.encode(told))
 
 
-def event(**more: Any) -> Event:
-    return Event(row(**more), lambda position: f"c{position.xid}")
+def page(*events: Event) -> Page:
+    return Page(events, Encoder(HERE))
+
+
+def cursor(number: int = 3) -> bytes:
+    return Encoder(HERE)(Position(7, None, UUID(int=number))).encode()
 
 
 async def test_what_waits_is_taken_in_order_and_once():
@@ -75,7 +70,7 @@ async def test_one_chunk_of_any_size_is_no_slowness():
 
 async def test_who_is_sent_away_while_it_catches_up_comes_back_before_what_it_was_not_told():
     """Neither the place where it was let in nor what waits for it: both lie behind what it missed."""
-    here = Cursor(b"h" * 8, Snapshot(5, 9), 0)
+    here = HERE._replace(now=None)
     start = here._replace(seen=Snapshot(9, 12))
     hub = Hub(None)
     listener = Listener(CALLER, Filter(), "sse")
@@ -95,7 +90,8 @@ async def test_who_is_sent_away_while_it_catches_up_comes_back_before_what_it_wa
         return start
 
     hub.pages, hub._joined = Missing(), joined
-    assert [item async for item in hub.chunks(listener, here, 1)] == [event().sse]
+    told = Step([event()], start, here, complete=False).chunk("sse")
+    assert [item async for item in hub.chunks(listener, here, 1)] == [told]
 
 
 async def test_a_statement_goes_on_to_its_end_when_who_asked_hangs_up_and_gives_its_turn_back():
@@ -154,7 +150,30 @@ async def test_when_the_server_ends_what_waits_is_told_but_not_to_an_ended_key()
     ],
 )
 def test_filters(filter, wanted):
-    assert filter.wants(row(tags={"kind": "welcome"})) is wanted
+    one = event(tags={"kind": "welcome"})
+    assert list(page(one).wanted(filter)) == [one] * wanted
+
+
+@pytest.mark.parametrize(
+    ("filters", "asks"),
+    [
+        ([Filter()], {Wanted(1)}),
+        ([Filter(types=frozenset({"email.sent"})), Filter()], {Wanted(1)}),
+        ([Filter(stream="broadcast")], {Wanted(1)}),
+        ([Filter(types=frozenset({"email.sent"}), stream="x")], {Wanted(1, "email.sent")}),
+        (
+            [
+                Filter(types=frozenset({"email.sent", "email.bounced"})),
+                Filter(types=frozenset({"email.sent"})),
+            ],
+            {Wanted(1, "email.sent"), Wanted(1, "email.bounced")},
+        ),
+        ([Filter(email=UUID(int=4), types=frozenset({"email.sent"}))], {Wanted(1, email=UUID(int=4))}),
+        ([Filter(email=UUID(int=i)) for i in range(MOST_EMAILS + 1)], {Wanted(1)}),
+    ],
+)
+def test_what_is_asked_for_serves_all_who_listen(filters, asks):
+    assert set(asked(1, filters)) == asks
 
 
 def test_a_key_is_told_within_its_limits():
@@ -164,38 +183,24 @@ def test_a_key_is_told_within_its_limits():
     assert shown.only_tests
 
 
-def test_an_event_has_its_facts_and_nothing_empty():
-    made = shape(row(code=250, reply="ok", class_="accepted", ms=12, tags={}))
-    assert made == {
-        "object": "event",
-        "id": str(UUID(int=3)),
-        "type": "email.sent",
-        "created_at": "2026-01-02T03:04:05Z",
-        "data": {
-            "email_id": UUID(int=4),
-            "recipient_id": UUID(int=5),
-            "stream": "transactional",
-            "code": 250,
-            "reply": "ok",
-            "class": "accepted",
-            "ms": 12,
-        },
-    }
-
-
 def test_all_forms_carry_the_same_object_and_the_cursor():
-    one = event()
-    assert one.sse == b"id: c7\nevent: email.sent\ndata: " + one.json + b"\n\n"
-    assert msgspec.json.decode(one.ws) == {"cursor": "c7", "event": msgspec.json.decode(one.json)}
-    assert chunk_of([one, one], "sse") == (one.sse * 2, len(one.sse) * 2)
-    assert chunk_of([one, one], "ws")[0] == (one.ws, one.ws)
-
-
-def test_a_reply_of_several_lines_stays_one_line_on_the_wire():
-    assert event(reply="a\nb\r\ndata: c").sse.count(b"\n") == 4
+    one, other = event(), event(number=4)
+    frames = [
+        b"id: %b\nevent: email.sent\ndata: %b\n\n" % (cursor(number), each.json)
+        for number, each in ((3, one), (4, other))
+    ]
+    both = page(one, other)
+    assert both.chunk(Filter(), "sse") == (b"".join(frames), len(b"".join(frames)))
+    texts, size = both.chunk(Filter(), "ws")
+    assert size == sum(map(len, texts))
+    assert [msgspec.json.decode(text) for text in texts] == [
+        {"cursor": cursor(number).decode(), "event": msgspec.json.decode(each.json)}
+        for number, each in ((3, one), (4, other))
+    ]
 
 
 def test_positions_are_those_of_the_feed():
-    seen = []
-    Event(row(place=UUID(int=9)), lambda position: seen.append(position) or "c")
-    assert seen == [Position(7, UUID(int=9), UUID(int=3))]
+    one = event()._replace(place=UUID(int=9).bytes)
+    assert one.position == Position(7, UUID(int=9), UUID(int=3))
+    (text,), _ = page(one).chunk(Filter(), "ws")
+    assert parse(msgspec.json.decode(text)["cursor"]).position == one.position
