@@ -115,8 +115,11 @@ class State:
         """Close the file, which gives its lock back."""
         self._file.close()
 
-    def check(self, digests: list[bytes]) -> None:
-        """Hold the chunks that were begun against those of the list now. Raises Refused (`list_changed`)."""
+    def check(self, digests: list[bytes], rows: int) -> None:
+        """Hold the chunks that were begun against those of the list now, of `rows` rows.
+
+        Raises Refused (`list_changed`).
+        """
         chunks: dict[int, Begun | Settled] = {**self.begun, **self.settled}
         for number, then in sorted(chunks.items()):
             if number >= len(digests) or digests[number].hex() != then.digest:
@@ -124,9 +127,11 @@ class State:
                     del self.settled[number]  # all of its rows were refused, and may be mended
                     continue
                 first = number * self.begin.chunk + 1
+                last = min(first + self.begin.chunk - 1, rows)  # the last chunk is hardly ever full
+                which = f"rows {first:,} to {last:,}" if last > first else f"row {first:,}"
                 because = (
-                    f"the list was changed after rows {first:,} to {first + self.begin.chunk - 1:,} of it were "
-                    "handed over, and would reach people twice; send what is new from a file of its own"
+                    f"the list was changed in {which} after that part of it was handed over, and would reach "
+                    "people twice; send what is new from a file of its own"
                 )
                 raise Refused("list_changed", "", because, 409)
 

@@ -130,7 +130,7 @@ class Mailing:
             self.table, self._people, chunk, refuse=self._watch.refuse, progress=self._watch.progress
         )
         if self._state is not None:
-            self._state.check(self.found.digests)
+            self._state.check(self.found.digests, self.found.rows)
         return self.found
 
     async def send(self) -> Handed:

@@ -6,7 +6,8 @@ An email goes straight to a relay from here, the next one where that does not an
 neither needs the queue that may be the trouble.
 
 What can go wrong: the process dies between an answer and its record; that delivery comes again after two minutes,
-with the same id. Nothing of a target's address is logged but its name.
+with the same id. One that stops, or leads no more, gives back what it was about to tell, and the next tells it at once:
+twice, where it got through. Nothing of a target's address is logged but its name.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import structlog
 
 from pgmail import alerting
 from pgmail.domain.reply import Envelope
-from pgmail.errors import DatabaseAway, KeyMissing, SealBroken
+from pgmail.errors import DatabaseAway, KeyMissing, PgmailError, SealBroken
 from pgmail.maintain import alert_forms as forms
 from pgmail.sealing.keks import Keks
 from pgmail.store import alerts as store
@@ -110,7 +111,7 @@ class AlertTeller:
         self._database, self._keks, self._make_http, self._relays = database, keks, http, tuple(relays)
         self._http: GuardedHttp | None = None
         self._sender, self._public_url, self._seconds = sender, public_url, seconds
-        self._busy: dict[UUID, asyncio.Task[None]] = {}
+        self._busy: dict[UUID, tuple[UUID, asyncio.Task[None]]] = {}  # by target: the delivery, and who tells
         self._ways: dict[str, Callable[[Any, alerting.Secret], Awaitable[Outcome]]] = {
             "webhook": self._call,
             "slack": self._slack,
@@ -121,24 +122,25 @@ class AlertTeller:
         """Tell what is due, and return when nobody is being told: no task outlives this call."""
         try:
             while True:
-                for target, task in list(self._busy.items()):
+                for target, (_, task) in list(self._busy.items()):
                     if task.done():
                         del self._busy[target]
                         task.result()  # what it crashed of is the chore's to log
                 for row in await store.take(self._database, max(MOST - len(self._busy), 0), self._busy):
-                    self._busy[row.target_id] = asyncio.create_task(
-                        self._tell(row), name=f"alert {row.target}"
-                    )
+                    telling = asyncio.create_task(self._tell(row), name=f"alert {row.target}")
+                    self._busy[row.target_id] = row.id, telling
                 if not self._busy:
                     return self._seconds
-                await asyncio.wait(
-                    self._busy.values(), timeout=BUSY_SECONDS, return_when=asyncio.FIRST_COMPLETED
-                )
+                tasks = [task for _, task in self._busy.values()]
+                await asyncio.wait(tasks, timeout=BUSY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            left, self._busy = list(self._busy.values()), {}
-            for task in left:
+            left, self._busy = {id_: task for id_, task in self._busy.values() if not task.done()}, {}
+            for task in left.values():
                 task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.gather(*left.values(), return_exceptions=True)
+            if left:
+                with contextlib.suppress(PgmailError):  # they come again in two minutes
+                    await store.give_back(self._database, left)
 
     async def _tell(self, row: Any) -> None:
         try:

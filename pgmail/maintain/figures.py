@@ -30,6 +30,8 @@ ROLL_MOST_SECONDS = 10.0
 BEHIND_PART = 0.2  # while there is more to read
 LANES_SECONDS, LANES_PART = 3.0, 0.01
 STATES_SECONDS, STATES_PART = 5.0, 0.005
+# And at most, however long they take: who asks for a gauge that is older looks for himself (gauge_kept).
+LANES_MOST_SECONDS, STATES_MOST_SECONDS = 60.0, 1_800.0
 TRIM_SECONDS, TRIM_PART = 600.0, 0.01
 
 
@@ -69,13 +71,13 @@ class Figures:
 
     async def _lanes(self) -> Callable[[float], float]:
         await self._database.one(_Q["gauge_lanes"])
-        return lambda took: max(LANES_SECONDS, took / LANES_PART)
+        return lambda took: min(max(LANES_SECONDS, took / LANES_PART), LANES_MOST_SECONDS)
 
     async def _states(self) -> Callable[[float], float]:
         row = await self._database.one(_Q["gauge_states"])
         if row is not None and row.off_by:
             _log.info("figures.depth_righted", mails=row.off_by)
-        return lambda took: max(STATES_SECONDS, took / STATES_PART)
+        return lambda took: min(max(STATES_SECONDS, took / STATES_PART), STATES_MOST_SECONDS)
 
     async def _trim(self) -> Callable[[float], float]:
         row = await self._database.one(_Q["trim_rollups"])

@@ -35,6 +35,18 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count several values; they often fall under one bound."""
+        if not values:
+            return
+        low, high = bisect_left(self.bounds, min(values)), bisect_left(self.bounds, max(values))
+        if low == high:
+            self.counts[low] += len(values)
+        else:
+            for value in values:
+                self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += sum(values)
+
     @property
     def count(self) -> int:
         """How many values there were."""

@@ -34,9 +34,19 @@ class Family(NamedTuple):
 EVERY = (
     Family("process", "gauge", ("role", "version"), "1: a process of this role and version."),
     Family("pool_connections", "gauge", ("pool",), "Database connections of a pool."),
-    Family("pool_idle", "gauge", ("pool",), "Of these, connections that nobody uses."),
+    Family(
+        "pool_idle",
+        "gauge",
+        ("pool",),
+        "Of these, connections that nobody uses or keeps (the API keeps those of `api-send`).",
+    ),
     Family("pool_waiting", "gauge", ("pool",), "Tasks that wait for a connection of a pool."),
-    Family("pool_requests", "counter", ("pool",), "Connections asked for."),
+    Family(
+        "pool_requests",
+        "counter",
+        ("pool",),
+        "Connections asked for; of `api-send` once for a second of statements.",
+    ),
     Family("pool_wait_seconds", "counter", ("pool",), "Time that was waited for them."),
     Family("pool_errors", "counter", ("pool",), "Of these requests, those that got none in time."),
     Family("pool_lost", "counter", ("pool",), "Connections that broke while they were lent."),

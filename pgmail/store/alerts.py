@@ -41,6 +41,11 @@ async def take(database: Database, most: int, busy: Collection[UUID]) -> list[An
     return await database.many(queries("alerts")["take"], {"most": most, "busy": list(busy)})
 
 
+async def give_back(database: Database, ids: Collection[UUID]) -> None:
+    """Have deliveries that were broken off told by the next process, at once."""
+    await database.one(queries("alerts")["give_back"], {"ids": list(ids)})
+
+
 async def told(database: Database, id: UUID, *, ok: bool, answer: str | None, final: bool = False) -> None:
     """Record how a delivery went; `final` failures are not tried again."""
     values = {"id": id, "ok": ok, "answer": storable(answer), "final": final}

@@ -191,6 +191,24 @@ def _claim_values(tenant: int, epoch: int, claims: Sequence[Claim]) -> dict[str,
     }
 
 
+async def late(
+    database: Database, tenant: int, heads: Sequence[tuple[int, datetime, datetime, UUID]], most: int
+) -> dict[int, tuple[datetime, int]]:
+    """What waits behind heads: by lane when the first of it was due, and how many there are, `most` at most.
+
+    `heads` are (lane, since when to look, due, after), the last two the head. Locks nothing; it may take long.
+    """
+    values = {
+        "tenant": tenant,
+        "lanes": [lane for lane, *_ in heads],
+        "since": [since for _, since, _, _ in heads],
+        "due": [due for _, _, due, _ in heads],
+        "after": [after for *_, after in heads],
+        "most": most,
+    }
+    return {lane: (due, rows) for lane, due, rows in await database.tuples(_Q["late"], values)}
+
+
 async def begin_each(
     database: Database, epoch: int, batches: Sequence[tuple[int, Sequence[tuple[Lease, str]]]]
 ) -> list[dict[UUID, str]]:
@@ -335,7 +353,8 @@ async def contents(
 ) -> tuple[list[tuple[list[RecipientRow], list[MessageRow]]], set[UUID]]:
     """What claimed rows need, in one round trip: for each (tenant, stream, recipients, messages) their rows.
 
-    And the messages that were not fetched because those before them have `most` bytes; one of each load always is.
+    Their ids are the very objects that were asked for. And the messages that were not fetched because those before
+    them have `most` bytes; one of each load always is.
     """
     people = [
         (_Q["recipients"], {"tenant": tenant, "stream": stream} | _span(ids))
@@ -347,11 +366,17 @@ async def contents(
     ]
     async with database.connection() as connection:
         answers = iter(await fetch_each(connection, [*people, *texts]))
-    mine = [[RecipientRow(*row) for row in next(answers)] for _ in people]
+    mine = [
+        [
+            RecipientRow(ids[n - 1], rcpt, address, name, variables, suppressed, key_id)
+            for n, rcpt, address, name, variables, suppressed, key_id in next(answers)
+        ]
+        for _, _, ids, _ in loads
+    ]
     later: set[UUID] = set()
     found = []
     for people_, (_, _, _, ids) in zip(mine, loads, strict=True):
-        rows = [MessageRow(*row) for row in next(answers)] if ids else []
+        rows = [MessageRow(ids[n - 1], *rest) for n, *rest in next(answers)] if ids else []
         if any(row.content is None for row in rows):
             later.update(row.id for row in rows if row.content is None)
             rows = [row for row in rows if row.content is not None]
@@ -360,7 +385,9 @@ async def contents(
 
 
 def _span(ids: Sequence[UUID]) -> dict[str, object]:
-    return {"ids": Uuids(ids), "low": min(ids), "high": max(ids)}
+    numbers = [id_.int for id_ in ids]  # ids compare slowly
+    low, high = min(numbers), max(numbers)
+    return {"ids": Uuids(ids), "low": ids[numbers.index(low)], "high": ids[numbers.index(high)]}
 
 
 async def attachments(database: Database, tenant: int, message_id: UUID) -> list[Any]:

@@ -35,6 +35,7 @@ from pgmail.worker.content import Library
 from pgmail.worker.job import Delay, Job
 from pgmail.worker.lanes import Lane, LaneBook
 from pgmail.worker.limiter import FREE, Limiter, Token
+from pgmail.worker.lookback import LookBack
 from pgmail.worker.outbox import Outbox
 from pgmail.worker.relays import Relays
 from pgmail.worker.rules import RelaysAway, Rules
@@ -52,6 +53,8 @@ MOST_STOCK = 500
 UNSURE_SECONDS = (0.0, 3.0, 30.0)  # after a claim whose answer was lost
 MOST_OUT = 4_000  # leases not settled: with the database away nothing more is sent
 TENANTS_A_CLAIM = 8
+
+_NOTHING = None, None  # what is there for a mail whose content is gone
 
 
 class Claimer(Loop):
@@ -71,6 +74,7 @@ class Claimer(Loop):
         self._mine: set[UUID] = set()  # leases that are neither settled nor given back
         self._ended, self._paced_at = 0, time.monotonic()  # leases over since then: the pace of sending
         self._wake = asyncio.Event()
+        self._behind = LookBack(database, self.book, self._wake.set)
         outbox.lowered = self._wake.set
         self._told = True  # something may have come; look before sleeping
         self._returned: deque[tuple[Lease, str | Delay | None]] = deque()
@@ -151,7 +155,10 @@ class Claimer(Loop):
             probe.cancel()
             with contextlib.suppress(asyncio.CancelledError, DatabaseAway):
                 await probe
-        await self.hand_back()
+        try:
+            await self._behind.stop()
+        finally:
+            await self.hand_back()
 
     async def _round(self) -> None:
         self._wake.clear()
@@ -172,6 +179,7 @@ class Claimer(Loop):
         if told or now - self._refreshed_at >= (self._poll if self._asleep else REFRESH_SECONDS):
             await self._refresh(now, wake=told or self._asleep)
             await self._tidy(now)
+            self._behind.start()
         got = await self._claim()
         now = time.monotonic()
         if got:
@@ -260,7 +268,8 @@ class Claimer(Loop):
         found: list[list[Lease]] = []
         seen: list[Lease] = []
         wanted: list[tuple[int, list[Claim]]] = []
-        began = time.monotonic()
+        began = asked_at = time.monotonic()
+        seconds = 0.0
         try:
             for tenant, lanes, rows in chosen:
                 for lane in lanes:
@@ -272,7 +281,8 @@ class Claimer(Loop):
             if wanted:
                 asked_at = time.monotonic()
                 found = await work.claim_each(self._database, self._presence.epoch, wanted, seen)
-                self._count(time.monotonic() - asked_at, seen)
+                seconds = time.monotonic() - asked_at
+                self._count(seconds, seen)
         except BaseException:
             # The answer may be lost and not the claim: what it may have taken is given back, or it would stay leased
             # for as long as this worker lives.
@@ -283,14 +293,14 @@ class Claimer(Loop):
                 for seconds in UNSURE_SECONDS
                 for tenant, claims in wanted
             ]
-            self.book.put_back([lane for _, lanes, _ in chosen for lane in lanes])
+            self.book.put_back([lane for _, lanes, _ in chosen for lane in lanes], now - asked_at)
             raise
         leases = iter(found)
         batches = []
         for tenant, lanes, claims in asked:
             mine = next(leases) if claims else []
             self._mine.update([lease.id for lease in mine])
-            self.book.claimed(lanes, claims, mine)
+            self.book.claimed(lanes, claims, mine, seconds)
             if mine:
                 batches.append((tenant, mine))
         jobs = await self._prepare(batches)
@@ -310,15 +320,15 @@ class Claimer(Loop):
             self.empty += 1
             return
         self.claimed += len(leases)
-        now, observe = self.book.present(), self.queue_seconds.observe
-        for lease in leases:
-            observe(max(0.0, (now - lease.due_at).total_seconds()))
+        now = self.book.present().timestamp()
+        self.queue_seconds.observe_all([max(0.0, now - lease.due_at.timestamp()) for lease in leases])
 
     def _let_go(self, job: Job, limits: _Under) -> None:
         """Give a job its relay, its token and its gates, and put it before the slots."""
         job.relay = limits.relay
         job.at, job.until = limits.tokens.popleft() if limits.tokens else FREE
-        job.gates = self._limiter.gates(limits.keys)
+        # One that lapsed may have been under limits that are lifted by now.
+        job.gates = self._limiter.gates(limits.keys) if limits.keys else ()
         self._relays.ramp(job)
         self._outbox.put(job)
 
@@ -412,8 +422,9 @@ class Claimer(Loop):
         loads: list[tuple[int, str, list[Lease]]] = []
         for tenant, leases in batches:
             by_stream: dict[str, list[Lease]] = {}
+            streams = {id_: self.book.get(tenant, id_).stream for id_ in {lease.lane for lease in leases}}
             for lease in leases:
-                by_stream.setdefault(self.book.get(tenant, lease.lane).stream, []).append(lease)
+                by_stream.setdefault(streams[lease.lane], []).append(lease)
             loads += [(tenant, stream, mine) for stream, mine in by_stream.items()]
         if not loads:
             return []
@@ -427,12 +438,13 @@ class Claimer(Loop):
             raise
         jobs = []
         for (tenant, _, leases), policy, contents in zip(loads, policies, found, strict=True):
+            lanes = {id_: self.book.get(tenant, id_) for id_ in {lease.lane for lease in leases}}
             for lease in leases:
-                content = contents.get(lease.id, (None, None))
+                content = contents.get(lease.id, _NOTHING)
                 if content is None:
                     self._unloaded.append((tenant, lease))
                 else:
-                    jobs.append(Job(lease, self.book.get(tenant, lease.lane), policy, *content))
+                    jobs.append(Job(lease, lanes[lease.lane], policy, *content))
         return jobs
 
     async def _load_rest(self) -> None:

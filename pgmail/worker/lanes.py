@@ -25,10 +25,18 @@ from pgmail.worker.turns import PRIORITIES, Turns
 
 ZERO = UUID(int=0)
 START = datetime(1970, 1, 1, tzinfo=UTC)
+INSTANT = timedelta(microseconds=1)
 # Transactions that committed so late are found within so many seconds. While a snapshot is held open somewhere, each
 # look reads all that was sent in its window: a minute of it every second would cost more than the sending.
 LOOK_BACK, LOOK_BACK_EVERY = timedelta(seconds=3), 1.0
 LOOK_FAR, LOOK_FAR_EVERY = timedelta(seconds=60), 10.0
+DEAR_SECONDS = (
+    0.05  # a claim that looked far and took so long: from then on somebody beside looks (lookback.py)
+)
+GIVEN_UP_SECONDS = (
+    2.5  # a claim that failed after so long was ended by the server, or by us, for it took too long
+)
+LATE_ROWS = 100  # so many behind a head are a backlog, and the head goes back to them
 QUIET_SECONDS = 60.0  # an empty lane goes idle after this
 CROWDED, CROWDED_QUIET_SECONDS = (
     2_000,
@@ -49,8 +57,8 @@ class Lane:
     """One lane as this worker sees it."""
 
     __slots__ = (
-        "after", "due", "id", "looked_back_at", "looked_far_at", "looks", "next_look", "place", "priority",
-        "quiet_since", "site", "stream", "tenant", "version",
+        "after", "dear", "due", "far", "id", "late", "looked_back_at", "looked_far_at", "looks", "next_look",
+        "place", "priority", "quiet_since", "site", "stream", "swept", "tenant", "version",
     )  # fmt: skip
 
     def __init__(self, row: LaneRow, now: float) -> None:
@@ -62,12 +70,16 @@ class Lane:
         self.looks = 0  # empty ones in a row
         self.quiet_since = now
         self.looked_back_at = self.looked_far_at = now
+        self.far = True  # its last claim began far back
+        self.dear = False  # to look far back took long: that is not for a claim to do
+        self.swept = True  # False: what looks beside begins with the first row
+        self.late: tuple[datetime, int] | None = None  # so many rows from there on wait behind the head
         self.place = _OUT
 
     def rewind(self, to: datetime) -> None:
         """Let the head go back to `to`."""
         if to <= self.due:
-            self.due, self.after = to - timedelta(microseconds=1), ZERO
+            self.due, self.after = to - INSTANT, ZERO
 
 
 class _Standing:
@@ -106,6 +118,8 @@ class LaneBook:
         self.weights: Mapping[int, float] = {}
         """A tenant's share beside others; 1 where it has none here."""
         self.version: int | None = None
+        self.skipped = False
+        """Some head went past what waits, for it could not be reached: a look beside shall come soon."""
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -163,7 +177,26 @@ class LaneBook:
     def sweep(self) -> None:
         """Start every lane over: the rare full look, once for the fleet."""
         for lane in self._lanes.values():
-            lane.due, lane.after = START, ZERO
+            if lane.dear:
+                lane.swept = False
+            else:
+                lane.due, lane.after = START, ZERO
+
+    def dear(self) -> dict[int, list[Lane]]:
+        """The lanes, by tenant, that are dear to look far back in: somebody else must, beside the claiming."""
+        found: dict[int, list[Lane]] = {}
+        for lane in self._lanes.values():
+            if lane.dear:
+                found.setdefault(lane.tenant, []).append(lane)
+        return found
+
+    def found_late(self, lane: Lane, due: datetime, rows: int) -> None:
+        """So many rows wait behind a head, from `due` on: the next claim begins there."""
+        # No more than there are: a claim that wants more reads all that lies between them and the head.
+        lane.late = due - INSTANT, rows
+        if rows >= LATE_ROWS:
+            lane.rewind(due)
+        self._wake(lane)
 
     def next_look(self) -> float | None:
         """Seconds until some lane is worth a look; None while none is (parked lanes wait to be freed)."""
@@ -173,9 +206,19 @@ class LaneBook:
             heapq.heappop(self._later)
         return max(0.0, self._later[0][0] - self._now()) if self._later else None
 
-    def put_back(self, lanes: Iterable[Lane]) -> None:
-        """Chosen lanes of which nothing was claimed after all: the database is away."""
+    def put_back(self, lanes: Iterable[Lane], seconds: float = 0.0) -> None:
+        """Chosen lanes of which nothing was claimed after all: the database is away.
+
+        Or their claim took too long, `seconds`, where it began far back: tried again it would only fail again. What
+        is recent goes on, and where the rest begins is found beside.
+        """
+        recent = self.present() - LOOK_FAR
         for lane in lanes:
+            if seconds >= GIVEN_UP_SECONDS and lane.far and lane.due < recent:
+                lane.due, lane.after, lane.dear, lane.swept = recent, ZERO, True, False
+                self.skipped = True
+            if seconds >= GIVEN_UP_SECONDS:
+                lane.late = None
             if lane.place == _OUT:
                 self._to_ready(lane)
 
@@ -228,33 +271,55 @@ class LaneBook:
         result = []
         for n, lane in enumerate(lanes):
             due, after = lane.due, lane.after
-            if due > START and now - lane.looked_back_at >= LOOK_BACK_EVERY:
+            most = max(1, share + (n < more))
+            lane.far = due < present - LOOK_FAR
+            if lane.late is not None:  # until it is claimed: this claim may be cut, or come to nothing
+                (due, found), after = lane.late, ZERO
+                most = min(most, found)
+            elif due > START and now - lane.looked_back_at >= LOOK_BACK_EVERY:
                 lane.looked_back_at, back = now, LOOK_BACK
-                if now - lane.looked_far_at >= LOOK_FAR_EVERY:
-                    lane.looked_far_at, back = now, LOOK_FAR
+                if not lane.dear and now - lane.looked_far_at >= LOOK_FAR_EVERY:
+                    lane.looked_far_at, back, lane.far = now, LOOK_FAR, True
                 if present - back < due:
                     due, after = present - back, ZERO
-            most = max(1, share + (n < more))
             result.append(Claim(lane.id, due, after, most, traced(lane), holds(lane)))
         return result
 
-    def claimed(self, lanes: list[Lane], claims: list[Claim], leases: list[Lease]) -> None:
-        """Learn what came: heads move on, lanes that gave less than asked pause, an empty claim keeps its head."""
+    def claimed(
+        self, lanes: list[Lane], claims: list[Claim], leases: list[Lease], seconds: float = 0.0
+    ) -> None:
+        """Learn what came: heads move on, lanes that gave less than asked pause, an empty claim keeps its head.
+
+        `seconds` is what the claim took: one that began far back and took long says that there is much to walk over.
+        """
         now = self._now()
+        if seconds >= DEAR_SECONDS:
+            for lane in lanes:
+                lane.dear = lane.dear or lane.far
         counts: dict[int, int] = {}
+        last: dict[int, Lease] = {}  # they come in the order of their lanes' heads
         for lease in leases:
             counts[lease.lane] = counts.get(lease.lane, 0) + 1
-            lane = self._lanes.get((lease.tenant, lease.lane))
-            if lane is not None and (lease.due_at, lease.id) > (lane.due, lane.after):
-                lane.due, lane.after = lease.due_at, lease.id
-        asked = {claim.lane: claim.limit for claim in claims}
+            last[lease.lane] = lease
+        for id_, lease in last.items():
+            head = self._lanes.get((lease.tenant, id_))
+            if head is not None and (lease.due_at, lease.id) > (head.due, head.after):
+                head.due, head.after = lease.due_at, lease.id
+        asked = {claim.lane: claim for claim in claims}
         for lane in lanes:
             if lane.place != _OUT:
-                continue  # it went idle meanwhile
+                continue  # it went idle meanwhile, or was parked
             got = counts.get(lane.id, 0)
+            claim = asked.get(lane.id)
+            if lane.late is not None and claim is not None and claim.due == lane.late[0]:
+                left = lane.late[1] - got
+                # Less than was asked for: the rest is others' by now.
+                lane.late = (
+                    (last[lane.id].due_at - INSTANT, left) if left > 0 and got >= claim.limit else None
+                )
             if got:
                 lane.quiet_since = now
-            if got >= asked.get(lane.id, 1):
+            if got >= (1 if claim is None else claim.limit):
                 lane.looks = 0
                 self._to_ready(lane)
             else:

@@ -136,7 +136,7 @@ class Outbox:
     async def get(self) -> Job:
         """The next job, when there is one for this slot. Its end must be told by `done`."""
         while True:
-            job = self._next()
+            job = self.next_job()
             if job is not None:
                 return job
             waiting = asyncio.get_running_loop().create_future()
@@ -214,7 +214,8 @@ class Outbox:
             self.opened(gate)  # it does not use that place now
         return taken
 
-    def _next(self) -> Job | None:
+    def next_job(self) -> Job | None:
+        """The next job if there is one for a slot now, as `get`."""
         for priority in self._turns.next():
             called, ready = self._called[priority], self._ready[priority]
             while self.busy < self._room[priority] and (line := called or ready):

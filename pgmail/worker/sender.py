@@ -151,7 +151,7 @@ class Sender:
         if job.person.barred is not None:
             await self._bar(job, job.person.barred)
             return
-        if self._late(job):
+        if job.until and self._late(job):
             return
         transport = self._relays.get(job.relay)
         if transport is None or self._relays.blocked(job.relay):
@@ -171,12 +171,12 @@ class Sender:
                 if wire is None:
                     return
                 self.deliveries.made(job, began)
-                if self._late(job):  # what it needed had to be fetched, or it is big
+                if job.until and self._late(job):  # what it needed had to be fetched, or it is big
                     self._keep(job, wire)
                     return
-            if await self._stopped(job):
-                return
             began = time.monotonic()
+            if began - job.loaded_at > LOOKED_UP_SECONDS and await self._stopped(job):
+                return
             result = await self._deliver(job, transport, wire)
             if result is None:
                 return
@@ -289,7 +289,7 @@ class Sender:
     async def _stopped(self, job: Job) -> bool:
         """Look up again whether a mail that waited here may go. True if not: it is settled, or given back."""
         person = job.person
-        if person is None or time.monotonic() - job.loaded_at <= LOOKED_UP_SECONDS:
+        if person is None:
             return False
         try:
             reason = await self._library.suppressed(job.lease.tenant, job.lane.stream, person)

@@ -68,9 +68,13 @@ class Settler(Loop):
 
     def add(self, tenant: int, settlement: Settlement) -> None:
         """Take a result over. It will be written."""
-        self._waiting.setdefault(tenant, []).append(settlement)
+        results = self._waiting.get(tenant)
+        if results is None:
+            results = self._waiting[tenant] = []
+        results.append(settlement)
+        if not self._count:
+            self._some.set()
         self._count += 1
-        self._some.set()
         if self._count >= self._batch:
             self._full.set()
 

@@ -62,9 +62,11 @@ class Slots(Loop):
         outbox, send, resting = self._outbox, self._sender.send, self._resting
         while not self.draining.is_set():
             for _ in range(TURN):
-                resting.add(me)
-                job = await outbox.get()
-                resting.discard(me)
+                job = outbox.next_job()
+                if job is None:
+                    resting.add(me)
+                    job = await outbox.get()
+                    resting.discard(me)
                 try:
                     await send(job)
                 finally:

@@ -81,6 +81,25 @@ as $$
     array_fill(false, array[cardinality(p_lanes)])) c
 $$;
 
+-- What waits behind the heads of some lanes, from p_since[i] on: when the first of it was due, and how many there are, p_most at
+-- most. It comes to be where a transaction committed late. Locks nothing, takes nothing: where rows that were sent are not
+-- cleared away (a snapshot is held open) it walks over all of them, and may take as long as that takes.
+create or replace function pgmail.late_v1(
+  p_tenant integer, p_lanes bigint[], p_since timestamptz[], p_due timestamptz[], p_after uuid[], p_most integer
+) returns table (lane bigint, due_at timestamptz, n integer)
+language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+as $$
+  select l.lane, x.due_at, x.n
+  from unnest(p_lanes, p_since, p_due, p_after) l(lane, since, head_due, head_id)
+  cross join lateral (
+    select min(y.due_at) as due_at, count(*)::integer as n from (
+      select q.due_at from pgmail.queue q
+      where q.tenant_id = p_tenant and q.lane = l.lane and q.due_at >= l.since and (q.due_at, q.id) <= (l.head_due, l.head_id)
+        and q.leased_by is null
+      order by q.due_at, q.id limit p_most) y) x
+  where x.n > 0
+$$;
+
 -- The intent to send, of vowed leases, many at once: when it is committed, the end of data may follow, and a worker that
 -- dies leaves these rows in doubt. A HOT update. Answers each id that is still leased so: 'begun', or 'locked' where
 -- another transaction holds the row (to be tried again); what is not answered was fenced out and must not be sent.

@@ -9,10 +9,21 @@ create or replace function pgmail.quota_words(p_scope text, p_name text) returns
 language sql immutable parallel safe
 as $$ select case p_scope when 'stream' then 'stream ' || p_name when 'tenant' then 'the tenant' when 'key' then 'the key' else 'the fleet' end $$;
 
--- The oldest mail of each tenant that is due, free, and not behind a pause.
+-- The oldest mail of each tenant that is due, free, and not behind a pause: as the gauge has it, since this is asked every second.
+-- It is as old as it was when the gauge was taken: what was sent since does not grow older, and closes no door.
 create or replace function pgmail.oldest_due() returns table (tenant_id integer, due_at timestamptz)
-language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
-as $$ select o.tenant_id, min(o.due_at) from pgmail.oldest_in_lanes() o where o.due_at is not null group by o.tenant_id $$;
+language plpgsql stable security definer set search_path = pgmail, pg_temp set jit = off
+as $$
+#variable_conflict use_column
+begin
+  if pgmail.gauge_kept() then
+    return query select o.tenant_id, min(o.due_at) + (pgmail.now() - (select c.gauged_at from pgmail.insight_cursor c))
+      from pgmail.gauge_due() o where o.due_at <= pgmail.now() group by o.tenant_id;
+  else
+    return query select o.tenant_id, min(o.due_at) from pgmail.oldest_in_lanes() o where o.due_at is not null group by o.tenant_id;
+  end if;
+end
+$$;
 
 -- Opens and closes doors; how many are closed now. Null: another leader is at it.
 -- Counted anew are those tenants of whom a tally was folded since the last look, and those whose rule has something of

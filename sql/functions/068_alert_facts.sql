@@ -8,24 +8,22 @@
 -- others are late; of the rest the p_most latest.
 create or replace function pgmail.late_lanes(p_seconds double precision, p_most integer default 1000)
 returns table (tenant_id integer, stream text, site text, due_at timestamptz, kind text, words text)
-language sql stable security definer set search_path = pgmail, pg_temp set jit = off
+language sql stable security definer set search_path = pgmail, pg_temp
+  set enable_mergejoin = off set enable_sort = off set jit = off
 as $$
   with special as materialized (
     select l.name as site from pgmail.limits l where l.scope = 'site' union select pgmail.test_site()
-  ), paused as materialized (
-    select p.tenant_id, p.scope, p.name from pgmail.pause p where p.until is null or p.until > pgmail.now()
-  ), late as (
-    select g.tenant_id, g.stream, g.priority, g.site, g.oldest_due_at, y.site as special
-    from pgmail.gauge g left join special y on y.site = g.site
-    where g.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' and not exists (select from pgmail.fence)
-      and not exists (select from paused p where p.scope = 'tenant' and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
-      and not exists (select from paused p where p.scope = 'stream' and p.name = g.stream and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
-      and not exists (select from paused p where p.scope = 'site' and p.name = g.site and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
-      and not exists (select from paused p where p.scope = 'lane' and p.name = pgmail.lane_name(g.stream, g.priority, g.site)
-                        and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+  ), late as materialized (
+    select g.tenant_id, g.stream, g.priority, g.site, g.due_at as oldest_due_at, y.site as special
+    from pgmail.gauge_due() g left join special y on y.site = g.site
+    where g.due_at <= pgmail.now() - p_seconds * interval '1 second' and not exists (select from pgmail.fence)
+  ), latest as (   -- by two hashes, without a sort of all lanes by these texts, which takes three times as long
+    select l.tenant_id, l.stream, l.priority, l.special, min(l.oldest_due_at) as oldest_due_at from late l group by 1, 2, 3, 4
   ), alike as (
-    select distinct on (l.tenant_id, l.stream, l.priority, l.special) l.* from late l
-    order by l.tenant_id, l.stream, l.priority, l.special, l.oldest_due_at
+    select l.tenant_id, l.stream, l.priority, l.special, l.oldest_due_at, min(l.site) as site
+    from late l join latest x on x.tenant_id = l.tenant_id and x.stream = l.stream and x.priority = l.priority
+      and coalesce(x.special, '') = coalesce(l.special, '') and x.oldest_due_at = l.oldest_due_at
+    group by 1, 2, 3, 4, 5
   ), placed as (
     select a.*, row_number() over (partition by a.tenant_id, a.stream order by a.oldest_due_at) as of_stream,
       row_number() over (order by a.oldest_due_at) as of_all
@@ -263,15 +261,28 @@ $$;
 -- Up to when the leading process has done what pages, reports and alerts hang on, and what it means where that stands still.
 -- times: of the patience with the others, since states are counted, and alerts looked for, the more rarely the more there is.
 -- building: it has to wait for an index. What has not been done once counts from the first look for alerts.
+--   Roll-ups that read what piled up (a burst, or while no process led) are as far as the last event that was read. Where
+-- that runs half as fast again as the clock, or faster, they have four times the patience, and say how long it takes.
 create or replace function pgmail.chores_reached()
 returns table (subject text, words text, times integer, at timestamptz, building boolean)
 language sql stable security definer set search_path = pgmail, pg_temp
 as $$
+  with behind as (   -- pace: seconds of events a second, since it began to read them
+    select x.read_to, x.upto_at, x.pace from (
+      select y.*, extract(epoch from y.read_to - y.rolled_at) / greatest(extract(epoch from pgmail.now() - y.upto_at), 1)::float8 as pace
+      from (select c.rolled_at, c.upto_at, least(pgmail.uuid_time(c.at_id), c.upto_at) as read_to from pgmail.insight_cursor c
+            where c.upto is not null and c.at_id > '00000000-0000-0000-0000-000000000000') y
+      where y.read_to > y.rolled_at) x
+    where x.pace >= 1.5
+  )
   select v.subject, v.words, v.times, coalesce(v.at, (select min(h.at) from pgmail.alert_horizon h)), v.subject = 'reports'
     and (select i.indisvalid from pg_index i where i.indexrelid = to_regclass('pgmail.event_feed')) is not true
-  from pgmail.insight_cursor c, lateral (values
-    ('reports', 'Charts, reports and rules about rates know nothing of what happened', 1, c.rolled_at),
-    ('gauges', 'Nobody has looked for mail that is late', 1, c.gauged_at),
+  from pgmail.insight_cursor c left join behind b on true, lateral (values
+    ('reports', case when b.pace is null then 'Charts, reports and rules about rates know nothing of what happened'
+      else format('Charts, reports and rules about rates are read up (which takes %s more), and know nothing yet of what happened',
+        pgmail.span_words(greatest(extract(epoch from b.upto_at - b.read_to)::float8 / b.pace, 1))) end,
+      case when b.pace is null then 1 else 4 end, coalesce(b.read_to, c.rolled_at)),
+    ('gauges', 'Nobody has looked for late mail', 1, c.gauged_at),
     ('states', 'Nobody has counted what waits in which state', 12, c.counted_at)) v(subject, words, times, at)
   union all
   select 'webhooks', 'Webhooks are told of nothing that happened', 1, h.seen_at, false from pgmail.hook_cursor h where h.seen is not null

@@ -197,6 +197,20 @@ begin
 end
 $$;
 
+-- Deliveries that were taken and broken off, as a process that stops does: the next one tells them at once. One that got through is
+-- told twice. Answers how many.
+create or replace function pgmail.alert_give_back_v1(p_ids uuid[]) returns integer
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+declare n integer;
+begin
+  update pgmail.alert_delivery d set due_at = pgmail.now(), attempts = greatest(d.attempts - 1, 0)
+  where d.id = any (p_ids) and d.state = 'waiting' and d.due_at > pgmail.now();
+  get diagnostics n = row_count;
+  return n;
+end
+$$;
+
 -- How it went. What failed is tried again after 10 s, 30 s, 1 min, 5 min, 15 min, then each half an hour, for a day; a test is
 -- tried once. p_final: never again.
 create or replace function pgmail.alert_told_v1(p_id uuid, p_ok boolean, p_answer text, p_final boolean default false) returns text

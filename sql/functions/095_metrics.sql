@@ -6,18 +6,25 @@
 --   enqueued sent bounced suppressed expired cancelled dead   the ledger's totals, seconds old
 --   depth                 recipients that are not settled, scheduled and held ones too
 --   oldest_due_seconds    how long the oldest free mail has been due that no pause keeps; absent where none is due
---   held, in_doubt        up to 1,000 a lane
+--   held, in_doubt        as the leader counted them last; where it did not lately, up to 1,000 a lane
 create or replace function pgmail.metrics_queue_v1(p_tenants boolean default false)
 returns table (tenant text, stream text, figure text, value double precision)
-language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set jit = off
+language sql stable security definer set search_path = pgmail, pg_temp set enable_seqscan = off set enable_mergejoin = off set jit = off
 as $$
-  with lanes as (
+  with kept as materialized (
+    select pgmail.gauge_kept() and coalesce(c.counted_at > pgmail.now() - interval '1 hour', false) as is_kept from pgmail.insight_cursor c
+  ), lanes as (
+    select g.tenant_id, g.stream, g.held, g.in_doubt, d.due_at
+    from pgmail.gauge g left join pgmail.gauge_due() d on d.tenant_id = g.tenant_id and d.lane = g.lane and d.due_at <= pgmail.now()
+    where (select k.is_kept from kept k)
+    union all
     select o.tenant_id, o.stream, h.held, h.in_doubt, o.due_at
     from pgmail.oldest_in_lanes() o
     cross join lateral (
       select count(*) as held, count(*) filter (where y.in_doubt) as in_doubt
       from (select q.in_doubt from pgmail.queue q
             where q.tenant_id = o.tenant_id and q.lane = o.lane and q.due_at = 'infinity' limit 1000) y) h
+    where not (select k.is_kept from kept k)
   ), figures as (
     select l.tenant_id, l.stream, f.figure, f.value
     from (select g.tenant_id, g.stream, sum(g.held)::float8 as held, sum(g.in_doubt)::float8 as in_doubt,

@@ -12,6 +12,10 @@ select pgmail.alert_purge_v1() as purged;
 -- The next delivery of each target that is due, but of those that are being told.
 select t.* from pgmail.alert_take_v1(%(most)s, %(busy)s::uuid[]) t;
 
+-- name: give_back :one
+-- Deliveries that were broken off, for the next process to tell at once; how many.
+select pgmail.alert_give_back_v1(%(ids)s::uuid[]) as given_back;
+
 -- name: told :one
 -- How a delivery went; its state now.
 select pgmail.alert_told_v1(%(id)s, %(ok)s, %(answer)s, %(final)s) as state;

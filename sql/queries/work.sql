@@ -5,6 +5,10 @@
 select * from pgmail.claim_v3(%(tenant)s, %(epoch)s, %(lanes)b::bigint[], %(due)b, %(after)b, %(limits)b::integer[], %(traced)b,
   %(holds)b);
 
+-- name: late :many
+-- What waits behind the heads of some lanes of one tenant; where much was sent since, it takes long.
+select lane, due_at, n from pgmail.late_v1(%(tenant)s, %(lanes)b::bigint[], %(since)b, %(due)b, %(after)b, %(most)s);
+
 -- name: begin :many
 -- Commit the intent to send; answers begun or locked. What is not answered must not be sent.
 select id, result from pgmail.begin_v1(%(tenant)s, %(epoch)s, %(ids)b::uuid[], %(claims)b::integer[], %(relays)b::text[]);
@@ -38,12 +42,13 @@ from pgmail.queue q join unnest(%(ids)s, %(claims)s) r(id, claims) on r.id = q.i
 where q.tenant_id = %(tenant)s and q.id = any(%(ids)s) and q.leased_by = %(epoch)s;
 
 -- name: recipients :many
--- The recipients of claimed rows, and whether their address was suppressed since they were enqueued. The bounds prune
--- partitions; one by one, or a plan made before the first ANALYZE may read all that lies between the bounds.
-select r.id, coalesce(r.rcpt, r.address) as rcpt, r.address, r.name, r.variables, s.reason as suppressed, r.key_id
-from unnest(%(ids)b::uuid[]) u(id)
+-- The recipients of claimed rows, by their place in the list (from 1: to tell the id again costs its reader more), and whether
+-- their address was suppressed since they were enqueued. The bounds prune partitions; one by one, or a plan made before the
+-- first ANALYZE may read all that lies between the bounds.
+select u.n, coalesce(r.rcpt, r.address) as rcpt, r.address, r.name, r.variables, s.reason as suppressed, r.key_id
+from unnest(%(ids)b::uuid[]) with ordinality u(id, n)
 cross join lateral (
-  select y.id, y.rcpt, y.address, y.name, y.variables, y.key_id from pgmail.recipient y
+  select y.rcpt, y.address, y.name, y.variables, y.key_id from pgmail.recipient y
   where y.tenant_id = %(tenant)s and y.id = u.id and y.id >= %(low)s and y.id <= %(high)s limit 1) r
 left join lateral (
   select x.reason from pgmail.suppression x
@@ -59,14 +64,14 @@ where x.tenant_id = %(tenant)s and x.address = any (pgmail.suppressed_as(%(tenan
   and (x.expires_at is null or x.expires_at > pgmail.now()) limit 1;
 
 -- name: messages :many
--- The content of messages, each fetched once a process while it is cached. So many bytes, and what goes over that; null for
+-- The content of messages, by their place in the list, each fetched once a process while it is cached. So many bytes, and what goes over that; null for
 -- the others. To ask for the size of a large one does not read it.
-select m.id, m.created_at, m.mode, m.recipients, m.template, m.template_version,
+select u.n, m.created_at, m.mode, m.recipients, m.template, m.template_version,
   case when coalesce(sum(octet_length(m.content)) over (order by u.n rows between unbounded preceding and 1 preceding), 0) < %(most)s
        then m.content end as content, m.scheduled_at, m.key_id, m.test, m.traceparent
 from unnest(%(ids)b::uuid[]) with ordinality u(id, n)
 cross join lateral (
-  select y.id, y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at, y.key_id, y.test, y.traceparent
+  select y.created_at, y.mode, y.recipients, y.template, y.template_version, y.content, y.scheduled_at, y.key_id, y.test, y.traceparent
   from pgmail.message y
   where y.tenant_id = %(tenant)s and y.id = u.id and y.id >= %(low)s and y.id <= %(high)s limit 1) m;
 

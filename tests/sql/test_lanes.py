@@ -120,6 +120,47 @@ def test_repair_finds_a_lane_that_was_lost_and_one_that_is_idle_with_due_mail(ap
     ]
 
 
+def test_repair_walks_over_nothing_that_active_lanes_sent(db, app, owner, hand):
+    """While a snapshot is held open the rows of what was sent stay in the index, a million in some minutes."""
+    kit.send(app, "a@busy.example")
+    hand.fold()
+    with db.connect(autocommit=False) as holder:
+        holder.execute("set transaction isolation level repeatable read")
+        holder.execute("select from pgmail.queue")
+        owner.execute(
+            "insert into pgmail.queue (tenant_id, id, message_id, lane, due_at)"
+            " select 1, pgmail.uuid7(), message_id, lane, due_at - interval '1 second'"
+            " from pgmail.queue, generate_series(1, 3000)"
+        )
+        owner.execute("delete from pgmail.queue where due_at < (select max(due_at) from pgmail.queue)")
+        owner.execute("analyze pgmail.queue")
+        heads, repair = (
+            [kit.one(owner, f"explain (analyze, buffers, format json) select {what}") for _ in range(2)][1]
+            for what in ("* from pgmail.lanes_present()", "pgmail.repair_lanes_v1()")
+        )  # the second time, when the catalog was read
+    assert repair[0]["Plan"]["Shared Hit Blocks"] * 3 < heads[0]["Plan"]["Shared Hit Blocks"]
+
+
+def test_what_waits_behind_a_head_is_told_up_to_the_head_and_only_what_is_free(app, owner, hand):
+    for _ in range(4):
+        kit.send(app)
+    hand.fold()
+    (lane, first), *_, (_, last) = kit.rows(owner, "select lane, due_at from pgmail.queue order by due_at")
+    ask = (
+        "select * from pgmail.late_v1(1, %s, %s::timestamptz[], %s::timestamptz[],"
+        " array['00000000-0000-0000-0000-000000000000'::uuid], %s)"
+    )
+
+    def late(since, due, most=100):
+        return kit.rows(hand.connection, ask, [[lane], [since], [due], most])
+
+    assert late(first, last) == [(lane, first, 3)]  # the last is beyond the head
+    assert late(first, last, 2) == [(lane, first, 2)]
+    assert late(last, last) == []
+    hand.claim(2, lanes=[lane])
+    assert [n for *_, n in late(first, last)] == [1]
+
+
 def test_repair_leaves_lanes_alone_whose_mail_is_held_or_for_later(db_clock, app, owner, hand):
     kit.stream(owner, "full", max_queued=0)
     kit.send(app, stream="full", on_limit="hold")

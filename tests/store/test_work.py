@@ -13,7 +13,7 @@ from pgmail.store.database import Database as Pool
 from pgmail.store.faults import FencedOut
 from pgmail.store.work import Claim, Settlement, StreamRow
 from tests.fix_db import PREFIX
-from tests.sql.kit import Hand, events, one, recipients, rows, send, state, stream
+from tests.sql.kit import SESSIONS_HERE, Hand, events, one, recipients, rows, send, state, stream
 from tests.waiting import eventually, eventually_now
 
 START = datetime(1970, 1, 1, tzinfo=UTC)
@@ -304,7 +304,7 @@ async def test_the_server_counts_the_time_of_a_claim_whose_worker_froze_before_i
 
         def waits_for(text: str) -> bool:
             return one(
-                looking, f"select bool_or({text}) from pg_stat_activity where application_name = 'test'"
+                looking, f"select bool_or({text}) from {SESSIONS_HERE} where application_name = 'test'"
             )
 
         blocking.execute("select from pgmail.worker for update")

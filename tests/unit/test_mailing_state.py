@@ -96,11 +96,23 @@ def test_two_runs_at_once_are_refused(written):
 
 def test_a_list_that_was_changed_where_it_was_handed_over_is_refused(written):
     with State.open(written, begin()) as state:
-        state.check(DIGESTS)
-        state.check([*DIGESTS[:2], b"x" * 16])
-        assert refused(lambda: state.check(DIGESTS[:1])) == "list_changed"
-        assert refused(lambda: state.check([b"x" * 16, *DIGESTS[1:]])) == "list_changed"
-        assert refused(lambda: state.check([DIGESTS[0], b"x" * 16])) == "list_changed"  # begun counts
+        rows = 2 * state.begin.chunk + 1
+        state.check(DIGESTS, rows)
+        state.check([*DIGESTS[:2], b"x" * 16], rows)
+        assert refused(lambda: state.check(DIGESTS[:1], state.begin.chunk)) == "list_changed"
+        assert refused(lambda: state.check([b"x" * 16, *DIGESTS[1:]], rows)) == "list_changed"
+        assert refused(lambda: state.check([DIGESTS[0], b"x" * 16], rows)) == "list_changed"  # begun counts
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [(9, "in rows 1 to 3 after"), (2, "in rows 1 to 2 after"), (1, "in row 1 after"), (0, "in row 1 after")],
+)
+def test_no_row_is_named_that_the_list_does_not_have(path, rows, named):
+    with State.open(path, begin()) as state:
+        state.begin_chunk(0, DIGESTS[0], NOW)
+        with pytest.raises(Refused, match=named):
+            state.check([b"x" * 16], rows)
 
 
 @pytest.mark.parametrize(

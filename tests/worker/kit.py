@@ -79,7 +79,7 @@ def a_job(priority: int = 2, *gates: Gate, at: float = 0.0) -> Job:
 def begin(outbox: Outbox, most: int = 1000) -> list[Job]:
     """What so many slots get that ask now."""
     found = []
-    while len(found) < most and (job := outbox._next()) is not None:
+    while len(found) < most and (job := outbox.next_job()) is not None:
         found.append(job)
     return found
 

@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
 from pgmail.store.work import LaneRow, Lease
 from pgmail.worker.lanes import Lane, LaneBook
-
-NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+from tests.worker.kit import NOON
 
 
 def row(

@@ -20,6 +20,7 @@ from pgmail.maintain import alert_forms as forms
 from pgmail.maintain.alerts import AlertLook, AlertTeller
 from pgmail.maintain.away import Away
 from pgmail.maintain.certificates import Certificates
+from pgmail.maintain.chores import Chores
 from pgmail.sealing.keks import Keks
 from pgmail.transport import certificates
 from pgmail.transport.guarded_http import GuardedHttp
@@ -153,6 +154,32 @@ async def test_a_dead_target_keeps_no_other_waiting_and_hears_of_it_later(db, ow
     assert [got.json["type"] for got in receiver.of("/dead")] == ["alert.firing", "alert.resolved"]
     shown = dict(rows(owner, "select name, answer from pgmail.alert_target where failing_since is not null"))
     assert shown == {"refuses": "HTTP 500: broken"}
+
+
+async def test_what_a_stop_breaks_off_is_told_at_once_by_the_next_process(db, owner, pool, teller, receiver):
+    gate = asyncio.Event()
+
+    async def slow(_):
+        await gate.wait()
+        return web.Response(status=204)
+
+    receiver.answers["/slow"] = slow
+    await add(db, "slow", kind="webhook", url=receiver.url + "/slow")
+    fence(owner)
+    await AlertLook(pool).step()
+    chores = Chores([teller])
+    chores.lead()
+    async with asyncio.timeout(10):
+        await eventually(lambda: receiver.of("/slow"))
+        await chores.rest()
+    assert rows(owner, "select state, attempts, due_at <= pgmail.now() from pgmail.alert_delivery") == [
+        ("waiting", 0, True)
+    ]
+    gate.set()
+    async with asyncio.timeout(10):
+        await teller.step()
+    assert rows(owner, "select state, attempts from pgmail.alert_delivery") == [("sent", 1)]
+    assert len({got.headers["webhook-id"] for got in receiver.of("/slow")}) == 1
 
 
 async def test_where_alerts_go_is_sealed_and_opens_at_its_own_place_only(db, owner, receiver):

@@ -8,7 +8,7 @@ from pgmail.maintain.domains import Domains
 from pgmail.store.database import Database
 from pgmail.transport import txt
 from tests.nameserver import NameServer
-from tests.sql.kit import one, rows
+from tests.sql.kit import SESSIONS_HERE, one, rows
 from tests.waiting import eventually
 
 
@@ -59,7 +59,7 @@ async def test_a_silent_server_holds_up_neither_the_leader_nor_a_transaction(poo
         await round_.start()
         await eventually(lambda: dns.asked)
         await round_.start()  # one at a time
-        ours = "from pg_stat_activity where application_name = 'domains-test'"
+        ours = f"from {SESSIONS_HERE} where application_name = 'domains-test'"
         assert one(owner, f"select count(*) {ours} and xact_start is not null") == 0
         await round_.stop()
         await round_.stop()

@@ -4,10 +4,11 @@ from collections import Counter
 from datetime import timedelta
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from pgmail.worker import lanes as module
-from pgmail.worker.lanes import LOOK_BACK, LOOK_FAR, START, ZERO, LaneBook
+from pgmail.worker.lanes import LOOK_BACK, LOOK_FAR, START, ZERO, Lane, LaneBook
 from tests.worker.kit import Clock
 from tests.worker.lanes_kit import NOON, Stops, go, learn, lease, row, served, take, untraced
 
@@ -157,6 +158,103 @@ def test_a_sweep_starts_every_lane_over(book):
     book.sweep()
     claims = book.claims([book.get(1, 1), book.get(1, 2)], 2, untraced)
     assert [(claim.due, claim.after) for claim in claims] == [(START, ZERO)] * 2
+
+
+def dear(book: LaneBook, lane: Lane) -> None:
+    """A claim that began far back, and took long."""
+    lane.far = True
+    book.claimed([lane], [], [], module.DEAR_SECONDS)
+
+
+def test_where_it_is_dear_claims_look_no_further_back_than_some_seconds_nor_start_over(book, clock):
+    learn(book, [row(1), row(2)])
+    book.time_is(NOON)
+    lane, other = book.get(1, 1), book.get(1, 2)
+    lane.due = other.due = NOON
+    dear(book, lane)
+    assert book.dear() == {1: [lane]}
+    clock.now += module.LOOK_FAR_EVERY
+    lane.due = other.due = book.present()
+    assert [lane.due - claim.due for claim in book.claims([lane, other], 2, untraced)] == [
+        LOOK_BACK,
+        LOOK_FAR,
+    ]
+    book.sweep()
+    assert (lane.due, lane.swept) == (book.present(), False)
+    assert other.due == START
+
+
+def test_to_look_back_some_seconds_is_never_dear(book):
+    learn(book, [row(1)])
+    lane = book.get(1, 1)
+    lane.due, lane.far = NOON, False
+    book.claimed([lane], [], [], 9.0)
+    assert book.dear() == {}
+
+
+def test_what_was_found_behind_a_head_is_claimed_once_and_no_more_than_there_is(book):
+    learn(book, [row(1)])
+    book.time_is(NOON)
+    (lane,) = take(book)
+    back = NOON - timedelta(minutes=10)
+    book.found_late(lane, back, 2)
+    asked = [(each.limit, each.due < back) for each in give(book, 50, back)]
+    assert asked == [(2, True)]
+    assert [(each.limit, each.due < back) for each in give(book, 50, back, most=0)] == [(50, False)]
+    book.found_late(lane, back, 2)
+    give(book, 50, back, most=0)  # others have them by now
+    assert lane.late is None
+    book.found_late(lane, back, module.LATE_ROWS)  # that is a backlog
+    asked = [(each.limit, each.due <= back) for _ in range(2) for each in give(book, 500, back)]
+    assert asked == [(module.LATE_ROWS, True), (500, True)]
+
+
+def give(book, slots, due, *, most=None, cut=None, parked=False):
+    """A claim of all lanes that are ready, which limits cut to so many rows a lane, or park."""
+    ((_, lanes, share),) = book.choose(lambda _: slots, go)
+    claims = book.claims(lanes, share, untraced)
+    if parked:
+        for lane in lanes:
+            book.park(lane, "limit")
+        claims = []
+    elif cut is not None:
+        claims = [msgspec.structs.replace(claim, limit=min(claim.limit, cut)) for claim in claims]
+    by_id = {lane.id: lane for lane in lanes}
+    found = [lease(by_id[claim.lane], due, n + 1) for claim in claims for n in range(claim.limit)][:most]
+    book.claimed(lanes, claims, found)
+    return claims
+
+
+def test_what_was_found_behind_a_head_is_claimed_by_and_by_where_a_claim_is_cut(book):
+    """A limit that lets one go at a time does not leave the others to the next look, which may be long in coming."""
+    learn(book, [row(1)])
+    book.time_is(NOON)
+    (lane,) = take(book)
+    back = NOON - timedelta(minutes=10)
+    book.found_late(lane, back, 3)
+    assert give(book, 50, back, parked=True) == []
+    book.free("limit")
+    limits = [claim.limit for _ in range(3) for claim in give(book, 50, back, cut=1)]
+    assert (limits, lane.late) == ([1, 1, 1], None)
+    book.found_late(lane, back, 3)
+    ((_, lanes, _),) = book.choose(lambda _: 50, go)
+    book.claims(lanes, 50, untraced)
+    book.put_back(lanes)  # the database was away
+    assert give(book, 50, back)[0].limit == 3
+
+
+def test_a_claim_that_takes_too_long_from_far_back_is_not_tried_again(book):
+    """It would fail again, for ever: what is recent goes on, and the rest is looked for beside."""
+    learn(book, [row(1), row(2)])
+    book.time_is(NOON)
+    lane, other = book.get(1, 1), book.get(1, 2)
+    other.due = NOON - timedelta(seconds=5)
+    book.claims([lane, other], 2, untraced)
+    book.put_back([lane, other], module.GIVEN_UP_SECONDS / 2)  # the database was away
+    assert lane.due == START
+    book.put_back([lane, other], module.GIVEN_UP_SECONDS)
+    assert (lane.due, lane.dear, lane.swept) == (NOON - LOOK_FAR, True, False)
+    assert (other.due, other.dear) == (NOON - timedelta(seconds=5), False)
 
 
 def test_a_delta_adds_and_removes_and_a_complete_update_forgets_what_it_does_not_name(book):

@@ -216,6 +216,7 @@ async def test_with_the_database_away_it_is_told_later_and_the_pause_is_not_forg
     async with cable_to(db.dsn_for("worker")) as cable:
         pool = Pool(cable.dsn(db.dsn_for("worker")), name="test", wait_seconds=0.3)
         await pool.open()
+        await eventually(pool.reachable)  # which a slow machine may not be in the time set above
         relays = Relays(pool, {"default": Scripted(probes=[READY])}, outbox)
         owner.execute("select pgmail.pause_relay('default', 'moving house')")
         await relays.learn()

@@ -15,7 +15,7 @@ from pgmail.sandbox.sink_rules import Answer, Asked
 from pgmail.store import migrate
 from pgmail.store.faults import FencedOut
 from pgmail.transport.relay import SmtpRelay
-from pgmail.worker import claimer, lanes, process
+from pgmail.worker import claimer, lanes, lookback, process
 from pgmail.worker.content import Library
 from tests.fix_db import Database, Server
 from tests.sql.kit import differences, events, one, recipients, rows, send, send_many, state, stream
@@ -280,11 +280,22 @@ async def test_without_notify_polling_alone_brings_the_mail(app, owner, crew, si
     )  # nobody to tell: a NOTIFY would be refused
 
 
-@pytest.mark.parametrize("by", ["look back", "sweep"])
+@pytest.mark.parametrize("by", ["look back", "sweep", "look beside", "sweep beside"])
 async def test_a_transaction_left_open_long_after_its_send_loses_nothing(
     db, app, owner, crew, monkeypatch, *, by
 ):
-    """The heads have moved on by then: looking back finds it, and what is older still a sweep."""
+    """The heads have moved on by then: looking back finds it, and what is older still a sweep.
+
+    Where that is dear for a claim, since nothing of what was sent is cleared away, somebody looks beside.
+    """
+    if "beside" in by:
+        monkeypatch.setattr(lanes, "DEAR_SECONDS", 0.0)
+        monkeypatch.setattr(lookback, "DEAR_SECONDS", 0.0)
+        monkeypatch.setattr(lookback, "LOOK_FAR_EVERY", 0.2)
+        monkeypatch.setattr(lanes, "LOOK_BACK", timedelta(0))
+        if by == "sweep beside":
+            monkeypatch.setattr(lookback, "LOOK_FAR", timedelta(0))
+            monkeypatch.setattr(claimer, "SWEEP_SECONDS", 0.5)
     if by == "sweep":
         monkeypatch.setattr(lanes, "LOOK_BACK", timedelta(0))
         monkeypatch.setattr(claimer, "SWEEP_SECONDS", 0.5)
