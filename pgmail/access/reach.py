@@ -29,8 +29,8 @@ from pgmail.store.keys import Caller, Connection
 Sited = TypeVar("Sited", DeadFilter, DoubtFilter)
 
 
-def streams_of(caller: Caller, asked: str | None) -> list[str] | None:
-    """Return the streams to look in, None for all. Refused `stream_not_allowed` if another one was asked for."""
+def streams_of(caller: Caller, asked: str | None = None) -> list[str] | None:
+    """Return the streams to look in, None for all. Refused `stream_not_allowed` if another one was `asked` for."""
     if caller.streams is None:
         return None
     if asked is not None:

@@ -105,22 +105,23 @@ class Application(Litestar):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request."""
-        tracing: Tracing | None = self.state.tracing
-        if tracing is not None and scope["type"] == "http" and traces(scope):
-            await traced(tracing, self._answer, scope, receive, send)
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        state = self.state
+        if state.tracing is not None and traces(scope):
+            await traced(state.tracing, self._answer, scope, receive, send)
         else:
             await self._answer(scope, receive, send)
-        if self.state.witness is not None and scope["type"] == "http" and scope["method"] != "GET":
-            self.state.witness.acted()
+        if state.witness is not None and scope["method"] != "GET":
+            state.witness.acted()
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         meter: Meter = self.state.meter
-        if scope["type"] == "http" and scope["path"] == "/emails" and scope["method"] == "POST":
-            await meter.watch(self.state.bare, scope, receive, send, "/emails")
-        elif scope["type"] == "http":
-            await meter.watch(super().__call__, scope, receive, send)
+        if scope["path"] == "/emails" and scope["method"] == "POST":
+            await meter.count(self.state.bare(scope, receive, send), scope, "/emails")
         else:
-            await super().__call__(scope, receive, send)
+            await meter.watch(super().__call__, scope, receive, send)
 
 
 def create_app(
@@ -166,6 +167,7 @@ def create_app(
         await hub.close()
         if not await coalescer.drain(settings.drain_seconds):
             log.warning("emails handed over were not answered in time", seconds=settings.drain_seconds)
+        await coalescer.close()
         await keyring.notes.stop()
 
     return Application(

@@ -60,11 +60,25 @@ async def read_json(request: Request[Any, Any, Any], *, empty: Any = ...) -> Bod
 
 async def in_time(body: Awaitable[bytes]) -> bytes:
     """Wait for the octets of a body. Raises Refused `body_too_slow` (408)."""
+    # As asyncio.timeout does it, at a quarter of its price: nearly always the body is there already.
+    task: Any = asyncio.current_task()
+    late = False
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(BODY_SECONDS, give_up)
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await body
-    except TimeoutError:
-        raise Refused("body_too_slow", "", f"the body was not there after {BODY_SECONDS:g} s", 408) from None
+        return await body
+    except asyncio.CancelledError:
+        if not late or task.uncancel():  # somebody else wants this request to end
+            raise
+        because = f"the body was not there after {BODY_SECONDS:g} s"
+        raise Refused("body_too_slow", "", because, 408) from None
+    finally:
+        timer.cancel()
 
 
 def read(raw: bytes) -> Body:

@@ -28,6 +28,7 @@ from pgmail.errors import DatabaseAway, Refused
 from pgmail.metrics.counts import GROUPS, Histogram, Sample
 from pgmail.store import emails as store
 from pgmail.store.database import Database
+from pgmail.store.hotline import Hotline
 from pgmail.store.keys import Caller
 
 MAX_EMAILS = 200  # in a group
@@ -128,9 +129,10 @@ class Coalescer:
         """`sends` is a pool for groups, which needs no trial of its connections before use.
 
         `database` is the pool that everything else shares: an email that goes by itself, and may have to wait
-        long for its key, takes a connection of that one and keeps no group from its own.
+        long for its key, takes a connection of that one and keeps no group from its own. Where it is the same,
+        groups keep no connection between them.
         """
-        self._sends = sends
+        self._hotline = Hotline(sends, keep=sends is not database)
         self._database = database
         self._lines: dict[Caller, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,6 +162,10 @@ class Coalescer:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def close(self) -> None:
+        """Give kept connections back to their pool."""
+        await self._hotline.close()
 
     async def drain(self, seconds: float) -> bool:
         """Wait until all that was handed over is answered; False if that took longer."""
@@ -206,8 +212,9 @@ class Coalescer:
             while group := line.take():
                 under_way = await self._group(line, group)
                 line.release({item.key for item in group if item.key is not None} - under_way)
-                # Who was answered may ask again at once, and is then in the next group.
-                await asyncio.sleep(0)
+                if line.waiting:
+                    # Who was answered may ask again at once, and is then in the next group.
+                    await asyncio.sleep(0)
         finally:
             line.statements -= 1
             self._end(line)
@@ -218,7 +225,7 @@ class Coalescer:
         keyed = [item for item in group if item.key is not None]
         try:
             rows = await store.send_group(
-                self._sends,
+                self._hotline,
                 line.caller,
                 [item.email for item in group],
                 lock_ms=HELD_MS if keyed else store.LOCK_MS,
@@ -233,8 +240,11 @@ class Coalescer:
                 _tell(group, DatabaseAway(str(undone)))
             else:
                 await self._singly(line, group)
-        except Refused:  # all, for one of them
-            await self._singly(line, group)
+        except Refused as fault:  # all, for one of them
+            if len(group) == 1:
+                _tell(group, fault)
+            else:
+                await self._singly(line, group)
         except Exception as error:  # noqa: BLE001 - each request tells it, and logs it if it is ours
             _tell(group, error)
         return set()

@@ -36,6 +36,7 @@ from pgmail.store.keys import Caller
 LARGE = 65_536  # octets; a larger email goes by itself, so that nobody waits for it
 
 SCOPE = "send"
+NOBODY = 500  # what is counted where there was nobody left to answer
 
 Header = tuple[bytes, bytes]
 
@@ -103,7 +104,10 @@ def _ready(caller: Caller, body: Body, key: str | None, now: datetime, seal: Ten
 
 
 class Bare:
-    """The route as an ASGI application. `limit` is the largest body, in octets; `traced`: emails carry a trace on."""
+    """The route as an ASGI application, which tells the status of its answers.
+
+    `limit` is the largest body, in octets; `traced`: emails carry a trace on.
+    """
 
     def __init__(
         self, keyring: Keyring, origins: Origins, enqueue: Enqueue, limit: int, *, traced: bool = False
@@ -114,20 +118,21 @@ class Bare:
         self._limit = limit
         self._traced = traced
 
-    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+    async def __call__(self, scope: HTTPScope, receive: Receive, send: Send) -> int:
+        """Answer a request, and return the status of the answer."""
         given = _headers(scope["headers"])
         status, headers = 200, [_JSON]
         try:
             body, limits = await self._answer(given, self._origins.of(scope), receive)
             headers += [(name.lower().encode(), value.encode()) for name, value in limits.items()]
         except _Gone:
-            return
+            return NOBODY
         except Exception as error:  # noqa: BLE001 - whatever it is, it is answered
             status, headers, body = _problem(error, scope["path"], given.get(b"accept", ""))
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
+        return status
 
     async def _answer(
         self, headers: dict[bytes, str], address: str | None, receive: Receive

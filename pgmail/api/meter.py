@@ -27,8 +27,19 @@ class Meter:
         self._seconds: dict[str, Histogram] = {}
         self._routes = Names(most=MOST_ROUTES)
 
-    async def watch(self, app: App, scope: Any, receive: Any, send: Any, route: str = "") -> None:
-        """Let `app` answer a request, and count it. `route` is its template where the framework does not say."""
+    async def count(self, answered: Awaitable[int], scope: Any, route: str) -> None:
+        """Wait for who tells the status of the answer that it gave, and count that. `route` is its template."""
+        began = time.monotonic()
+        status = 500  # of who crashes
+        self.under_way += 1
+        try:
+            status = await answered
+        finally:
+            self.under_way -= 1
+            self._note(scope, route, status, time.monotonic() - began)
+
+    async def watch(self, app: App, scope: Any, receive: Any, send: Any) -> None:
+        """Let `app` answer a request, and count it by the route that the framework names."""
         began = time.monotonic()
         status = 500  # of who crashes before an answer begins
 
@@ -43,7 +54,7 @@ class Meter:
             await app(scope, receive, noted)
         finally:
             self.under_way -= 1
-            self._note(scope, route, status, time.monotonic() - began)
+            self._note(scope, "", status, time.monotonic() - began)
 
     def samples(self) -> Iterator[Sample]:
         """Tell what was counted."""

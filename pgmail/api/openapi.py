@@ -189,6 +189,7 @@ _SCHEMAS = {
         outcome=_words("failed", "delivered", "all"),
         event=_UUID,
         reason=_TEXT,
+        dry_run=_BOOLEAN,
     ),
     "Rotation": _object(overlap=Schema(type=OpenAPIType.NUMBER, description="seconds"), reason=_TEXT),
     "Suppressions": Schema(one_of=[_SUPPRESSION, _list(_SUPPRESSION)], description="one, or up to 1,000"),

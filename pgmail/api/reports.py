@@ -12,19 +12,20 @@ from typing import Any
 
 from litestar import Request, Response, get
 
+from pgmail.access.reach import streams_of
 from pgmail.api import params, shapes
 from pgmail.api.openapi import operation
 from pgmail.api.params import SEE, caller_of, database_of
 from pgmail.domain import csvtext
 from pgmail.errors import Refused
-from pgmail.store import insight
-from pgmail.store.insight import By, Line
+from pgmail.store import reports as store
 from pgmail.store.keys import Caller
+from pgmail.store.reports import By, Line
 from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
 
-BYS = tuple(by for by in insight.BYS if by != "tenant")  # a key speaks for one tenant
+BYS = tuple(by for by in store.BYS if by != "tenant")  # a key speaks for one tenant
 KINDS = ("bounced", "deferred", "dead", "in_doubt")
 DAY, LONGEST = timedelta(days=1), timedelta(days=732)
 _ALONE = ("stream", "hour", "day")  # where streams can be told apart
@@ -47,9 +48,7 @@ async def show_report(request: AnyRequest) -> Response[Any]:
     if caller.streams is not None and by not in _ALONE:
         raise _limited(caller)
     async with acting_as(database_of(request), caller) as connection:
-        found = await insight.report(
-            connection, by, since, until, None if caller.streams is None else sorted(caller.streams)
-        )
+        found = await store.report(connection, by, since, until, streams_of(caller))
     if wanted == "csv":
         return Response(csvtext.write((by, *Line._fields[1:]), found.lines), media_type="text/csv")
     return Response(
@@ -81,7 +80,7 @@ async def show_causes(request: AnyRequest) -> dict[str, Any]:
     if caller.streams is not None:
         raise _limited(caller)
     async with acting_as(database_of(request), caller) as connection:
-        rows = await insight.causes(connection, since, until, params.limit_of(given, 50), kind)
+        rows = await store.causes(connection, since, until, params.limit_of(given, 50), kind)
     data: list[dict[str, Any]] = [
         {
             "object": "cause",

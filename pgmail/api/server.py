@@ -21,6 +21,7 @@ import uvloop
 
 from pgmail.access.mount import MakeMount
 from pgmail.api.app import create_app
+from pgmail.api.heads import Protocol
 from pgmail.api.health import look
 from pgmail.api.tls import server_options
 from pgmail.collector import calm_collector
@@ -95,7 +96,7 @@ async def run(
         raise
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         ws="websockets-sansio",
         ws_max_size=65_536,  # what a listener says is a key
         ws_per_message_deflate=False,  # its memory is a listener's price many times over

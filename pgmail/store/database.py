@@ -34,6 +34,7 @@ from pgmail.metrics.counts import Sample
 from pgmail.sqlfiles import Query
 from pgmail.store.faults import translate
 
+Connection = AsyncConnection[Any]
 Params = Sequence[object] | Mapping[str, object] | None
 
 _Q = sqlfiles.queries("presence")
@@ -177,6 +178,14 @@ class Database:
             if (known := translate(error)) is not None:
                 raise known from error
             raise
+
+    async def borrow(self) -> Connection:
+        """Lend a connection until it is given back: to who keeps one. Raises psycopg's errors, not pgmail's own."""
+        return await self._pool.getconn()
+
+    async def give_back(self, connection: Connection) -> None:
+        """Take back what was borrowed; a connection that is broken is replaced."""
+        await self._pool.putconn(connection)
 
     async def one(self, query: Query, params: Params = None) -> Any | None:
         """Run a query and return its first row (by attribute), or None."""

@@ -129,6 +129,12 @@ async def check_id(database: Database, tenant_id: int, id: UUID) -> Valid | None
     return None if row is None else _valid(row)
 
 
+async def form_once(connection: Connection, form: UUID) -> bool:
+    """Tell whether a form of the dashboard comes for the first time; that it came holds if the transaction commits."""
+    row: Any = await fetch_one(connection, queries("keys")["form_once"], {"form": form})
+    return bool(row.fresh)
+
+
 async def session_secret(database: Database) -> bytes:
     """Return what signs the dashboard's sessions, 32 octets, the same for all processes."""
     row: Any = await database.one(queries("keys")["session_secret"])

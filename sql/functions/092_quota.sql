@@ -53,6 +53,9 @@ begin
       if jsonb_typeof(r.value) not in ('string', 'null') or length(r.value #>> '{}') > 1000 then
         perform pgmail.refuse('invalid_quota', '/note', 'must be a text of at most 1,000 characters');
       end if;
+    elsif r.key = 'max_queued' and p_scope = 'key' then
+      perform pgmail.refuse('unknown_key', '/max_queued',
+        'is no limit of a key: what waits is counted by stream and tenant, so set it on the key''s stream or its tenant');
     elsif r.key <> all (fits) then
       perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(r.key),
         format('a quota of a %s has %s and note', p_scope, array_to_string(fits, ', ')));

@@ -32,3 +32,16 @@ begin
   perform pgmail.record_act(null, 'session.end_all', null, p_reason);
 end
 $$;
+
+-- Whether a form of the dashboard comes for the first time: false for one that was done already, within a day. In the
+-- transaction that does what it asks for, so that one which was refused may come again; of two at once the second waits.
+create or replace function pgmail.form_once_v1(p_form uuid) returns boolean
+language plpgsql volatile security definer set search_path = pgmail, pg_temp
+as $$
+begin
+  insert into pgmail.idempotency (tenant_id, key, body_hash, ids, created_at, expires_at)
+  values (pgmail.need_tenant(), 'form of the dashboard ' || p_form, '', '{}', pgmail.now(), pgmail.now() + interval '24 hours')
+  on conflict do nothing;
+  return found;
+end
+$$;

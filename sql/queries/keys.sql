@@ -22,6 +22,10 @@ from pgmail.session_key_v1(%(tenant_id)s, %(id)s);
 -- What signs sessions.
 select pgmail.session_secret_v1() as secret;
 
+-- name: form_once :one
+-- Whether a form of the dashboard comes for the first time.
+select pgmail.form_once_v1(%(form)s) as fresh;
+
 -- name: end_sessions :one
 -- A new secret, with which no session of before is signed.
 select pgmail.end_sessions(%(reason)s);

@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from pgmail.api.app import create_app
 from pgmail.config import Settings
 from pgmail.domain.keys import make_key
 from pgmail.store.database import Database
+from tests.routed import create_app
+from tests.sql.kit import LOCKS_HERE
 
 EMAIL = {"from": "Shop <shop@example.com>", "to": "ada@example.org", "subject": "Hi", "text": "Hello"}
 
@@ -42,12 +43,13 @@ async def client(
     settings: Settings | None = None,
     clock: Any = None,
     keks: Any = None,
+    make: Any = create_app,
     **pool: Any,
 ):
-    """A client of an app on this database, without a socket in between."""
+    """A client of an app on this database, without a socket in between. `make` is what makes the app."""
     database = Database(dsn, name="api-test", low=0, high=pool.pop("high", 4), **pool)
     await database.open()
-    app = create_app(settings or Settings(), database, clock=clock, keks=keks)
+    app = make(settings or Settings(), database, clock=clock, keks=keks)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     try:
@@ -68,10 +70,7 @@ async def api(db: Any, key: str) -> AsyncIterator[httpx.AsyncClient]:
 
 async def waits_for_a_lock(watcher: Any) -> None:
     """Return when a statement waits for the lock of `message`; PostgreSQL tells nobody, so it is asked."""
-    waits = (
-        "select exists (select from pg_locks where not granted and relation = 'pgmail.message'::regclass"
-        " and database = (select oid from pg_database where datname = current_database()))"
-    )
+    waits = f"select exists (select from {LOCKS_HERE} where not granted and relation = 'pgmail.message'::regclass)"
     async with asyncio.timeout(30):
         while not watcher.execute(waits).fetchone()[0]:  # noqa: ASYNC110
             await asyncio.sleep(0)

@@ -47,7 +47,7 @@ class Fuzz:
 
     def ask(self, operation, headers, most):
         @seed(self.seed)
-        @settings(max_examples=most, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=most, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=self.mode))
         def ask(case):
             case.headers.pop("Authorization", None)  # what is made up would stand in the key's place

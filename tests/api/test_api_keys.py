@@ -8,7 +8,7 @@ import pytest
 from pgmail.access.keyring import Keyring
 from pgmail.clock import ManualClock
 from pgmail.domain.keys import hash_key, is_key, make_key
-from pgmail.errors import Refused
+from pgmail.errors import DatabaseAway, Refused
 from pgmail.store import keys
 from pgmail.store.database import Database
 from pgmail.store.keys import Caller, Valid
@@ -113,12 +113,64 @@ async def test_a_hundred_requests_at_once_share_one_look_up(monkeypatch):
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert answers[1:] == [CALLER] * 99
     assert look_up.asked == 1
-    await clock.advance(0.9)
+    await clock.advance(0.6)
     await ring.caller(header)
     assert look_up.asked == 1
-    await clock.advance(0.1)
+    await clock.advance(0.4)
     await ring.caller(header)
     assert look_up.asked == 2
+
+
+async def test_a_key_in_use_is_looked_up_again_before_anybody_has_to_wait_for_it(monkeypatch):
+    look_up, clock = Counting(monkeypatch, Valid(CALLER, None)), ManualClock()
+    ring, header = Keyring(None, clock), f"Bearer {make_key()[0]}"
+    look_up.go.set()
+    await ring.caller(header)
+    look_up.go.clear()
+    await clock.advance(0.8)
+    for _ in range(3):
+        assert await ring.caller(header) == CALLER
+        await asyncio.sleep(0)
+    assert look_up.asked == 2
+    look_up.go.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await clock.advance(0.5)  # as much as the first answer was good for, and more
+    assert await ring.caller(header) == CALLER
+    assert look_up.asked == 2
+
+
+async def test_a_key_found_to_have_ended_works_no_longer_whatever_was_known_of_it(monkeypatch):
+    look_up, clock = Counting(monkeypatch, Valid(CALLER, None)), ManualClock()
+    ring, header = Keyring(None, clock), f"Bearer {make_key()[0]}"
+    look_up.go.set()
+    await ring.caller(header)
+    look_up.answer = None
+    await clock.advance(0.8)
+    assert await ring.caller(header) == CALLER
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(Refused):
+        await ring.caller(header)
+    look_up.answer = DatabaseAway("gone")
+    with pytest.raises(DatabaseAway):
+        await ring.caller(header)
+
+
+async def test_a_look_up_ahead_of_time_that_fails_takes_nothing_away(monkeypatch):
+    look_up, clock = Counting(monkeypatch, Valid(CALLER, None)), ManualClock()
+    ring, header = Keyring(None, clock), f"Bearer {make_key()[0]}"
+    look_up.go.set()
+    await ring.caller(header)
+    look_up.answer = DatabaseAway("gone")
+    await clock.advance(0.8)
+    for _ in range(3):
+        assert await ring.caller(header) == CALLER
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await clock.advance(0.2)
+    with pytest.raises(DatabaseAway):
+        await ring.caller(header)
 
 
 async def test_unknown_keys_are_not_kept_and_known_ones_not_without_end(monkeypatch):

@@ -55,7 +55,7 @@ async def test_no_route_and_no_method_are_problems_too(api):
     assert "POST" in wrong.headers["allow"]
 
 
-async def test_an_unexpected_error_tells_the_client_an_id_and_the_log_the_rest(api, caplog, monkeypatch):
+async def test_an_unexpected_error_tells_the_client_an_id_and_the_log_the_rest(db, key, caplog, monkeypatch):
     logged = []
     monkeypatch.setattr(problems.log, "error", lambda *words, **fields: logged.append(fields), raising=False)
 
@@ -63,8 +63,9 @@ async def test_an_unexpected_error_tells_the_client_an_id_and_the_log_the_rest(a
     async def broken() -> None:
         raise KeyError("a secret")
 
-    api.app.register(broken)
-    answer = await api.get("/broken")
+    async with client(db.dsn_for("api"), key, make=create_app) as api:
+        api.app.register(broken)
+        answer = await api.get("/broken")
     found = answer.json()
     assert (answer.status_code, found["code"], found["name"]) == (500, "internal_error", "application_error")
     assert "secret" not in answer.text

@@ -10,6 +10,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from pgmail.api import doorman, emails, enqueue
+from pgmail.clock import ManualClock
 from pgmail.config import Settings
 from pgmail.errors import DatabaseAway
 from pgmail.store import quotas as store
@@ -277,6 +278,31 @@ async def test_who_hangs_up_while_asking_takes_nothing_from_the_others(api, db):
         await asyncio.wait({asked[0]})
         other.rollback()
     assert [(await task).status_code for task in asked[1:]] == [200, 200]
+
+
+async def test_a_caller_in_full_run_is_looked_at_again_before_anybody_has_to_wait_for_it(
+    db, key, monkeypatch
+):
+    clock, gate, looks, go = ManualClock(), store.gate, [], asyncio.Event()
+
+    async def noted(*given):
+        looks.append(given)
+        await go.wait()
+        return await gate(*given)
+
+    monkeypatch.setattr(store, "gate", noted)
+    go.set()
+    async with client(db.dsn_for("api"), key, clock=clock) as api:
+        for seconds, count in ((0, 1), (0.6, 1), (0.2, 2), (0, 2)):
+            await clock.advance(seconds)
+            assert (await send(api)).status_code == 200
+            assert len(looks) == count
+            go.clear()  # from here on nobody could wait
+        go.set()
+        await eventually(lambda: not api.app.state.doorman._looks)
+        await clock.advance(0.5)
+        assert (await send(api)).status_code == 200
+        assert len(looks) == 2
 
 
 async def test_a_look_that_fails_refuses_nobody_who_was_looked_at_lately(api, db, monkeypatch):

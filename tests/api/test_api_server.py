@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 
 import httpx
 import pytest
@@ -14,33 +13,15 @@ import pytest
 from pgmail.api import server
 from pgmail.config import Settings
 from pgmail.errors import SettingsError
+from tests import served
 from tests.api.conftest import EMAIL, waits_for_a_lock
 
 
 @contextlib.contextmanager
 def serving(dsn, **settings):
     """The real server on a port of its own, in a thread; yields its URL."""
-    found, started = {}, threading.Event()
-
-    async def main():
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        found["stop"] = lambda: loop.call_soon_threadsafe(stop.set)
-
-        def ready(host, port):
-            found["url"] = f"http://{host}:{port}"
-            started.set()
-
-        await server.run(Settings(api_database_url=dsn, api_port=0, **settings), ready=ready, stop=stop)
-
-    thread = threading.Thread(target=asyncio.run, args=[main()])
-    thread.start()
-    try:
-        assert started.wait(60)
-        yield found["url"]
-    finally:
-        found["stop"]()
-        thread.join(60)
-        assert not thread.is_alive()
+    with served.serving(dsn, **settings) as made:
+        yield made.url
 
 
 def test_it_serves_on_a_free_port_until_told_to_stop(db, key):
