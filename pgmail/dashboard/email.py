@@ -24,22 +24,20 @@ from pgmail.domain.states import FINAL, State
 from pgmail.errors import Refused
 from pgmail.store import emails as store
 from pgmail.store import pages
-from pgmail.store.database import Database
-from pgmail.store.keys import Caller
 from pgmail.store.tenant import acting_as
 
 AnyRequest = Request[Any, Any, Any]
 T = TypeVar("T")
 
 EVERY_SECONDS = 0.7
-MOST_PEOPLE = 100  # that are shown; a broadcast has more
-MOST_EVENTS = 300
+MOST_PEOPLE = 50  # that are shown; a broadcast has more
+MOST_EVENTS = 120
 MAX_REASON = 500
 VIEWS = ("HTML", "Text", "Headers")
 
 
 class Way(NamedTuple):
-    """Where an email stands: rows of `recipients` and `events`, and a line for each recipient why it is there."""
+    """Where an email stands: rows of `recipients` and `events`, and why, a line for each recipient that is shown."""
 
     people: list[Any]
     events: list[Any]
@@ -61,11 +59,7 @@ async def show_email(request: AnyRequest) -> Response[str]:
         message = await store.message(connection, first[0].message_id) if first else None
         if message is None:
             raise Refused("not_found", "/id", "this email is kept no longer", 404)
-        way = Way(
-            first if wanted == message.id else await store.recipients(connection, message.id),
-            await store.events(connection, message.id),
-            await pages.why(connection, message.id),
-        )
+        way = await _way(connection, message.id, first if wanted == message.id else None)
         person = _person(request, way, first[0] if wanted != message.id else None)
         material = await preview.gather(connection, message, person)
     opened = await preview.opened(request, message)
@@ -104,7 +98,8 @@ async def stream_email(request: AnyRequest) -> Stream:
         nonlocal over
         if over:
             return None
-        way = await _way(database, caller, wanted)
+        async with acting_as(database, caller) as connection:
+            way = await _way(connection, wanted)
         over = way.final
         return _parts(way)
 
@@ -139,13 +134,15 @@ async def retry_email(request: AnyRequest) -> Response[str]:
     return _answer(request, wanted, reached, "Queued to be tried now", 0)
 
 
-async def _way(database: Database, caller: Caller, id: UUID) -> Way:
-    async with acting_as(database, caller) as connection:
-        return Way(
-            await store.recipients(connection, id),
-            await store.events(connection, id),
-            await pages.why(connection, id),
-        )
+async def _way(connection: store.Connection, id: UUID, people: list[Any] | None = None) -> Way:
+    """Where an email stands; its people, if they were read before."""
+    if people is None:
+        people = await store.recipients(connection, id)
+    return Way(
+        people,
+        await store.events(connection, id),
+        await pages.why(connection, [person.recipient_id for person in people[:MOST_PEOPLE]]),
+    )
 
 
 def _parts(way: Way) -> live.Parts:
@@ -155,7 +152,7 @@ def _parts(way: Way) -> live.Parts:
         "standing": frame.rendered(
             "email_standing.html",
             states=sorted(counted.items(), key=lambda pair: list(State).index(State(pair[0]))),
-            why=way.why.splitlines()[:MOST_PEOPLE],
+            why=way.why.splitlines(),
         ),
         "journey": frame.rendered(
             "email_journey.html",

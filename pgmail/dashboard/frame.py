@@ -21,6 +21,7 @@ from functools import cache, partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+from uuid import uuid4
 
 import structlog
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -173,5 +174,5 @@ def environment() -> Environment:
         undefined=StrictUndefined,
     )
     made.filters.update(words.FILTERS)
-    made.globals.update(root=ROOT, asset=asset, link=link, chart=charts.chart)
+    made.globals.update(root=ROOT, asset=asset, link=link, chart=charts.chart, new_id=uuid4)
     return made

@@ -15,6 +15,7 @@ from litestar import Request, Response, get
 from litestar.response import Stream
 from markupsafe import Markup
 
+from pgmail.access.reach import streams_of
 from pgmail.dashboard import frame, live, words
 from pgmail.dashboard.charts import Series, chart
 from pgmail.dashboard.guard import SEE, caller_of, database_of
@@ -79,7 +80,7 @@ async def _ask(
     database: Database, caller: Caller, span: Span, *, charts: bool = True
 ) -> tuple[Overview, list[Any]]:
     """Return the figures, and alerts that fire and are not silenced, the newest first."""
-    streams = None if caller.streams is None else sorted(caller.streams)
+    streams = streams_of(caller)
     async with acting_as(database, caller) as connection:
         found = await insight.overview(connection, span, streams, charts=charts)
         firing = await alerts.listing(connection, state="firing", limit=MAX_FIRING)

@@ -5,13 +5,17 @@ What can go wrong: what is None. Each filter says a dash for it, so that a page 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from markupsafe import Markup
+
 from pgmail.domain.states import State
 
 DASH = "\N{EN DASH}"
+_NAME = re.compile(r"[a-z]+(?:_[a-z]+)+")
 
 # The colour that a state is shown in: css has a class `tone-...` for each.
 TONES: Mapping[str, str] = {
@@ -132,6 +136,39 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def threshold(value: float | None, unit: str) -> str:
+    """What an alert's rule fires above, by its unit: 5%, 15 min, 10 recipients; `any` where nothing is too little."""
+    if value is None:
+        return DASH
+    if value == 0:
+        return "any"
+    if unit == "seconds":
+        return duration(value)
+    if unit == "share":
+        return percent(value)
+    figure = number(value) if value >= 10 else f"{value:g}"
+    return (
+        f"{figure} {unit.removesuffix('s') if value == 1 and unit != 'times its baseline' else unit}".rstrip()
+    )
+
+
+def rate(count: int, seconds: float) -> str:
+    """So many in a time: 50 a second, 100 in 5 min."""
+    spans = {1: "a second", 60: "a minute", 3_600: "an hour", 86_400: "a day"}
+    return f"{count:,} {spans[int(seconds)] if seconds in spans else f'in {duration(seconds)}'}"
+
+
+def reason(text: str) -> str:
+    """Return why something happened for people: unknown_user: no such box is unknown user: no such box."""
+    name, colon, rest = text.partition(":")
+    return name.replace("_", " ") + colon + rest if _NAME.fullmatch(name) else text
+
+
+def parted(address: str) -> Markup:
+    """Return an address that a narrow place parts before its @, rather than anywhere."""
+    return Markup("<wbr>@").join(address.split("@"))
+
+
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "number": number,
     "compact": compact,
@@ -145,4 +182,8 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "label": label,
     "tone": tone,
     "plural": plural,
+    "threshold": threshold,
+    "rate": rate,
+    "reason": reason,
+    "parted": parted,
 }

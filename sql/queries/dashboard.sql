@@ -1,8 +1,8 @@
 -- What pages of the dashboard ask besides what the API asks.
 
 -- name: why :one
--- In a sentence for each recipient, why an email or a recipient is where it is.
-select pgmail.why(%(id)s) as answer;
+-- In a sentence for each of some recipients, why it is where it is. A mailing has a thousand, of which few are looked at.
+select string_agg(pgmail.why(u.id), E'\n' order by u.n) as answer from unnest(%(ids)s::uuid[]) with ordinality u(id, n);
 
 -- name: preview :one
 -- A recipient's own variables.

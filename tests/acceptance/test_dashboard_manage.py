@@ -362,6 +362,8 @@ def test_a_webhook_is_found_disabled_and_its_log_told_once_more(page, url, db):
     told(page, "It is enabled")
     page.get_by_role("button", name="Replay", exact=True).first.click()
     confirm(page, "they lost it")
+    page.locator("dialog#ask[open] h2", has_text="3 events once more?").wait_for()
+    page.locator("dialog#ask[open] button.go").click()
     told(page, "3 events told once more")
     with db.connect() as owner:
         assert kit.one(owner, "select count(*) from pgmail.hook_queue") == 3

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from pgmail.api.app import create_app
 from pgmail.config import Settings
 from pgmail.dashboard.mount import mount
 from pgmail.domain.keys import make_key
 from pgmail.store.database import Database
 from pgmail.store.keys import Limits
+from tests.routed import create_app
 
 ROOT = "/dashboard"
 HOST = "http://pgmail.test"

@@ -170,6 +170,20 @@ def test_figures_read_as_people_say_them():
     ]
     assert [words.ms(value) for value in (None, 34.4, 1200, 180_000)] == ["\u2013", "34 ms", "1.2 s", "3 min"]
     assert [words.percent(value) for value in (0, 0.123, 1)] == ["0%", "12.3%", "100%"]
+    assert [words.threshold(*each) for each in ((None, ""), (0, "seconds"), (259_200, "seconds"), (0.05, "share"))] == [
+        "\u2013", "any", "3 days", "5%",
+    ]  # fmt: skip
+    assert [words.threshold(each, "recipients") for each in (1, 100_000)] == [
+        "1 recipient",
+        "100,000 recipients",
+    ]
+    assert words.threshold(3, "times its baseline") == "3 times its baseline"
+    assert [words.rate(*each) for each in ((50, 1), (3, 60), (9, 3_600), (100, 300))] == [
+        "50 a second", "3 a minute", "9 an hour", "100 in 5 min",
+    ]  # fmt: skip
+    assert words.reason("unknown_user: no such box_1") == "unknown user: no such box_1"
+    assert words.reason("by pgmail_owner, stream a_b") == "by pgmail_owner, stream a_b"
+    assert words.parted("<i>@example.org") == "&lt;i&gt;<wbr>@example.org"
     assert words.ago(START, START + timedelta(minutes=3)) == "3 min ago"
     assert words.ago(START, START - timedelta(hours=2)) == "in 2 h"
     assert words.ago(START, START) == "just now"

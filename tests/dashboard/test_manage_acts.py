@@ -205,7 +205,7 @@ async def test_dead_letters_are_found_by_reason_template_reply_and_time(page, db
         ({"recipient": "dead1@gmail.com"}, True),
     ):
         text = (await page.get(f"{ROOT}/dead-letters?{urlencode(query)}")).text
-        assert ("dead1@gmail.com</a>" in text) is found, query
+        assert ("dead1<wbr>@gmail.com</a>" in text) is found, query
 
 
 async def test_doubt_is_ended_one_by_one_and_by_filter(page, db, stock):

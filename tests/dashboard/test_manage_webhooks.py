@@ -120,9 +120,18 @@ async def test_the_log_is_filtered_and_told_once_more(page, db):
     one = {"id": id_, "event": event, "outcome": "all", "why": "they lost it"}
     assert "1 event told" in toast(await page.act(f"{ROOT}/webhooks/replay", one))
     every = {"id": id_, "outcome": "failed", "since": "24h", "why": "they lost it"}
-    assert "3 events told" in toast(await page.act(f"{ROOT}/webhooks/replay", every))
+    asked = await page.act(f"{ROOT}/webhooks/replay", every)
+    assert "3 events once more?" in asked.text
+    with db.connect() as owner:
+        assert kit.one(owner, "select count(*) from pgmail.hook_queue") == 1, "it was a question"
+    sure = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', asked.text))
+    assert sure["why"] == "they lost it"
+    assert "3 events told" in toast(await page.act(f"{ROOT}/webhooks/replay", sure))
     with db.connect() as owner:
         assert kit.one(owner, "select count(*) from pgmail.hook_queue") == 3
+    none = await page.act(f"{ROOT}/webhooks/replay", every | {"outcome": "delivered"})
+    assert "nothing to tell" in none.text
+    assert none.status_code == 422
     assert "they lost it" in acts(db)[0][1]
 
 

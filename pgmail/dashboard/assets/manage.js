@@ -20,9 +20,9 @@
     }
   });
 
-  // What app.js closes after an answer stays open where the answer is to be read: a new key, what an import came to.
+  // What app.js closes after an answer stays open where the answer is to be read: a new key, what an import came to, how many it is about.
   document.addEventListener("htmx:afterRequest", (event) => {
-    if (event.detail.target?.id === "ask-body" && dialog()?.querySelector(".my-told") && !dialog().open) dialog().showModal();
+    if (event.detail.target?.id === "ask-body" && dialog()?.querySelector(".my-told, [data-stay]") && !dialog().open) dialog().showModal();
   });
 
   // The HTML goes into a frame without rights, by a form of its own: a part of a page could not hold it.

@@ -6,6 +6,7 @@ that moved is taken away and added anew.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from litestar import Request, Response, get, post
@@ -13,10 +14,10 @@ from litestar import Request, Response, get, post
 from pgmail import alerting
 from pgmail.access.reach import need_all_streams
 from pgmail.dashboard.guard import caller_of, database_of
-from pgmail.dashboard.manage.questions import MANAGE, Ask, Field, Given, act, ask, given_of, why
+from pgmail.dashboard.manage.questions import MANAGE, Ask, Field, Given, act, ask, given_of, once, why
 from pgmail.errors import Refused
 from pgmail.store import alerts as store
-from pgmail.store.tenant import acting_as
+from pgmail.store.tenant import Connection, acting_as
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -34,19 +35,16 @@ async def ask_add(request: AnyRequest) -> Response[Any]:
 @post("/alerts/targets/add", scope=MANAGE, status_code=200)
 async def add(request: AnyRequest) -> Response[Any]:
     """Tell somebody of this tenant's alerts from now on."""
-    given = await given_of(request)
 
-    async def deed() -> str:
-        need_all_streams(caller_of(request))
+    async def deed(connection: Connection, given: Given) -> str:
         target, state = _target(given), request.app.state
         try:
-            async with acting_as(database_of(request), caller_of(request)) as connection:
-                await alerting.add_target(connection, state.keks, state.hook_networks, target)
+            await alerting.add_target(connection, state.keks, state.hook_networks, target)
         except Refused as refused:
             raise _at_its_field(refused) from None
         return f"{target.name} is told from now on. Try it: what comes of that stands beside it."
 
-    return await act(request, _adding(given), deed)
+    return await _do(request, _adding, deed)
 
 
 @get("/alerts/targets/test", scope=MANAGE, test=False)
@@ -58,15 +56,13 @@ async def ask_test(request: AnyRequest) -> Response[Any]:
 @post("/alerts/targets/test", scope=MANAGE, status_code=200)
 async def test(request: AnyRequest) -> Response[Any]:
     """Have a trial sent; how that went stands beside the target."""
-    given = await given_of(request)
 
-    async def deed() -> str:
-        need_all_streams(caller_of(request))
-        async with acting_as(database_of(request), caller_of(request)) as connection:
-            await store.send_test(connection, given.one("target"))
+    async def deed(connection: Connection, given: Given) -> str:
+        await once(connection, given)
+        await store.send_test(connection, given.one("target"))
         return f"{given.one('target')} is told within seconds; how that went stands beside it."
 
-    return await act(request, _testing(given), deed)
+    return await _do(request, _testing, deed)
 
 
 @get("/alerts/targets/remove", scope=MANAGE, test=False)
@@ -78,17 +74,30 @@ async def ask_remove(request: AnyRequest) -> Response[Any]:
 @post("/alerts/targets/remove", scope=MANAGE, status_code=200)
 async def remove(request: AnyRequest) -> Response[Any]:
     """Tell it of nothing from now on."""
-    given = await given_of(request)
 
-    async def deed() -> str:
-        need_all_streams(caller_of(request))
-        name, reason = given.one("target"), given.reason()
-        async with acting_as(database_of(request), caller_of(request)) as connection:
-            if not await store.remove_target(connection, name, reason=reason):
-                raise Refused("not_found", "/target", f"no target is named {name[:63]!r}", 404)
+    async def deed(connection: Connection, given: Given) -> str:
+        name = given.one("target")
+        if not await store.remove_target(connection, name, reason=given.reason()):
+            raise Refused("not_found", "/target", f"no target is named {name[:63]!r}", 404)
         return f"{name} is told of nothing any more."
 
-    return await act(request, _removing(given), deed)
+    return await _do(request, _removing, deed)
+
+
+async def _do(
+    request: AnyRequest,
+    question: Callable[[Given], Ask],
+    deed: Callable[[Connection, Given], Awaitable[str]],
+) -> Response[Any]:
+    """Answer a question about targets in one transaction of the tenant's, for a key that reaches all streams."""
+    given = await given_of(request)
+
+    async def answer() -> str:
+        need_all_streams(caller_of(request))
+        async with acting_as(database_of(request), caller_of(request)) as connection:
+            return await deed(connection, given)
+
+    return await act(request, question(given), answer)
 
 
 def _target(given: Given) -> alerting.Target:
@@ -115,19 +124,20 @@ def _at_its_field(refused: Refused) -> Refused:
 def _adding(given: Given) -> Ask:
     return Ask(
         title="Who is to be told?",
+        no="Not now",
         action=f"{HOME}/targets/add",
         button="Add it",
         back=HOME,
-        words=("A URL and what signs are kept sealed where there are keys for it, and shown nowhere again.",),
+        words=("A URL and its signing secret are kept sealed where there are keys for it, and shown nowhere again.",),
         fields=(
             Field("name", "Name", value=given.one("name"), required=True, longest=63, focus=True,
                   placeholder="ops"),
-            Field("kind", "By", "select", value=given.one("kind") or KINDS[0][0], options=KINDS),
+            Field("kind", "How", "select", value=given.one("kind") or KINDS[0][0], options=KINDS),
             Field("where", "Where", value=given.one("where"), required=True, longest=4_000,
                   placeholder="you@example.com", help="Addresses, several by commas; or the URL to call."),
             Field("signs", "Signing secret", "password", longest=500,
                   help="Of a webhook, if you like: whsec_ and base64, or 16 characters and more."),
-            Field("severity", "Of", "select", value=given.one("severity") or "warning", options=SEVERITIES),
+            Field("severity", "Which alerts", "select", value=given.one("severity") or "warning", options=SEVERITIES),
         ),
     )  # fmt: skip
 
@@ -135,6 +145,7 @@ def _adding(given: Given) -> Ask:
 def _testing(given: Given) -> Ask:
     return Ask(
         title=f"Send a trial to {given.one('target')}?",
+        no="Not now",
         action=f"{HOME}/targets/test",
         button="Send it",
         back=HOME,

@@ -7,15 +7,13 @@ since stays, and a second time there is nothing left to do.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlencode
 from uuid import UUID
 
 from litestar import Request, Response, get, post
 
 from pgmail.access.reach import reached_of, streams_of, within_reach
-from pgmail.dashboard.frame import page
+from pgmail.dashboard.frame import link, page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
 from pgmail.dashboard.manage.questions import (
     MANAGE,
@@ -23,11 +21,14 @@ from pgmail.dashboard.manage.questions import (
     Ask,
     Given,
     act,
+    all_that_match,
     ask,
     given_of,
+    kept_of,
     number,
     page_of,
     read_id,
+    until_now,
     why,
 )
 from pgmail.errors import Refused
@@ -61,10 +62,10 @@ async def show_dead(request: AnyRequest) -> Response[Any]:
         rows, more = await emails.dead_letters(connection, chosen, asked, streams_of(caller, chosen.stream))
         named = [row.name for row in await streams.listing(connection)]
         known = [row.name for row in await templates.listing(connection)]
-    kept = _kept(given)
+    kept = kept_of(given, FILTERS)
     return page(
         request, "manage/dead.html", title="Dead letters", rows=rows, more=more, asked=asked, kept=kept,
-        query=urlencode(kept), streams=named, templates=known, spans=SPAN_WORDS,
+        streams=named, templates=known, spans=SPAN_WORDS,
         reasons=REASONS, died_of=dict(REASONS),
         may_act=may(caller, MANAGE, test=True),
     )  # fmt: skip
@@ -144,16 +145,13 @@ async def _found(connection: Connection, caller: Caller, given: Given, limit: in
 
 async def _question(request: AnyRequest, given: Given, verb: str) -> tuple[Ask, int]:
     """The question and how many it concerns."""
-    caller, ids = caller_of(request), given.uuids("id")
-    if not given.has("until"):
-        given = given.but(until=datetime.now(UTC).isoformat())
+    caller, ids, given = caller_of(request), given.uuids("id"), until_now(given)
     async with acting_as(database_of(request), caller) as connection:
         found, more = await _found(connection, caller, given, MOST)
-    kept = _kept(given)
+    kept = kept_of(given, FILTERS)
     words = []
     if not ids:
-        said = ", ".join(f"{name} {text}" for name, text in kept.items())
-        words.append(f"All that match: {said}." if said else "All dead letters there are: no filter is set.")
+        words.append(all_that_match(kept, "All dead letters there are: no filter is set."))
     if more:
         words.append(f"There are more; this takes the first {MOST:,}, then ask again.")
     words.append(
@@ -169,7 +167,7 @@ async def _question(request: AnyRequest, given: Given, verb: str) -> tuple[Ask, 
         hidden.append(("below", given.one("below") or str(UUID(int=found[-1].int + 1))))
     question = Ask(
         title=title, action=f"{HOME}/{verb}", button=VERBS[verb][0],
-        back=f"{HOME}?{urlencode(kept)}" if kept else HOME, words=words,
+        back=link(HOME, **kept), words=words,
         fields=(why(given, placeholder="the relay is back" if verb == "retry" else "the campaign is over"),),
         hidden=hidden, danger=verb == "discard",
     )  # fmt: skip
@@ -188,11 +186,6 @@ def _filter(given: Given, caller: Caller) -> emails.DeadFilter:
         died_before=given.moment("until"),
     )
     return within_reach(caller, chosen)
-
-
-def _kept(given: Given) -> dict[str, str]:
-    """The parts of a filter that are set, as a link repeats them."""
-    return {name: text for name in FILTERS if (text := given.one(name))}
 
 
 HANDLERS = (show_dead, ask_retry, retry, ask_discard, discard)

@@ -98,6 +98,7 @@ async def remove(request: AnyRequest) -> Response[Any]:
 def _adding(given: Given) -> Ask:
     return Ask(
         title="Add a domain",
+        no="Not now",
         action=f"{HOME}/add",
         button="Add",
         back=HOME,

@@ -7,14 +7,12 @@ since is left for another look.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlencode
 
 from litestar import Request, Response, get, post
 
 from pgmail.access.reach import need_reach, reached_of, streams_of, within_reach
-from pgmail.dashboard.frame import page
+from pgmail.dashboard.frame import link, page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
 from pgmail.dashboard.manage.questions import (
     MANAGE,
@@ -22,10 +20,13 @@ from pgmail.dashboard.manage.questions import (
     Ask,
     Given,
     act,
+    all_that_match,
     ask,
     given_of,
+    kept_of,
     number,
     page_of,
+    until_now,
     why,
 )
 from pgmail.errors import Refused
@@ -50,10 +51,10 @@ async def show_doubts(request: AnyRequest) -> Response[Any]:
     async with acting_as(database_of(request), caller) as connection:
         rows, more = await store.listing(connection, chosen, asked, streams_of(caller, chosen.stream))
         named = [row.name for row in await streams.listing(connection)]
-    kept = _kept(given)
+    kept = kept_of(given, FILTERS)
     return page(
         request, "manage/doubts.html", title="In doubt", rows=rows, more=more, asked=asked, kept=kept,
-        query=urlencode(kept), streams=named, spans=SPAN_WORDS, may_act=may(caller, MANAGE, test=True),
+        streams=named, spans=SPAN_WORDS, may_act=may(caller, MANAGE, test=True),
     )  # fmt: skip
 
 
@@ -95,9 +96,8 @@ def _how(given: Given) -> store.How:
 
 async def _question(request: AnyRequest, given: Given) -> Ask:
     caller, ids, how = caller_of(request), given.uuids("id"), _how(given)
-    if not given.has("until"):
-        given = given.but(until=datetime.now(UTC).isoformat())
-    chosen, kept = _filter(given, caller), _kept(given)
+    given = until_now(given)
+    chosen, kept = _filter(given, caller), kept_of(given, FILTERS)
     count, more = len(ids), False
     if ids:
         async with acting_as(database_of(request), caller) as connection:
@@ -110,8 +110,7 @@ async def _question(request: AnyRequest, given: Given) -> Ask:
         count = len(rows)
     words = []
     if not ids:
-        said = ", ".join(f"{name} {text}" for name, text in kept.items())
-        words.append(f"All that match: {said}." if said else "All mail in doubt: no filter is set.")
+        words.append(all_that_match(kept, "All mail in doubt: no filter is set."))
     if more:
         words.append(f"There are more; this takes the first {MAX_ACTS:,}, then ask again.")
     if how == "assume_sent":
@@ -124,7 +123,7 @@ async def _question(request: AnyRequest, given: Given) -> Ask:
     return Ask(
         title=f"Count {what} as sent?" if how == "assume_sent" else f"Send {what} again?",
         action=f"{HOME}/resolve", button="Count as sent" if how == "assume_sent" else "Send again",
-        back=f"{HOME}?{urlencode(kept)}" if kept else HOME, words=words,
+        back=link(HOME, **kept), words=words,
         fields=(why(given, placeholder="found in the relay's log"),),
         hidden=[("how", how), ("until", given.one("until")), *(("id", str(id_)) for id_ in ids), *kept.items()],
         danger=True,
@@ -141,10 +140,6 @@ def _filter(given: Given, caller: Caller) -> store.DoubtFilter:
         doubted_before=given.moment("until"),
     )
     return within_reach(caller, chosen)
-
-
-def _kept(given: Given) -> dict[str, str]:
-    return {name: text for name in FILTERS if (text := given.one(name))}
 
 
 HANDLERS = (show_doubts, ask_resolve, resolve)

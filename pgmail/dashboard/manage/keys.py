@@ -13,7 +13,7 @@ from litestar import Request, Response, get, post
 
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import caller_of, database_of
-from pgmail.dashboard.manage.questions import Ask, Field, Given, act, ask, given_of, told, why
+from pgmail.dashboard.manage.questions import Ask, Field, Given, act, ask, given_of, once, told, why
 from pgmail.domain import keylimits
 from pgmail.domain.keys import SCOPES, Scope
 from pgmail.errors import Refused
@@ -78,6 +78,7 @@ async def create(request: AnyRequest) -> Response[Any]:
             expires_at=_expiry(given),
         )
         async with acting_as(database_of(request), caller) as connection:
+            await once(connection, given)
             made = await store.create(connection, _name(given), limits)
     except Refused as refused:
         return ask(request, _creating(given, test=caller.test), refused)
@@ -158,6 +159,7 @@ def _creating(given: Given, *, test: bool) -> Ask:
     )  # fmt: skip
     return Ask(
         title="Make an API key",
+        no="Not now",
         action=f"{HOME}/create",
         button="Make it",
         back=HOME,

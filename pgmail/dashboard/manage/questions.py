@@ -6,7 +6,7 @@ law refuses. Then the question is asked again, with what was typed and why it wa
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -19,6 +19,8 @@ from pgmail.domain.keys import Scope
 from pgmail.domain.when import parse_iso
 from pgmail.errors import Refused
 from pgmail.store.emails import MAX_ACTS, Page
+from pgmail.store.keys import form_once
+from pgmail.store.tenant import Connection
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -62,7 +64,8 @@ class Field(msgspec.Struct, frozen=True):
 class Ask(msgspec.Struct, frozen=True):
     """A question: what will be done, what is asked for it, and what the button says.
 
-    `hidden` go along unseen; `back` is where to go when it is done, or not to be done.
+    `no` is what the way out of it says; `hidden` go along unseen; `back` is where to go when it is done, or not to be
+    done; `stay` is of one that answers another.
     """
 
     title: str
@@ -73,6 +76,8 @@ class Ask(msgspec.Struct, frozen=True):
     fields: Sequence[Field] = ()
     hidden: Sequence[tuple[str, str]] = ()
     danger: bool = False
+    no: str = "Keep as it is"
+    stay: bool = False
     files: bool = False
 
 
@@ -204,6 +209,19 @@ def told(request: AnyRequest, template: str, **facts: Any) -> Response[Any]:
     return page(request, "manage/told_page.html", part=template, **facts)
 
 
+async def once(connection: Connection, given: Given) -> None:
+    """Take a form for done, in the transaction that does it. Raises Refused (`done_already`, 409) for one that was.
+
+    A second click where no script runs and a page that is loaded again send a form twice. For what is the same
+    however often it is done this is not needed.
+    """
+    if given.has("once") and not await form_once(connection, given.uuid("once")):
+        because = (
+            "this was done already: the form was sent twice. Send it again only if it is to be done once more"
+        )
+        raise Refused("done_already", "", because, 409)
+
+
 async def act(
     request: AnyRequest, question: Ask, deed: Callable[[], Awaitable[str]], back: str | None = None
 ) -> Response[Any]:
@@ -219,6 +237,22 @@ def page_of(given: Given, limit: int = 25) -> Page:
     """Return which part of a list by id was asked for."""
     after, before = given.one("after"), given.one("before")
     return Page(limit, read_id(after) if after else None, read_id(before) if before and not after else None)
+
+
+def kept_of(given: Given, filters: Iterable[str]) -> dict[str, str]:
+    """Return the parts of a filter that are set, as a link repeats them."""
+    return {name: text for name in filters if (text := given.one(name))}
+
+
+def until_now(given: Given) -> Given:
+    """Return the same as far as it is about what there is now: what comes while a question is read is left alone."""
+    return given if given.has("until") else given.but(until=datetime.now(UTC).isoformat())
+
+
+def all_that_match(kept: Mapping[str, str], without: str) -> str:
+    """Return what a filter reaches, in words; `without` says it where none is set."""
+    said = ", ".join(f"{name} {text}" for name, text in kept.items())
+    return f"All that match: {said}." if said else without
 
 
 def number(count: int, one: str, many: str | None = None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from litestar import Request, Response, get, post
 
-from pgmail.access.reach import need_target
+from pgmail.access.reach import need_target, streams_of
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
 from pgmail.dashboard.manage.questions import MANAGE, Ask, Field, Given, act, ask, given_of, number, why
@@ -69,7 +69,7 @@ async def live_queue(request: AnyRequest) -> Response[Any]:
 async def _facts(request: AnyRequest) -> dict[str, Any]:
     given, caller = await given_of(request), caller_of(request)
     stream, site = given.one("stream") or None, given.one("site").lower() or None
-    streams = None if caller.streams is None else sorted(caller.streams)
+    streams = streams_of(caller)
     async with acting_as(database_of(request), caller) as connection:
         waiting = await insight.queue(
             connection, streams, most=MOST, stream=stream, site=site, only_tests=caller.test
@@ -166,7 +166,7 @@ async def _waiting(request: AnyRequest, given: Given) -> int:
     async with acting_as(database_of(request), caller) as connection:
         found = await insight.queue(
             connection,
-            None if caller.streams is None else sorted(caller.streams),
+            streams_of(caller),
             most=len(PRIORITIES),
             stream=stream,
             site=site,

@@ -243,6 +243,7 @@ async def _streams(request: AnyRequest, value: str) -> Field:
 async def _adding(request: AnyRequest, given: Given) -> Ask:
     return Ask(
         title="Suppress an address",
+        no="Not now",
         action=f"{HOME}/add",
         button="Suppress",
         back=HOME,
@@ -283,6 +284,7 @@ def _removing(given: Given) -> Ask:
 async def _importing(request: AnyRequest, given: Given) -> Ask:
     return Ask(
         title="Import suppressions",
+        no="Not now",
         action=f"{HOME}/import",
         button="Import",
         back=HOME,

@@ -17,7 +17,7 @@ from pgmail import publish as publishing
 from pgmail.access.reach import need_live
 from pgmail.dashboard.frame import done, link, page
 from pgmail.dashboard.guard import SEE, caller_of, database_of, may
-from pgmail.dashboard.manage.questions import MANAGE, Ask, Given, act, ask, given_of
+from pgmail.dashboard.manage.questions import MANAGE, Ask, Given, act, ask, given_of, once
 from pgmail.errors import Refused
 from pgmail.store import templates as store
 from pgmail.store.tenant import acting_as
@@ -79,6 +79,7 @@ async def save_template(request: AnyRequest) -> Response[Any]:
     try:
         need_live(caller)
         async with acting_as(database_of(request), caller) as connection:
+            await once(connection, given)
             saved = await publishing.save(
                 connection, name, **{part: text or None for part, text in texts.items()}, publish=live
             )

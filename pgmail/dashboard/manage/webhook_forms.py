@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from pgmail.dashboard.frame import link
-from pgmail.dashboard.manage.questions import SPAN_WORDS, Ask, Field, Given, why
+from pgmail.dashboard.manage.questions import SPAN_WORDS, Ask, Field, Given, read_id, why
 from pgmail.errors import Refused
 
 HOME = "/dashboard/webhooks"
@@ -46,6 +46,7 @@ def adding(given: Given) -> Ask:
     """Where, and of what it is told."""
     return Ask(
         title="Add a webhook",
+        no="Not now",
         action=f"{HOME}/add",
         button="Add it",
         back=HOME,
@@ -127,6 +128,7 @@ def testing(row: Any) -> Ask:
     """Whether a sample is to be sent."""
     return Ask(
         title=f"Send a sample event to {short(row)}?",
+        no="Not now",
         action=f"{HOME}/test",
         button="Send it",
         back=place(row.id),
@@ -140,18 +142,46 @@ def replaying(row: Any, given: Given) -> Ask:
     event = given.one("event")
     chosen = given.one("outcome") or ("all" if event else "failed")
     fields = (
-        Field("outcome", "What", "select", value=chosen, options=REPLAYED),
-        Field("since", "Of", "select", value=given.one("since"), options=SPAN_WORDS),
+        Field("outcome", "Which events", "select", value=chosen, options=REPLAYED),
+        Field("since", "When they happened", "select", value=given.one("since"), options=SPAN_WORDS),
         why(given, placeholder="they lost their data of last night"),
     )
     return Ask(
         title=f"Tell {short(row)} once more?" if not event else "Tell this event once more?",
+        no="Not now",
         action=f"{HOME}/replay",
-        button="Replay",
+        button="Replay" if event else "Count them",
         back=place(row.id),
         words=("Events keep their ids, so that a receiver knows those that it has.",),
         fields=fields[2:] if event else fields,
         hidden=(("id", str(row.id)), *((("event", event), ("outcome", chosen)) if event else ())),
+    )
+
+
+def replayed(given: Given) -> dict[str, str]:
+    """Return what is to be told once more, as a filter of the log. Raises Refused."""
+    filter_ = {"outcome": given.choice("outcome", REPLAYED, "choose what is told once more")}
+    if event := given.one("event"):
+        filter_["event"] = str(read_id(event))
+    if since := given.since("since"):
+        filter_["since"] = since.isoformat()
+    return filter_
+
+
+def telling(row: Any, given: Given, events: str, *, complete: bool) -> Ask:
+    """Whether so many are to be told once more: asked before anything is done."""
+    events = events if complete else f"at least {events}"
+    kept = [(name, given.one(name)) for name in ("id", "outcome", "since", "why")]
+    what, when = dict(REPLAYED)[given.one("outcome")], dict(SPAN_WORDS).get(given.one("since"), "any time")
+    return Ask(
+        title=f"Tell {short(row)} {events} once more?",
+        no="Not now",
+        action=f"{HOME}/replay",
+        button="Replay",
+        back=place(row.id),
+        words=(f"That is {what}, of {when}. What is new goes first.",),
+        hidden=(*kept, ("count", events)),
+        stay=True,
     )
 
 

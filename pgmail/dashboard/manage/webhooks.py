@@ -6,6 +6,8 @@ secret that nobody copied. It cannot be shown again; rotating makes another, and
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,11 +16,12 @@ from litestar import Request, Response, get, post
 from pgmail.dashboard.frame import page
 from pgmail.dashboard.guard import database_of
 from pgmail.dashboard.manage import webhook_forms as forms
-from pgmail.dashboard.manage.questions import MANAGE, Given, act, ask, given_of, number, read_id, told
+from pgmail.dashboard.manage.questions import MANAGE, Given, act, ask, given_of, number, once, read_id, told
 from pgmail.errors import Refused
+from pgmail.hooks import endpoints
 from pgmail.hooks.asked import endpoints_of, manager_of, teller_of
 from pgmail.store import hooks as store
-from pgmail.store.tenant import acting_as
+from pgmail.store.tenant import Connection, acting_as
 
 AnyRequest = Request[Any, Any, Any]
 
@@ -87,6 +90,7 @@ async def add(request: AnyRequest) -> Response[Any]:
             description=given.one("description") or None,
         )
         async with acting_as(database_of(request), caller) as connection:
+            await once(connection, given)
             id_, secret = await endpoints_of(request).add(connection, new)
     except Refused as refused:
         return ask(request, forms.adding(given), refused)
@@ -169,6 +173,7 @@ async def rotate(request: AnyRequest) -> Response[Any]:
         overlap = given.seconds("overlap", forms.OVERLAPS, "choose when the old secret ends") or timedelta()
         reason = given.reason()
         async with acting_as(database_of(request), manager_of(request)) as connection:
+            await once(connection, given)
             secret, ends = await endpoints_of(request).rotate(
                 connection, row.id, overlap.total_seconds(), reason=reason
             )
@@ -189,10 +194,12 @@ async def ask_test(request: AnyRequest) -> Response[Any]:
 @post("/webhooks/test", scope=MANAGE, status_code=200)
 async def test(request: AnyRequest) -> Response[Any]:
     """Send a sample event; what came of it stands in the log."""
-    row = await _row(request, await given_of(request))
+    given = await given_of(request)
+    row = await _row(request, given)
 
     async def deed() -> str:
         async with acting_as(database_of(request), manager_of(request)) as connection:
+            await once(connection, given)
             await store.test(connection, row.id)
         return "A sample event is on its way: what was answered stands in the log within seconds."
 
@@ -212,22 +219,36 @@ async def replay(request: AnyRequest) -> Response[Any]:
     given = await given_of(request)
     row = await _row(request, given)
 
-    async def deed() -> str:
-        caller, reason = manager_of(request), given.reason()
-        filter_ = {"outcome": given.choice("outcome", forms.REPLAYED, "choose what is told once more")}
-        if event := given.one("event"):
-            filter_["event"] = str(read_id(event))
-        if since := given.since("since"):
-            filter_["since"] = since.isoformat()
-        replayed, after = 0, None
-        while True:  # a transaction each: none is long, however long the log
-            async with acting_as(database_of(request), caller) as connection:
-                n, after = await store.replay(connection, row.id, filter_, after, reason)
-            replayed += n
-            if after is None:
-                return f"{number(replayed, 'event')} told once more."
+    caller = manager_of(request)
 
-    return await act(request, forms.replaying(row, given), deed)
+    async def deed() -> str:
+        reason, filter_, fresh = given.reason(), forms.replayed(given), True
+
+        @asynccontextmanager
+        async def lend() -> AsyncIterator[Connection]:
+            nonlocal fresh
+            async with acting_as(database_of(request), caller) as connection:
+                if fresh:
+                    await once(connection, given)
+                fresh = False
+                yield connection
+
+        replayed = await endpoints.replay(lend, row.id, filter_, reason)
+        return f"{number(replayed, 'event')} told once more."
+
+    question = forms.replaying(row, given)
+    if given.one("event") or given.has("count"):
+        return await act(request, question, deed)
+    try:
+        given.reason()
+        async with acting_as(database_of(request), caller) as connection:
+            count, complete = await store.count_replay(connection, row.id, forms.replayed(given))
+    except Refused as refused:
+        return ask(request, question, refused)
+    if not count and complete:
+        none = Refused("not_found", "/outcome", "there is no such event in the log: nothing to tell", 404)
+        return ask(request, question, none)
+    return ask(request, forms.telling(row, given, number(count, "event"), complete=complete))
 
 
 @get("/webhooks/remove", scope=MANAGE)
