@@ -45,11 +45,14 @@ _PLAIN = (int, float, type(None))  # once: a union built for each value would co
 _MAX_DEPTH = 6
 
 
-def configure(level: str = "info", fmt: Format = "auto", *, stream: TextIO | None = None) -> None:
+def configure(
+    level: str = "info", fmt: Format = "auto", *, stream: TextIO | None = None, keep: bool = True
+) -> None:
     """Set up logging for this process; may be called again.
 
     `level` is one of `LEVELS`. `stream` defaults to standard error; `fmt` auto is console if that is a
-    terminal. Loggers cache their set-up on first use, so call this before the first line.
+    terminal. Loggers cache their set-up on first use, so call this before the first line; with `keep` False they
+    ask each time, for a program that logs little and may be one of several in its process.
     """
     out = sys.stderr if stream is None else stream
     console = fmt == "console" or (fmt == "auto" and out.isatty())
@@ -69,7 +72,7 @@ def configure(level: str = "info", fmt: Format = "auto", *, stream: TextIO | Non
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *_: _Lines(out),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=keep,
     )
     bridge = _Bridge()
     root = logging.getLogger()

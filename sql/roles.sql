@@ -89,7 +89,7 @@ grant execute on function pgmail.make_key(text, text, bytea, jsonb), pgmail.rota
 grant execute on function pgmail.check_key_v2(bytea), pgmail.reach_v1(uuid[]), pgmail.note_guesses_v1(text, integer), pgmail.share_guesses_v1(text[], integer[]),
   pgmail.note_keys_v1(integer[], uuid[], inet[], double precision[]) to {prefix}api;
 -- sessions of the dashboard, and what it shows of an email
-grant execute on function pgmail.session_secret_v1(), pgmail.session_key_v1(integer, uuid) to {prefix}api;
+grant execute on function pgmail.session_secret_v1(), pgmail.session_key_v1(integer, uuid), pgmail.form_once_v1(uuid) to {prefix}api;
 grant execute on function pgmail.end_sessions(text) to {prefix}admin;
 grant execute on function pgmail.preview_v1(uuid) to {prefix}api;
 
@@ -106,6 +106,7 @@ grant execute on function
   pgmail.claim_v1(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[]),
   pgmail.claim_v2(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]),
   pgmail.claim_v3(integer, bigint, bigint[], timestamptz[], uuid[], integer[], boolean[], boolean[]),
+  pgmail.late_v1(integer, bigint[], timestamptz[], timestamptz[], uuid[], integer),
   pgmail.begin_v1(integer, bigint, uuid[], integer[], text[]),
   pgmail.release_v1(integer, bigint, uuid[], integer[], text), pgmail.settle_v1(integer, bigint, jsonb),
   pgmail.settle_v2(integer, bigint, jsonb, uuid[], uuid[], integer[], smallint[], smallint[], integer[], text[]),
@@ -154,7 +155,7 @@ grant execute on function pgmail.worker_opens_v1(bigint, text[]), pgmail.sealed_
 
 -- feed: what happened, of the tenants of keys that were checked
 grant execute on function pgmail.feed_now_v1(), pgmail.feed_since_v1(timestamptz),
-  pgmail.feed_v1(pg_snapshot, pg_snapshot, xid8, uuid, uuid, integer[], integer)
+  pgmail.feed_v1(pg_snapshot, pg_snapshot, xid8, uuid, uuid, integer[], integer, text[], uuid[])
   to {prefix}api, {prefix}worker, {prefix}maintain, {prefix}admin;
 grant execute on function pgmail.live_keys_v1(integer[], uuid[]) to {prefix}api;
 -- end of feed
@@ -191,7 +192,8 @@ $do$;
 -- webhooks
 grant execute on function
   pgmail.add_hook(uuid, text, text[], text[], jsonb, text, integer, bytea), pgmail.set_hook(uuid, jsonb, text), pgmail.remove_hook(uuid, text),
-  pgmail.rotate_hook(uuid, integer, bytea, interval, text), pgmail.test_hook(uuid), pgmail.replay_hook(uuid, jsonb, uuid, integer, text)
+  pgmail.rotate_hook(uuid, integer, bytea, interval, text), pgmail.test_hook(uuid), pgmail.replay_hook(uuid, jsonb, uuid, integer, text),
+  pgmail.count_replay(uuid, jsonb)
   to {prefix}api, {prefix}admin;
 grant execute on function
   pgmail.fan_out_hooks_v1(integer), pgmail.claim_hooks_v1(text[], integer, integer, double precision, uuid[], integer[], double precision),
@@ -214,6 +216,7 @@ grant execute on function pgmail.metrics_queue_v1(boolean), pgmail.metrics_fleet
 -- figures
 grant execute on function pgmail.rollup_v1(integer, integer, integer), pgmail.trim_rollups_v1(integer), pgmail.gauge_lanes_v1(),
   pgmail.gauge_states_v1() to {prefix}worker, {prefix}maintain;
+grant execute on function pgmail.waits() to {prefix}api, {prefix}reader, {prefix}worker, {prefix}maintain, {prefix}admin;
 grant select on pgmail.backlog, pgmail.gauge, pgmail.pulse, pgmail.rollup, pgmail.cause to {prefix}api, {prefix}reader, {prefix}admin;
 grant select (rolled_at, gauged_at, counted_at) on pgmail.insight_cursor to {prefix}api, {prefix}reader, {prefix}admin;
 -- end of figures
@@ -225,7 +228,7 @@ grant execute on function
   pgmail.test_alert_target(text, boolean), pgmail.alert_delivery_state(uuid, boolean), pgmail.alert_targets(boolean),
   pgmail.alerts(boolean, text, text, integer, uuid)
   to {prefix}api, {prefix}admin;
-grant execute on function pgmail.alert_step_v1(), pgmail.alert_purge_v1(), pgmail.alert_take_v1(integer, uuid[]),
+grant execute on function pgmail.alert_step_v1(), pgmail.alert_purge_v1(), pgmail.alert_take_v1(integer, uuid[]), pgmail.alert_give_back_v1(uuid[]),
   pgmail.alert_told_v1(uuid, boolean, text, boolean) to {prefix}worker, {prefix}maintain;
 grant execute on function pgmail.saw_certificate_v1(text, text, timestamptz), pgmail.missed_certificate_v1(text, text, text) to {prefix}worker, {prefix}maintain;
 grant execute on function pgmail.oldest_snapshot(), pgmail.hot_tables(), pgmail.replicas(), pgmail.chores_reached() to {prefix}worker, {prefix}maintain, {prefix}admin;

@@ -546,6 +546,19 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.alert_give_back_v1(p_ids uuid[]) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare n integer;
+begin
+  update pgmail.alert_delivery d set due_at = pgmail.now(), attempts = greatest(d.attempts - 1, 0)
+  where d.id = any (p_ids) and d.state = 'waiting' and d.due_at > pgmail.now();
+  get diagnostics n = row_count;
+  return n;
+end
+$$;
+
 CREATE FUNCTION pgmail.alert_horizon_step() RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -1112,11 +1125,22 @@ CREATE FUNCTION pgmail.chores_reached() RETURNS TABLE(subject text, words text, 
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     AS $$
+  with behind as (   -- pace: seconds of events a second, since it began to read them
+    select x.read_to, x.upto_at, x.pace from (
+      select y.*, extract(epoch from y.read_to - y.rolled_at) / greatest(extract(epoch from pgmail.now() - y.upto_at), 1)::float8 as pace
+      from (select c.rolled_at, c.upto_at, least(pgmail.uuid_time(c.at_id), c.upto_at) as read_to from pgmail.insight_cursor c
+            where c.upto is not null and c.at_id > '00000000-0000-0000-0000-000000000000') y
+      where y.read_to > y.rolled_at) x
+    where x.pace >= 1.5
+  )
   select v.subject, v.words, v.times, coalesce(v.at, (select min(h.at) from pgmail.alert_horizon h)), v.subject = 'reports'
     and (select i.indisvalid from pg_index i where i.indexrelid = to_regclass('pgmail.event_feed')) is not true
-  from pgmail.insight_cursor c, lateral (values
-    ('reports', 'Charts, reports and rules about rates know nothing of what happened', 1, c.rolled_at),
-    ('gauges', 'Nobody has looked for mail that is late', 1, c.gauged_at),
+  from pgmail.insight_cursor c left join behind b on true, lateral (values
+    ('reports', case when b.pace is null then 'Charts, reports and rules about rates know nothing of what happened'
+      else format('Charts, reports and rules about rates are read up (which takes %s more), and know nothing yet of what happened',
+        pgmail.span_words(greatest(extract(epoch from b.upto_at - b.read_to)::float8 / b.pace, 1))) end,
+      case when b.pace is null then 1 else 4 end, coalesce(b.read_to, c.rolled_at)),
+    ('gauges', 'Nobody has looked for late mail', 1, c.gauged_at),
     ('states', 'Nobody has counted what waits in which state', 12, c.counted_at)) v(subject, words, times, at)
   union all
   select 'webhooks', 'Webhooks are told of nothing that happened', 1, h.seen_at, false from pgmail.hook_cursor h where h.seen is not null
@@ -1295,6 +1319,17 @@ CREATE FUNCTION pgmail.classify(p_code integer, p_enhanced text, p_phase text, p
     and not exists (select from hit h where h.rule = r.position and h.unless)
   order by r.position limit 1
 $_$;
+
+CREATE FUNCTION pgmail.count_replay(p_id uuid, p_filter jsonb, OUT n integer, OUT complete boolean) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare most constant integer := 100000; h pgmail.hook := pgmail.need_hook(p_id); s record;
+begin
+  select * into s from pgmail.replay_step(h, p_filter, null, most, true);
+  n := s.n; complete := s.looked < most;
+end
+$$;
 
 CREATE FUNCTION pgmail.covers_domain(p_domains text[], p_domain text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -2165,14 +2200,17 @@ CREATE FUNCTION pgmail.fan_out_hooks_v1(p_most integer DEFAULT 1000, OUT queued 
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
-declare c record; f record; e record; tenants integer[]; upto pg_snapshot;
+declare c record; f record; e record; tenants integer[]; types text[]; upto pg_snapshot;
 begin
   queued := 0; more := false; idle := false;
   select x.*, x.written is not distinct from x.xmin as ours into c from pgmail.hook_cursor x for update skip locked;
   if not found then return; end if;
   -- Under the lock: an endpoint that is being made waits for it, and one that is made is seen.
-  tenants := array(select distinct h.tenant_id from pgmail.hook h where h.enabled);
-  if tenants = '{}' then
+  -- Of each tenant the types that it has endpoints for; all of them where one is for several at once ('email.*').
+  select array_agg(w.tenant_id), array_agg(w.type) into tenants, types
+  from (select distinct h.tenant_id, case when right(t, 1) <> '*' then t end as type
+        from pgmail.hook h left join unnest(h.types) t on true where h.enabled) w;
+  if tenants is null then
     idle := true;
     update pgmail.hook_cursor set written = null, seen = null, seen_at = null, until = null, xid = null, place = null, event_id = null where seen is not null;
     return;
@@ -2191,7 +2229,7 @@ begin
   upto := coalesce(c.until, f.now_);
   with news as materialized (
     select x.xid, x.place, x.id, x.type, x.tenant_id, x.at, x.email_id, x.recipient_id, x.stream, x.tags
-    from pgmail.feed_v1(c.seen, upto, c.xid, c.place, c.event_id, tenants, p_most) x
+    from pgmail.feed_v1(c.seen, upto, c.xid, c.place, c.event_id, tenants, p_most, types) x
   ), wanted as (
     insert into pgmail.hook_queue (tenant_id, hook_id, event_id, email_id, recipient_id, type, at)
     select n.tenant_id, h.id, n.id, n.email_id, n.recipient_id, n.type, n.at
@@ -2269,6 +2307,40 @@ CREATE FUNCTION pgmail.feed_now_v1(OUT history uuid, OUT now_ pg_snapshot, OUT k
     (select bool_and(i.indisvalid) from pg_index i where i.indexrelid in ('pgmail.event_feed'::regclass, 'pgmail.message_feed'::regclass))
 $$;
 
+CREATE FUNCTION pgmail.feed_settle_in() RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare ours boolean; next_ xid8; newest timestamptz;
+begin
+  select h.written is not distinct from h.xmin into ours from pgmail.feed_home h;
+  if ours then return; end if;
+  if (select bool_and(i.indisvalid) from pg_index i where i.indexrelid in ('pgmail.event_feed'::regclass, 'pgmail.message_feed'::regclass)) is not true then
+    return;   -- by the next mark, then
+  end if;
+  select h.written is not distinct from h.xmin into ours from pgmail.feed_home h for update;
+  if ours then return; end if;
+  -- In one statement, whose snapshot says both what is still to come and what is seen. The last transactions have the newest ids, but for
+  -- long ones: a minute for those, and for clocks.
+  select n.x, max(r.at) into next_, newest from (select pg_snapshot_xmax(pg_current_snapshot()) as x offset 0) n cross join lateral (
+    (select pgmail.uuid_time(e.id) as at from pgmail.event e where e.xid >= n.x order by e.xid desc, e.id desc limit 1000)
+    union all
+    (select pgmail.uuid_time(m.id) from pgmail.message m where m.xid >= n.x order by m.xid desc, m.id desc limit 1000)) r
+  group by n.x;
+  if newest is not null then
+    update pgmail.feed_home set from_xid = next_, below = pgmail.uuid_floor(least(newest + interval '1 minute', clock_timestamp()));
+    perform pgmail.record_act(null, 'feed.settle_in', null,
+      format('a dump was restored: what happened up to %s is told to nobody anew', pgmail.iso_time(newest)));
+  else
+    update pgmail.feed_home set from_xid = null, below = null;
+  end if;
+  -- In a second statement, which finds it in the row: behind a savepoint it is not the transaction's own.
+  update pgmail.feed_home set written = xmin;
+end
+$$;
+
 CREATE FUNCTION pgmail.feed_since_v1(p_at timestamp with time zone) RETURNS pg_snapshot
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -2313,21 +2385,34 @@ CREATE FUNCTION pgmail.feed_stretches(p_seen pg_snapshot, p_now pg_snapshot, p_f
   order by 1
 $$;
 
-CREATE FUNCTION pgmail.feed_v1(p_seen pg_snapshot, p_now pg_snapshot, p_xid xid8, p_place uuid, p_id uuid, p_tenants integer[], p_most integer DEFAULT 1000) RETURNS TABLE(xid xid8, place uuid, id uuid, type text, tenant_id integer, at timestamp with time zone, email_id uuid, recipient_id uuid, address text, stream text, tags jsonb, template text, template_version integer, email_created_at timestamp with time zone, test boolean, attempt smallint, code smallint, enhanced text, reply text, class text, reason text, phase text, site text, relay text, remote_host text, tls text, ms integer, worker bigint, detail text)
+CREATE FUNCTION pgmail.feed_v1(p_seen pg_snapshot, p_now pg_snapshot, p_xid xid8, p_place uuid, p_id uuid, p_tenants integer[], p_most integer DEFAULT 1000, p_types text[] DEFAULT NULL::text[], p_emails uuid[] DEFAULT NULL::uuid[]) RETURNS TABLE(xid xid8, place uuid, id uuid, type text, tenant_id integer, at timestamp with time zone, email_id uuid, recipient_id uuid, address text, stream text, tags jsonb, template text, template_version integer, email_created_at timestamp with time zone, test boolean, attempt smallint, code smallint, enhanced text, reply text, class text, reason text, phase text, site text, relay text, remote_host text, tls text, ms integer, worker bigint, detail text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_nestloop TO 'off'
     AS $$
 #variable_conflict use_column
 declare
   none constant uuid := '00000000-0000-0000-0000-000000000000'; all_ constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
-  s record; many integer := 0; more boolean := false;
-  x xid8; after_event uuid; from_message uuid;
-  xids xid8[] := '{}'; places uuid[] := '{}'; ids uuid[] := '{}'; owners uuid[] := '{}'; emails uuid[] := '{}'; tenants integer[] := '{}';
+  s record; q record; h record; many integer := 0; room integer; more boolean := false; any_event boolean := true; any_queued boolean := true;
+  x xid8; after_event uuid; from_message uuid; upto xid8; origins uuid[];
+  events pgmail.event[] := '{}'; xids xid8[] := '{}'; places uuid[] := '{}'; tenants integer[] := '{}';
+  foreign_xid xid8; foreign_id uuid;   -- from this on and below that: of another cluster
   low_owner uuid; high_owner uuid; low_email uuid; high_email uuid; low_person uuid; high_person uuid;
 begin
+  select coalesce(h.from_xid, '0'), coalesce(h.below, none) into foreign_xid, foreign_id from pgmail.feed_home h;
+  if p_types is not null then
+    select bool_or(w.type is null or w.type not in ('email.queued', 'email.scheduled')), bool_or(w.type is null or w.type in ('email.queued', 'email.scheduled'))
+      into any_event, any_queued from unnest(p_types) w(type);
+  end if;
+  if p_emails is not null then
+    -- Which emails recipients are of: what tells that it was queued has the email's id alone.
+    select array_agg(r.message_id) into origins from unnest(p_tenants, p_emails) w(tenant, email)
+    cross join lateral (select y.message_id from pgmail.recipient y where y.tenant_id = w.tenant and y.id = w.email limit 1) r;
+    origins := origins || p_emails;
+  end if;
   for s in select f.low, f.high from pgmail.feed_stretches(p_seen, p_now, p_xid) f loop
     continue when s.high <= p_xid;
     -- In the transaction of the position only what comes after it; in others all.
@@ -2336,85 +2421,115 @@ begin
     else
       x := s.low; after_event := none; from_message := none;
     end if;
-    with found as (
-      (select e.xid, null::uuid as place, e.id, e.recipient_id as owner, e.message_id as email, e.tenant_id from pgmail.event e
-       where (e.xid, e.id) > (x, after_event) and e.xid < s.high
-         and pg_visible_in_snapshot(e.xid, p_now) and not pg_visible_in_snapshot(e.xid, p_seen)
-       order by e.xid, e.id limit p_most - many)
-      union all
-      (select m.xid, m.id, m.id, null, m.id, m.tenant_id from pgmail.message m
-       where (m.xid, m.id) >= (x, from_message) and m.xid < s.high
-         and pg_visible_in_snapshot(m.xid, p_now) and not pg_visible_in_snapshot(m.xid, p_seen)
-       order by m.xid, m.id limit p_most - many)
-    ), cut as (
-      select * from found order by xid, place is null, id limit p_most - many
-    )
-    select xids || coalesce(array_agg(c.xid order by c.xid, c.place is null, c.id), '{}'),
-      places || coalesce(array_agg(c.place order by c.xid, c.place is null, c.id), '{}'),
-      ids || coalesce(array_agg(c.id order by c.xid, c.place is null, c.id), '{}'),
-      owners || coalesce(array_agg(c.owner order by c.xid, c.place is null, c.id), '{}'),
-      emails || coalesce(array_agg(c.email order by c.xid, c.place is null, c.id), '{}'),
-      tenants || coalesce(array_agg(c.tenant_id order by c.xid, c.place is null, c.id), '{}')
-    into xids, places, ids, owners, emails, tenants from cut c;
-    many := cardinality(ids);
-    more := many >= p_most;
+    room := greatest(p_most - many, 1); upto := s.high;
+    if any_queued then
+      with found as (
+        select m.xid, m.id, m.tenant_id, m.recipients, case when m.scheduled_at is null then 'email.queued' else 'email.scheduled' end as type
+        from pgmail.message m
+        where (m.xid, m.id) >= (x, from_message) and m.xid < s.high and (m.xid = p_xid and m.id = p_place and p_id = all_) is not true
+          and pg_visible_in_snapshot(m.xid, p_now) and not pg_visible_in_snapshot(m.xid, p_seen)
+          and (m.xid < foreign_xid or m.id >= foreign_id)
+        order by m.xid, m.id limit room
+      ), wanted as materialized (
+        select w.tenant, bool_or(w.type is null and w.email is null) as everything, array_agg(w.type) as types
+        from unnest(p_tenants, p_types, p_emails) w(tenant, type, email) group by w.tenant
+      ), judged as (
+        select f.*, p_tenants is null or coalesce(w.everything or f.type = any (w.types) or (f.id = any (origins) and w.tenant is not null), false) as told
+        from found f left join wanted w on w.tenant = f.tenant_id
+      ), counted as (
+        select j.*, sum(case when j.told then j.recipients else 1 end) over (order by j.xid, j.id rows unbounded preceding) as facts from judged j
+      )
+      select array_agg(c.xid) filter (where c.told) as xids, array_agg(c.id) filter (where c.told) as ids,
+        array_agg(c.tenant_id) filter (where c.told) as tenants, max(c.facts) as facts,
+        (array_agg(c.xid order by c.xid desc, c.id desc))[1] as xid, (array_agg(c.id order by c.xid desc, c.id desc))[1] as id
+      into q from counted c where c.facts - case when c.told then c.recipients else 1 end < room;
+      -- Of the transaction in whose midst it ends no events yet: they come after all of its emails.
+      if q.facts >= room then
+        more := true; xid := q.xid; place := q.id; id := all_; upto := q.xid;
+      end if;
+      many := many + coalesce(q.facts, 0);
+    end if;
+    if any_event then
+      with found as (
+        select e.xid, e.id, e.tenant_id, e.type, e.message_id, e.recipient_id, e as event from pgmail.event e
+        where (e.xid, e.id) > (x, after_event) and e.xid < upto
+          and pg_visible_in_snapshot(e.xid, p_now) and not pg_visible_in_snapshot(e.xid, p_seen)
+          and (e.xid < foreign_xid or e.id >= foreign_id)
+        order by e.xid, e.id limit room
+      ), wanted as materialized (
+        select w.tenant, bool_or(w.type is null and w.email is null) as everything, array_agg(w.type) as types, array_agg(w.email) as emails
+        from unnest(p_tenants, p_types, p_emails) w(tenant, type, email) group by w.tenant
+      )
+      select array_agg(f.event) filter (where p_tenants is null or w.everything or f.type = any (w.types)
+          or f.message_id = any (w.emails) or f.recipient_id = any (w.emails)) as events, count(*) as facts,
+        (array_agg(f.xid order by f.xid desc, f.id desc))[1] as xid, (array_agg(f.id order by f.xid desc, f.id desc))[1] as id
+      into h from found f left join wanted w on w.tenant = f.tenant_id;
+      if h.facts = room then
+        more := true; xid := h.xid; place := null; id := h.id;
+      end if;
+      events := events || coalesce(h.events, '{}');
+      many := many + h.facts;
+    end if;
+    if any_queued then
+      -- What comes after the last event is told after it.
+      select xids || coalesce(array_agg(u.xid), '{}'), places || coalesce(array_agg(u.id), '{}'), tenants || coalesce(array_agg(u.tenant_id), '{}')
+        into xids, places, tenants from unnest(q.xids, q.ids, q.tenants) u(xid, id, tenant_id) where not more or u.xid <= feed_v1.xid;
+    end if;
     exit when more;
   end loop;
-  if many = 0 then return; end if;
 
-  -- Bounds leave of each table the one or two partitions that hold what is looked for.
-  select (array_agg(o order by o))[1], (array_agg(o order by o desc))[1] into low_owner, high_owner from unnest(owners) o where o is not null;
-  select (array_agg(o order by o))[1], (array_agg(o order by o desc))[1] into low_email, high_email from unnest(emails) o;
-  -- The recipients of an email were made within its hour.
-  select pgmail.uuid_floor(pgmail.uuid_time((array_agg(o order by o))[1]) - interval '1 hour'),
-    pgmail.uuid_floor(pgmail.uuid_time((array_agg(o order by o desc))[1]) + interval '1 hour')
-    into low_person, high_person from unnest(places) o where o is not null;
-  return query
-  with mine as materialized (
-    select u.xid, u.place, u.id, u.owner, u.email, u.tenant_id
-    from unnest(xids, places, ids, owners, emails, tenants) u(xid, place, id, owner, email, tenant_id)
-    where p_tenants is null or u.tenant_id = any (p_tenants)
-  ), happened as (
-    select u.xid, u.place, u.id, e.type, u.tenant_id, e.at, u.email, u.owner, r.address, m.stream, m.tags, m.template,
-      m.template_version, m.created_at, m.test, e.attempt, e.code, e.enhanced, e.reply, k.class, k.name, e.phase,
-      coalesce(e.site, r.site), e.relay, e.remote_host, e.tls, e.ms, e.worker, nullif(e.detail, '') as detail
-    from mine u
-    cross join lateral (
-      select y.* from pgmail.event y
-      where y.tenant_id = u.tenant_id and y.recipient_id = u.owner and y.id = u.id and y.recipient_id >= low_owner and y.recipient_id <= high_owner
-      limit 1) e
-    left join lateral (
-      select y.stream, y.tags, y.template, y.template_version, y.created_at, y.test from pgmail.message y
-      where y.tenant_id = u.tenant_id and y.id = u.email and y.id >= low_email and y.id <= high_email limit 1) m on true
-    left join lateral (
-      select y.address, y.site from pgmail.recipient y
-      where y.tenant_id = u.tenant_id and y.id = u.owner and y.id >= low_owner and y.id <= high_owner limit 1) r on true
-    left join pgmail.reply_reason k on k.name = split_part(e.detail, ':', 1) and e.code >= 400
-    where u.place is null
-  ), queued as (
-    select u.xid, u.place, r.id, case when m.scheduled_at is null then 'email.queued' else 'email.scheduled' end, u.tenant_id,
-      m.created_at as at, m.id as message_id, r.id as recipient_id, r.address, m.stream, m.tags, m.template, m.template_version,
-      m.created_at, m.test, null::smallint, null::smallint, null::text, null::text, null::text, null::text, null::text,
-      r.site, null::text, null::text, null::text, null::integer, null::bigint,
-      nullif(concat_ws(', ', case when m.test then 'a test, for the sandbox only' end, 'by ' || m.created_by,
-        'for ' || to_char(m.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), '')
-    from mine u
-    cross join lateral (
-      select y.id, y.scheduled_at, y.created_at, y.created_by, y.stream, y.tags, y.template, y.template_version, y.test
-      from pgmail.message y where y.tenant_id = u.tenant_id and y.id = u.place and y.id >= low_email and y.id <= high_email limit 1) m
-    cross join lateral (
-      select y.id, y.address, y.site from pgmail.recipient y
-      where y.tenant_id = u.tenant_id and y.message_id = u.place and y.message_id between u.place and u.place   -- 070_state tells why
-        and y.id >= low_person and y.id < high_person
-        and (p_place is null or u.place <> p_place or u.xid <> p_xid or y.id > p_id)
-      offset 0) r
-    where u.place is not null
-  )
-  select * from (select * from happened union all select * from queued) t
-  order by t.xid, t.place is null, t.place, t.id;
+  if events <> '{}' or xids <> '{}' then
+    -- Bounds leave of each table the one or two partitions that hold what is looked for.
+    select e.recipient_id into low_owner from unnest(events) e order by e.recipient_id limit 1;
+    select e.recipient_id into high_owner from unnest(events) e order by e.recipient_id desc limit 1;
+    select o into low_email from (select unnest(places) union all select e.message_id from unnest(events) e) u(o) order by o limit 1;
+    select o into high_email from (select unnest(places) union all select e.message_id from unnest(events) e) u(o) order by o desc limit 1;
+    -- The recipients of an email were made within its hour.
+    select pgmail.uuid_floor(pgmail.uuid_time(o) - interval '1 hour') into low_person from unnest(places) o order by o limit 1;
+    select pgmail.uuid_floor(pgmail.uuid_time(o) + interval '1 hour') into high_person from unnest(places) o order by o desc limit 1;
+    return query
+    with mails as materialized (
+      select d.tenant_id, d.id, m.* from (
+        select u.tenant_id, u.message_id from unnest(events) u union select u.tenant_id, u.id from unnest(tenants, places) u(tenant_id, id)) d(tenant_id, id)
+      left join lateral (
+        select y.stream, y.tags, y.template, y.template_version, y.created_at, y.test, y.scheduled_at, y.created_by
+        from pgmail.message y where y.tenant_id = d.tenant_id and y.id = d.id and y.id >= low_email and y.id <= high_email limit 1) m on true
+    ), happened as (
+      select u.xid, 1 as kind, u.id, none as id_, null::uuid as place, u.type, u.tenant_id, u.at, u.message_id, u.recipient_id, r.address, m.stream, m.tags, m.template,
+        m.template_version, m.created_at, m.test, u.attempt, u.code, u.enhanced, u.reply, k.class, k.name, u.phase,
+        coalesce(u.site, r.site) as site, u.relay, u.remote_host, u.tls, u.ms, u.worker, nullif(u.detail, '') as detail
+      from unnest(events) u
+      join mails m on m.tenant_id = u.tenant_id and m.id = u.message_id
+      left join lateral (
+        select y.address, y.site from pgmail.recipient y
+        where y.tenant_id = u.tenant_id and y.id = u.recipient_id and y.id >= low_owner and y.id <= high_owner limit 1) r on true
+      left join lateral (
+        select y.class, y.name from pgmail.reply_reason y where u.code >= 400 and y.name = split_part(u.detail, ':', 1) limit 1) k on true
+    ), queued as (
+      select u.xid, 0 as kind, u.id, r.id as id_, u.id as place, case when m.scheduled_at is null then 'email.queued' else 'email.scheduled' end, u.tenant_id,
+        m.created_at as at, u.id as message_id, r.id as recipient_id, r.address, m.stream, m.tags, m.template, m.template_version,
+        m.created_at, m.test, null::smallint, null::smallint, null::text, null::text, null::text, null::text, null::text,
+        r.site, null::text, null::text, null::text, null::integer, null::bigint,
+        nullif(concat_ws(', ', case when m.test then 'a test, for the sandbox only' end, 'by ' || m.created_by,
+          'for ' || to_char(m.scheduled_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')), '')
+      from unnest(xids, places, tenants) u(xid, id, tenant_id)
+      join mails m on m.tenant_id = u.tenant_id and m.id = u.id
+      cross join lateral (
+        select y.id, y.address, y.site from pgmail.recipient y
+        where y.tenant_id = u.tenant_id and y.message_id = u.id and y.message_id between u.id and u.id   -- 070_state tells why
+          and y.id >= low_person and y.id < high_person
+          and (p_place is null or u.id <> p_place or u.xid <> p_xid or y.id > p_id)
+        offset 0) r
+      where m.created_at is not null
+    )
+    select t.xid, t.place, case t.kind when 0 then t.id_ else t.id end, t.type, t.tenant_id, t.at, t.message_id, t.recipient_id, t.address,
+      t.stream, t.tags, t.template, t.template_version, t.created_at, t.test, t.attempt, t.code, t.enhanced, t.reply, t.class, t.name, t.phase,
+      t.site, t.relay, t.remote_host, t.tls, t.ms, t.worker, t.detail
+    -- What it is sorted by comes first in these rows, which makes it several times quicker: no null and no text lies before it.
+    from (select u.* from (select * from happened union all select * from queued) u order by u.xid, u.kind, u.id, u.id_ offset 0) t;
+  end if;
 
   if more then
-    xid := xids[many]; place := places[many]; id := coalesce(case when places[many] is not null then all_ end, ids[many]);
     type := null; tenant_id := null; at := null; email_id := null; recipient_id := null; address := null; stream := null;
     return next;
   end if;
@@ -2440,7 +2555,7 @@ declare
   t integer := pgmail.need_tenant(); began timestamptz := clock_timestamp();
   nobody constant uuid := '00000000-0000-0000-0000-000000000000'; beyond constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
   by_recipient boolean := p_start not in ('time', 'tag'); at_ uuid; size_ integer; n integer; last_ uuid; met uuid[]; got uuid[] := '{}';
-  safe integer; again boolean := by_recipient and p_newer; ended boolean := false; step text; table_ text; key_ text; good text; state_ text;
+  least_ integer; stepped timestamptz; safe integer; again boolean := by_recipient and p_newer; ended boolean := false; step text; table_ text; key_ text; good text; state_ text;
 begin
   select x.table_, x.key_, x.good into strict table_, key_, good from (values
     ('time', 'pgmail.message', 'id', 'true'),
@@ -2492,8 +2607,12 @@ begin
     end if;
   end if;
 
-  size_ := case when p_start = 'time' and good = 'true' then p_limit + 1 else greatest(500, p_limit + 1) end;
+  -- An email may have 1,000 recipients, whose states are looked up one by one: few emails at first.
+  least_ := case when p_start = 'time' and good = 'true' then p_limit + 1 when p_start in ('time', 'tag') and p_state is not null then 8
+    else greatest(500, p_limit + 1) end;
+  size_ := least_;
   loop
+    stepped := clock_timestamp();
     execute step into n, last_, met using t, at_, coalesce(p_above, nobody), coalesce(p_below, beyond), p_state, pgmail.now(), p_stream, p_streams,
       p_tag_name, p_tag_value, size_, p_recipient;
     at_ := coalesce(last_, at_);
@@ -2503,7 +2622,7 @@ begin
     exit when ended or (safe > p_limit and not again)
       or (clock_timestamp() - began >= p_patience and (p_newer or p_below is null or at_ < p_below));   -- it must come nearer its end
     again := again and safe <= p_limit;   -- upwards an email may be met after ones that are newer: a look beyond
-    size_ := least(size_ * 2, 8000);
+    size_ := case when clock_timestamp() - stepped > p_patience / 4 then greatest(size_ / 2, least_) else least(size_ * 2, 8000) end;
   end loop;
 
   place := case when not ended and safe <= p_limit then at_ end;
@@ -2652,33 +2771,74 @@ begin
 end
 $$;
 
+CREATE FUNCTION pgmail.form_once_v1(p_form uuid) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+begin
+  insert into pgmail.idempotency (tenant_id, key, body_hash, ids, created_at, expires_at)
+  values (pgmail.need_tenant(), 'form of the dashboard ' || p_form, '', '{}', pgmail.now(), pgmail.now() + interval '24 hours')
+  on conflict do nothing;
+  return found;
+end
+$$;
+
+CREATE FUNCTION pgmail.gauge_due() RETURNS TABLE(tenant_id integer, lane bigint, stream text, priority smallint, site text, due_at timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+  with paused as materialized (
+    select p.tenant_id, p.scope, p.name from pgmail.pause p where p.until is null or p.until > pgmail.now()
+  )
+  select g.tenant_id, g.lane, g.stream, g.priority, g.site, g.oldest_due_at from pgmail.gauge g
+  where g.oldest_due_at is not null
+    and (not exists (select from paused)
+      or (g.tenant_id not in (select p.tenant_id from paused p where p.scope = 'tenant' and p.tenant_id is not null)
+        and ('stream', g.stream) not in (select p.scope, p.name from paused p where p.tenant_id is null)
+        and ('site', g.site) not in (select p.scope, p.name from paused p where p.tenant_id is null)
+        and ('lane', pgmail.lane_name(g.stream, g.priority, g.site)) not in (select p.scope, p.name from paused p where p.tenant_id is null)
+        and (g.tenant_id, 'stream', g.stream) not in (select p.tenant_id, p.scope, p.name from paused p where p.tenant_id is not null)
+        and (g.tenant_id, 'site', g.site) not in (select p.tenant_id, p.scope, p.name from paused p where p.tenant_id is not null)
+        and (g.tenant_id, 'lane', pgmail.lane_name(g.stream, g.priority, g.site)) not in (select p.tenant_id, p.scope, p.name from paused p where p.tenant_id is not null)))
+$$;
+
+CREATE FUNCTION pgmail.gauge_kept() RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+  select coalesce((select c.gauged_at > pgmail.now() - interval '3 minutes' from pgmail.insight_cursor c), false)
+$$;
+
 CREATE FUNCTION pgmail.gauge_lanes_v1() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     AS $$
 declare n integer;
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('pgmail.gauge', 0)) then return null; end if;
-  with found as materialized (
-    select p.tenant_id, p.lane, x.due_at from pgmail.lane_heads() p left join lateral (
+  with known as (   -- a full join can be no nested loop, which the planner would take for what it expects to be few
+    select k.tenant_id, k.lane, g.tenant_id as in_tenant, g.lane as in_lane, g.oldest_due_at as was
+    from pgmail.lanes_known() k full join pgmail.gauge g on g.tenant_id = k.tenant_id and g.lane = k.lane
+  ), found as materialized (
+    select p.*, x.due_at from known p left join lateral (
       select q.due_at from pgmail.queue q
       where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
       order by q.due_at, q.id limit 1) x on true
   ), gone as (
-    delete from pgmail.gauge g where not exists (select from found f where f.tenant_id = g.tenant_id and f.lane = g.lane)
+    delete from pgmail.gauge g using found f where f.lane is null and g.tenant_id = f.in_tenant and g.lane = f.in_lane
   ), moved as (
     update pgmail.gauge g set oldest_due_at = f.due_at from found f
-    where g.tenant_id = f.tenant_id and g.lane = f.lane and g.oldest_due_at is distinct from f.due_at
+    where f.due_at is distinct from f.was and g.tenant_id = f.tenant_id and g.lane = f.lane
   ), fresh as (
     insert into pgmail.gauge (tenant_id, lane, stream, priority, site, oldest_due_at)
     select f.tenant_id, f.lane, l.stream, l.priority, l.site, f.due_at
     from found f cross join lateral pgmail.lane_facts(f.tenant_id, f.lane) l
-    where l.stream is not null and not exists (select from pgmail.gauge g where g.tenant_id = f.tenant_id and g.lane = f.lane)
+    where f.lane is not null and f.in_lane is null and l.stream is not null
   )
-  select count(*) into n from found;
-  update pgmail.insight_cursor c set gauged_at = pgmail.now() where c.gauged_at > pgmail.now() - interval '30 seconds' is not true;
+  select count(f.lane) into n from found f;
+  update pgmail.insight_cursor c set gauged_at = pgmail.now();
   return n;
 end
 $$;
@@ -2686,54 +2846,51 @@ $$;
 CREATE FUNCTION pgmail.gauge_states_v1() RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    SET work_mem TO '64MB'
+    SET enable_mergejoin TO 'off'
+    SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
     AS $$
 declare off_by bigint; now_ timestamptz := pgmail.now();
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('pgmail.gauge', 0)) then return null; end if;
-  with states as materialized (
-    select q.tenant_id, q.lane, count(*) as n,
-      count(*) filter (where s.state = 'queued') as queued, count(*) filter (where s.state = 'scheduled') as scheduled,
-      count(*) filter (where s.state = 'deferred') as deferred, count(*) filter (where s.state = 'held') as held,
-      count(*) filter (where s.state = 'sending') as sending, count(*) filter (where q.in_doubt) as in_doubt
-    from pgmail.queue q,
-      lateral (select pgmail.state_of(null, false, true, q.leased_by is not null, q.due_at, q.wait, now_) as state) s
-    group by q.tenant_id, q.lane
-  ), known as (
-    select x.tenant_id, x.lane, sum(x.n) as n from (
-      select tenant_id, lane, depth as n from pgmail.backlog
-      union all
-      select t.tenant_id, u.lane, case t.kind when 'enqueued' then u.n else -u.n end from pgmail.tally t, unnest(t.lanes, t.per_lane) u(lane, n)
-      where u.lane is not null) x group by x.tenant_id, x.lane
-  ), wrong as materialized (
-    select coalesce(s.tenant_id, k.tenant_id) as tenant_id, coalesce(s.lane, k.lane) as lane, coalesce(s.n, 0) - coalesce(k.n, 0) as n
-    from states s full join known k on k.tenant_id = s.tenant_id and k.lane = s.lane
-    where coalesce(s.n, 0) <> coalesce(k.n, 0)
+  with counted as (
+    select q.tenant_id, q.lane, count(*) as n, count(q.leased_by) as sending,
+      count(*) filter (where q.leased_by is null and q.due_at = 'infinity') as held,
+      count(*) filter (where q.wait = 'scheduled' and q.leased_by is null and q.due_at > now_ and q.due_at < 'infinity') as scheduled,
+      count(*) filter (where q.wait = 'deferred' and q.leased_by is null and q.due_at > now_ and q.due_at < 'infinity') as deferred,
+      count(*) filter (where q.in_doubt) as in_doubt
+    from pgmail.queue q group by q.tenant_id, q.lane
+  ), moving as (
+    select t.tenant_id, u.lane, sum(case t.kind when 'enqueued' then u.n else -u.n end)::bigint as n
+    from pgmail.tally t, unnest(t.lanes, t.per_lane) u(lane, n) where u.lane is not null group by t.tenant_id, u.lane
+  ), states as materialized (   -- what is there, what tallies say, and what was gauged last: one row a lane of any of them
+    select tenant_id, lane, c.n, c.sending, c.held, c.scheduled, c.deferred, c.in_doubt, c.n - c.sending - c.held - c.scheduled - c.deferred as queued,
+      b.depth, coalesce(c.n, 0) - coalesce(b.depth, 0) - coalesce(v.n, 0) as wrong, o.stream, o.priority, o.site,
+      (o.queued, o.scheduled, o.deferred, o.held, o.sending, o.in_doubt)
+        is distinct from (c.n - c.sending - c.held - c.scheduled - c.deferred, c.scheduled, c.deferred, c.held, c.sending, c.in_doubt) as moved
+    from counted c full join pgmail.backlog b using (tenant_id, lane) full join moving v using (tenant_id, lane)
+    full join pgmail.gauge o using (tenant_id, lane)
   ), righted as (
-    insert into pgmail.backlog as b (tenant_id, lane, depth) select w.tenant_id, w.lane, w.n from wrong w order by 1, 2
+    insert into pgmail.backlog as b (tenant_id, lane, depth) select s.tenant_id, s.lane, s.wrong from states s where s.wrong <> 0 order by 1, 2
     on conflict (tenant_id, lane) do update set depth = b.depth + excluded.depth
   ), empty as (
-    delete from pgmail.backlog b where b.depth = 0
-      and not exists (select from states s where s.tenant_id = b.tenant_id and s.lane = b.lane)
-      and not exists (select from wrong w where w.tenant_id = b.tenant_id and w.lane = b.lane)
+    delete from pgmail.backlog b using states s where s.depth = 0 and s.n is null and s.wrong = 0
+      and b.tenant_id = s.tenant_id and b.lane = s.lane and b.depth = 0
   ), gauged as (
     insert into pgmail.gauge as g (tenant_id, lane, stream, priority, site, queued, scheduled, deferred, held, sending, in_doubt)
     select s.tenant_id, s.lane, l.stream, l.priority, l.site, s.queued, s.scheduled, s.deferred, s.held, s.sending, s.in_doubt
-    from states s
-    left join pgmail.gauge o on o.tenant_id = s.tenant_id and o.lane = s.lane
-    cross join lateral (
-      select o.stream, o.priority, o.site where o.lane is not null
-      union all select f.stream, f.priority, f.site from pgmail.lane_facts(s.tenant_id, s.lane) f where o.lane is null) l
-    where l.stream is not null
-      and (o.lane is null or (o.queued, o.scheduled, o.deferred, o.held, o.sending, o.in_doubt)
-                             is distinct from (s.queued, s.scheduled, s.deferred, s.held, s.sending, s.in_doubt))
+    from states s cross join lateral (
+      select s.stream, s.priority, s.site where s.stream is not null
+      union all select f.stream, f.priority, f.site from pgmail.lane_facts(s.tenant_id, s.lane) f where s.stream is null) l
+    where s.n is not null and (s.moved or s.stream is null) and l.stream is not null
     order by s.tenant_id, s.lane
     on conflict (tenant_id, lane) do update set queued = excluded.queued, scheduled = excluded.scheduled, deferred = excluded.deferred,
       held = excluded.held, sending = excluded.sending, in_doubt = excluded.in_doubt
   ), gone as (
-    delete from pgmail.gauge g where not exists (select from states s where s.tenant_id = g.tenant_id and s.lane = g.lane)
+    delete from pgmail.gauge g using states s where s.n is null and s.stream is not null and g.tenant_id = s.tenant_id and g.lane = s.lane
   )
-  select coalesce(sum(abs(w.n)), 0) into off_by from wrong w;
+  select coalesce(sum(abs(s.wrong)), 0) into off_by from states s;
   update pgmail.insight_cursor set counted_at = now_;
   return off_by;
 end
@@ -3053,22 +3210,6 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.lane_heads() RETURNS TABLE(tenant_id integer, lane bigint, due_at timestamp with time zone, message_id uuid, id uuid)
-    LANGUAGE sql STABLE SECURITY DEFINER ROWS 100
-    SET search_path TO 'pgmail', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
-    AS $$
-  with recursive present as (
-    (select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
-    union all
-    select x.* from present p, lateral (
-      select q.tenant_id, q.lane, q.due_at, q.message_id, q.id from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
-      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
-  )
-  select p.tenant_id, p.lane, p.due_at, p.message_id, p.id from present p
-$$;
-
 CREATE FUNCTION pgmail.lane_id(p_tenant integer, p_stream text, p_priority integer, p_site text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ select hashtextextended(p_tenant || '/' || p_stream || '/' || p_priority || '/' || p_site, 0) $$;
@@ -3169,27 +3310,53 @@ begin
 end
 $$;
 
-CREATE FUNCTION pgmail.late_lanes(p_seconds double precision, p_most integer DEFAULT 1000) RETURNS TABLE(tenant_id integer, stream text, site text, due_at timestamp with time zone, kind text, words text)
+CREATE FUNCTION pgmail.lanes_known() RETURNS TABLE(tenant_id integer, lane bigint)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET jit TO 'off'
     AS $$
+  select b.tenant_id, b.lane from pgmail.backlog b where b.depth > 0
+  union
+  select t.tenant_id, u.lane from pgmail.tally t, unnest(t.lanes) u(lane) where u.lane is not null
+  order by 1, 2
+$$;
+
+CREATE FUNCTION pgmail.lanes_present() RETURNS TABLE(tenant_id integer, lane bigint, due_at timestamp with time zone, id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER ROWS 100
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+  with recursive present as (
+    (select q.tenant_id, q.lane, q.due_at, q.id from pgmail.queue q order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+    union all
+    select x.* from present p, lateral (
+      select q.tenant_id, q.lane, q.due_at, q.id from pgmail.queue q where (q.tenant_id, q.lane) > (p.tenant_id, p.lane)
+      order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+  )
+  select p.tenant_id, p.lane, p.due_at, p.id from present p
+$$;
+
+CREATE FUNCTION pgmail.late_lanes(p_seconds double precision, p_most integer DEFAULT 1000) RETURNS TABLE(tenant_id integer, stream text, site text, due_at timestamp with time zone, kind text, words text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS $$
   with special as materialized (
     select l.name as site from pgmail.limits l where l.scope = 'site' union select pgmail.test_site()
-  ), paused as materialized (
-    select p.tenant_id, p.scope, p.name from pgmail.pause p where p.until is null or p.until > pgmail.now()
-  ), late as (
-    select g.tenant_id, g.stream, g.priority, g.site, g.oldest_due_at, y.site as special
-    from pgmail.gauge g left join special y on y.site = g.site
-    where g.oldest_due_at <= pgmail.now() - p_seconds * interval '1 second' and not exists (select from pgmail.fence)
-      and not exists (select from paused p where p.scope = 'tenant' and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
-      and not exists (select from paused p where p.scope = 'stream' and p.name = g.stream and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
-      and not exists (select from paused p where p.scope = 'site' and p.name = g.site and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
-      and not exists (select from paused p where p.scope = 'lane' and p.name = pgmail.lane_name(g.stream, g.priority, g.site)
-                        and coalesce(p.tenant_id, g.tenant_id) = g.tenant_id)
+  ), late as materialized (
+    select g.tenant_id, g.stream, g.priority, g.site, g.due_at as oldest_due_at, y.site as special
+    from pgmail.gauge_due() g left join special y on y.site = g.site
+    where g.due_at <= pgmail.now() - p_seconds * interval '1 second' and not exists (select from pgmail.fence)
+  ), latest as (   -- by two hashes, without a sort of all lanes by these texts, which takes three times as long
+    select l.tenant_id, l.stream, l.priority, l.special, min(l.oldest_due_at) as oldest_due_at from late l group by 1, 2, 3, 4
   ), alike as (
-    select distinct on (l.tenant_id, l.stream, l.priority, l.special) l.* from late l
-    order by l.tenant_id, l.stream, l.priority, l.special, l.oldest_due_at
+    select l.tenant_id, l.stream, l.priority, l.special, l.oldest_due_at, min(l.site) as site
+    from late l join latest x on x.tenant_id = l.tenant_id and x.stream = l.stream and x.priority = l.priority
+      and coalesce(x.special, '') = coalesce(l.special, '') and x.oldest_due_at = l.oldest_due_at
+    group by 1, 2, 3, 4, 5
   ), placed as (
     select a.*, row_number() over (partition by a.tenant_id, a.stream order by a.oldest_due_at) as of_stream,
       row_number() over (order by a.oldest_due_at) as of_all
@@ -3198,6 +3365,23 @@ CREATE FUNCTION pgmail.late_lanes(p_seconds double precision, p_most integer DEF
   select g.tenant_id, g.stream, g.site, g.oldest_due_at, s.kind, s.words
   from (select x.* from placed x where x.of_stream = 1 or x.of_all <= p_most offset 0) g
   cross join lateral pgmail.lane_stop(g.tenant_id, g.stream, g.priority, g.site) s
+$$;
+
+CREATE FUNCTION pgmail.late_v1(p_tenant integer, p_lanes bigint[], p_since timestamp with time zone[], p_due timestamp with time zone[], p_after uuid[], p_most integer) RETURNS TABLE(lane bigint, due_at timestamp with time zone, n integer)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+  select l.lane, x.due_at, x.n
+  from unnest(p_lanes, p_since, p_due, p_after) l(lane, since, head_due, head_id)
+  cross join lateral (
+    select min(y.due_at) as due_at, count(*)::integer as n from (
+      select q.due_at from pgmail.queue q
+      where q.tenant_id = p_tenant and q.lane = l.lane and q.due_at >= l.since and (q.due_at, q.id) <= (l.head_due, l.head_id)
+        and q.leased_by is null
+      order by q.due_at, q.id limit p_most) y) x
+  where x.n > 0
 $$;
 
 CREATE FUNCTION pgmail.lead_v1(p_epoch bigint, p_seconds double precision) RETURNS boolean
@@ -3451,6 +3635,7 @@ begin
       host = excluded.host, pid = excluded.pid, program = excluded.program
     returning w.marks, w.at into marks, at;
     place := pgmail.place_v1();
+    perform pgmail.feed_settle_in();
   end if;
   select f.reason into fenced from pgmail.fence f;
 end
@@ -3505,15 +3690,23 @@ CREATE FUNCTION pgmail.metrics_queue_v1(p_tenants boolean DEFAULT false) RETURNS
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
+    SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     AS $$
-  with lanes as (
+  with kept as materialized (
+    select pgmail.gauge_kept() and coalesce(c.counted_at > pgmail.now() - interval '1 hour', false) as is_kept from pgmail.insight_cursor c
+  ), lanes as (
+    select g.tenant_id, g.stream, g.held, g.in_doubt, d.due_at
+    from pgmail.gauge g left join pgmail.gauge_due() d on d.tenant_id = g.tenant_id and d.lane = g.lane and d.due_at <= pgmail.now()
+    where (select k.is_kept from kept k)
+    union all
     select o.tenant_id, o.stream, h.held, h.in_doubt, o.due_at
     from pgmail.oldest_in_lanes() o
     cross join lateral (
       select count(*) as held, count(*) filter (where y.in_doubt) as in_doubt
       from (select q.in_doubt from pgmail.queue q
             where q.tenant_id = o.tenant_id and q.lane = o.lane and q.due_at = 'infinity' limit 1000) y) h
+    where not (select k.is_kept from kept k)
   ), figures as (
     select l.tenant_id, l.stream, f.figure, f.value
     from (select g.tenant_id, g.stream, sum(g.held)::float8 as held, sum(g.in_doubt)::float8 as in_doubt,
@@ -3715,6 +3908,13 @@ CREATE FUNCTION pgmail.needed_recipients(p_low uuid, p_high uuid, p_most integer
   limit p_most
 $$;
 
+CREATE FUNCTION pgmail.newest_three(p_ids uuid[]) RETURNS uuid[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+  select array(select x.id from unnest(p_ids[1:100]) with ordinality x(id, place) group by x.id order by min(x.place) limit 3)
+$$;
+
 CREATE FUNCTION pgmail.note_guesses_v1(p_from text, p_tries integer) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
@@ -3753,11 +3953,20 @@ end
 $$;
 
 CREATE FUNCTION pgmail.oldest_due() RETURNS TABLE(tenant_id integer, due_at timestamp with time zone)
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
-    SET enable_seqscan TO 'off'
     SET jit TO 'off'
-    AS $$ select o.tenant_id, min(o.due_at) from pgmail.oldest_in_lanes() o where o.due_at is not null group by o.tenant_id $$;
+    AS $$
+#variable_conflict use_column
+begin
+  if pgmail.gauge_kept() then
+    return query select o.tenant_id, min(o.due_at) + (pgmail.now() - (select c.gauged_at from pgmail.insight_cursor c))
+      from pgmail.gauge_due() o where o.due_at <= pgmail.now() group by o.tenant_id;
+  else
+    return query select o.tenant_id, min(o.due_at) from pgmail.oldest_in_lanes() o where o.due_at is not null group by o.tenant_id;
+  end if;
+end
+$$;
 
 CREATE FUNCTION pgmail.oldest_in_lanes() RETURNS TABLE(tenant_id integer, lane bigint, stream text, due_at timestamp with time zone)
     LANGUAGE sql STABLE SECURITY DEFINER ROWS 100
@@ -3774,7 +3983,7 @@ CREATE FUNCTION pgmail.oldest_in_lanes() RETURNS TABLE(tenant_id integer, lane b
       then (select q.due_at from pgmail.queue q
             where q.tenant_id = p.tenant_id and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
             order by q.due_at, q.id limit 1) end
-  from pgmail.lane_heads() p join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
+  from pgmail.lanes_present() p join pgmail.lane l on l.tenant_id = p.tenant_id and l.id = p.lane
 $$;
 
 CREATE FUNCTION pgmail.oldest_snapshot(OUT who text, OUT pid integer, OUT account text, OUT application text, OUT state text, OUT seconds double precision, OUT mend text) RETURNS record
@@ -5292,16 +5501,35 @@ CREATE FUNCTION pgmail.repair_lanes_v1() RETURNS integer
     AS $$
 declare n integer;
 begin
-  with lost as materialized (
-    select p.* from pgmail.lane_heads() p
+  with gaps as materialized (
+    select l.tenant_id, l.id, lead(l.tenant_id, 1, 2147483647) over w as to_tenant, lead(l.id, 1, 9223372036854775807) over w as to_id
+    from pgmail.lane l where l.active
+    window w as (order by l.tenant_id, l.id)
+    union all   -- before the first
+    select -2147483648, -9223372036854775808, coalesce(f.tenant_id, 2147483647), coalesce(f.id, 9223372036854775807)
+    from (values (1)) one left join lateral (
+      select l.tenant_id, l.id from pgmail.lane l where l.active order by l.tenant_id, l.id limit 1) f on true
+  ), lost as materialized (
+    select p.* from gaps g cross join lateral (
+      with recursive present as (
+        (select q.tenant_id, q.lane, q.due_at, q.id from pgmail.queue q
+         where (q.tenant_id, q.lane) > (g.tenant_id, g.id) and (q.tenant_id, q.lane) < (g.to_tenant, g.to_id)
+         order by q.tenant_id, q.lane, q.due_at, q.id limit 1)
+        union all
+        select x.* from present p, lateral (
+          select q.tenant_id, q.lane, q.due_at, q.id from pgmail.queue q
+          where (q.tenant_id, q.lane) > (p.tenant_id, p.lane) and (q.tenant_id, q.lane) < (g.to_tenant, g.to_id)
+          order by q.tenant_id, q.lane, q.due_at, q.id limit 1) x
+      )
+      select * from present) p
     where p.due_at <= pgmail.now()
-      and not exists (select 1 from pgmail.lane l where l.tenant_id = p.tenant_id and l.id = p.lane and l.active)
   ), repaired as (
     insert into pgmail.lane as l (tenant_id, id, stream, priority, site, rewind_to)
     select x.tenant_id, x.lane, m.stream, m.priority, r.site, x.due_at
     from lost x
+    cross join lateral (select y.message_id from pgmail.queue y where y.tenant_id = x.tenant_id and y.id = x.id limit 1) q
     cross join lateral (select y.stream, y.priority from pgmail.message y
-                        where y.tenant_id = x.tenant_id and y.id = x.message_id limit 1) m
+                        where y.tenant_id = x.tenant_id and y.id = q.message_id limit 1) m
     cross join lateral (select y.site from pgmail.recipient y where y.tenant_id = x.tenant_id and y.id = x.id limit 1) r
     order by x.tenant_id, x.lane
     on conflict (tenant_id, id) do update set active = true, version = nextval('pgmail.lane_version'),
@@ -5316,10 +5544,26 @@ $$;
 CREATE FUNCTION pgmail.replay_hook(p_id uuid, p_filter jsonb, p_after uuid DEFAULT NULL::uuid, p_most integer DEFAULT 5000, p_reason text DEFAULT NULL::text, OUT n integer, OUT next uuid) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pgmail', 'pg_temp'
+    AS $$
+declare h pgmail.hook := pgmail.need_hook(p_id); s record;
+begin
+  if p_most is null or p_most not between 1 and 10000 then perform pgmail.refuse('invalid_limit', '/most', 'must be 1 to 10,000'); end if;
+  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
+  select * into s from pgmail.replay_step(h, p_filter, p_after, p_most, false);
+  n := s.n; next := case when s.looked = p_most then s.last end;
+  if p_after is null then
+    perform pgmail.record_act(h.tenant_id, 'webhook.replay', h.id::text, concat_ws(': ', coalesce(p_filter, '{}')::text, p_reason));
+  end if;
+end
+$$;
+
+CREATE FUNCTION pgmail.replay_step(h pgmail.hook, p_filter jsonb, p_after uuid, p_most integer, p_dry boolean, OUT n integer, OUT looked integer, OUT last uuid) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
-declare h pgmail.hook := pgmail.need_hook(p_id); k text; wanted text := coalesce(p_filter->>'outcome', 'failed'); looked integer;
+declare k text; wanted text := coalesce(p_filter->>'outcome', 'failed');
 begin
   if jsonb_typeof(p_filter) <> 'object' then perform pgmail.refuse('invalid_field', '/filter', 'must be an object'); end if;
   for k in select x from jsonb_object_keys(p_filter) x where x <> all ('{since,until,type,outcome,event}') loop
@@ -5328,12 +5572,10 @@ begin
   if wanted not in ('failed', 'delivered', 'all') then
     perform pgmail.refuse('invalid_field', '/filter/outcome', 'must be failed, delivered or all');
   end if;
-  if p_most is null or p_most not between 1 and 10000 then perform pgmail.refuse('invalid_limit', '/most', 'must be 1 to 10,000'); end if;
-  if length(p_reason) > 1000 then perform pgmail.refuse('invalid_reason', '/reason', 'longer than 1,000 characters'); end if;
   with look as materialized (
     select a.* from pgmail.hook_attempt a
     where a.tenant_id = h.tenant_id and a.hook_id = h.id and (p_after is null or a.id > p_after) order by a.id limit p_most
-  ), again as (
+  ), again as materialized (
     select distinct on (a.event_id) a.* from look a
     where (p_filter->>'since' is null or a.event_at >= (p_filter->>'since')::timestamptz)
       and (p_filter->>'until' is null or a.event_at < (p_filter->>'until')::timestamptz)
@@ -5345,15 +5587,10 @@ begin
     order by a.event_id, a.id
   ), queued as (
     insert into pgmail.hook_queue as q (tenant_id, hook_id, event_id, email_id, recipient_id, type, at, replayed)
-    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at, true from again a order by a.event_id
+    select a.tenant_id, a.hook_id, a.event_id, a.email_id, a.recipient_id, a.type, a.event_at, true from again a where not p_dry order by a.event_id
     on conflict (tenant_id, hook_id, event_id) do update set due_at = least(q.due_at, excluded.due_at)
-    returning 1
   )
-  select (select count(*) from queued), (select count(*) from look), (select l.id from look l order by l.id desc limit 1) into n, looked, next;
-  if looked < p_most then next := null; end if;
-  if p_after is null then
-    perform pgmail.record_act(h.tenant_id, 'webhook.replay', h.id::text, concat_ws(': ', coalesce(p_filter, '{}')::text, p_reason));
-  end if;
+  select (select count(*) from again), (select count(*) from look), (select l.id from look l order by l.id desc limit 1) into n, looked, last;
 end
 $$;
 
@@ -5772,7 +6009,7 @@ CREATE FUNCTION pgmail.rollup_v1(p_most integer DEFAULT 20000, p_keys integer DE
     AS $$
 #variable_conflict use_column
 declare
-  c pgmail.insight_cursor; read_ integer; last_xid xid8; last_id uuid; now_ timestamptz := pgmail.now();
+  c pgmail.insight_cursor; from_xid xid8; from_id uuid; read_ integer; last_xid xid8; last_id uuid; now_ timestamptz := pgmail.now();
   nobody constant uuid := '00000000-0000-0000-0000-000000000000';
   wrong_ constant text[] := '{email.bounced,email.deferred,email.failed,email.in_doubt}';
   counted constant text[] := wrong_ || '{email.sent,email.delayed,email.suppressed,email.expired,email.cancelled,email.held}'::text[];
@@ -5786,6 +6023,8 @@ begin
   if c.upto is null then
     c.upto := pg_current_snapshot(); c.upto_at := now_; c.at_xid := '0'; c.at_id := nobody;
   end if;
+  -- One lower bound: of two an index may begin at the wider one, and walk over all events that are kept.
+  from_xid := greatest(c.at_xid, pg_snapshot_xmax(c.seen)); from_id := case when c.at_xid >= from_xid then c.at_id else nobody end;
 
   with told as materialized (   -- all that is new, that which no report counts too, without a kind: it moves the cursor
     select e.xid, e.id, e.tenant_id, e.message_id, e.at, coalesce(m.stream, '(unknown)') as stream, coalesce(e.site, case when e.type = any (counted) then (
@@ -5807,7 +6046,7 @@ begin
       union all
       (select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
        from pgmail.event y
-       where y.xid >= pg_snapshot_xmax(c.seen) and y.xid < pg_snapshot_xmax(c.upto) and (y.xid, y.id) > (c.at_xid, c.at_id)
+       where (y.xid, y.id) > (from_xid, from_id) and y.xid < pg_snapshot_xmax(c.upto)
          and pg_visible_in_snapshot(y.xid, c.upto)
        order by y.xid, y.id limit p_most)
       limit p_most) e
@@ -5868,7 +6107,7 @@ begin
   ), caused as materialized (
     select w.tenant_id, date_trunc('hour', w.at, 'UTC') as at, w.kind, w.class, w.reason, coalesce(w.code, 0) as code,
       coalesce(w.enhanced, '') as enhanced, x.text, count(*) as n, max(w.at) as last_at,
-      (array_agg(w.message_id order by w.at desc, w.message_id desc))[1:3] as examples
+      pgmail.newest_three(array_agg(w.message_id order by w.at desc, w.message_id desc)) as examples
     from wrong w join texts x on x.said = w.said and x.named = w.named
     group by 1, 2, 3, 4, 5, 6, 7, 8
   ), fresh_causes as materialized (
@@ -5884,7 +6123,7 @@ begin
     insert into pgmail.cause as y (tenant_id, at, kind, class, reason, code, enhanced, text, n, last_at, examples)
     select z.tenant_id, z.at, z.kind, z.class, case when z.full_ then '(other)' else z.reason end, case when z.full_ then 0 else z.code end,
       case when z.full_ then '' else z.enhanced end, case when z.full_ then '(other)' else z.text end, sum(z.n), max(z.last_at),
-      (array_agg(z.examples[1] order by z.last_at desc))[1:3]
+      pgmail.newest_three(array_agg(z.examples[1] order by z.last_at desc))
     from (
       select k.*, f.place + w.n > p_texts is true as full_ from caused k
       left join fresh_causes f on f.tenant_id = k.tenant_id and f.at = k.at and f.kind = k.kind and f.class = k.class and f.reason = k.reason
@@ -5899,7 +6138,7 @@ begin
     left join known_causes w on w.tenant_id = f.tenant_id and w.at = f.at
     where f.place + w.n > p_texts is not true
     on conflict (tenant_id, at, kind, class, reason, code, enhanced, text) do update
-      set n = y.n + excluded.n, last_at = greatest(y.last_at, excluded.last_at), examples = (excluded.examples || y.examples)[1:3]
+      set n = y.n + excluded.n, last_at = greatest(y.last_at, excluded.last_at), examples = pgmail.newest_three(excluded.examples || y.examples)
   )
   select n.n, l.xid, l.id into read_, last_xid, last_id
   from (select count(*) as n from told) n left join (select x.xid, x.id from told x order by x.xid desc, x.id desc limit 1) l on true;
@@ -6539,7 +6778,8 @@ begin
     rest_until = case when h.url <> was.url or h.enabled > was.enabled then null else x.rest_until end,
     last_error = case when h.url <> was.url or h.enabled > was.enabled then null else x.last_error end
   where x.tenant_id = h.tenant_id and x.id = h.id;
-  if h.enabled and not was.enabled then perform pgmail.begin_hooks(); end if;
+  -- With other types too: whoever reads events has looked already which are wanted, and would pass over the new ones.
+  if h.enabled and (not was.enabled or h.types <> was.types) then perform pgmail.begin_hooks(); end if;
   perform pgmail.record_act(h.tenant_id,
     case when h.enabled > was.enabled then 'webhook.enable' when h.enabled < was.enabled then 'webhook.disable' else 'webhook.set' end,
     format('%s %s', h.id, split_part(h.url, '?', 1)),
@@ -6597,6 +6837,9 @@ begin
       if jsonb_typeof(r.value) not in ('string', 'null') or length(r.value #>> '{}') > 1000 then
         perform pgmail.refuse('invalid_quota', '/note', 'must be a text of at most 1,000 characters');
       end if;
+    elsif r.key = 'max_queued' and p_scope = 'key' then
+      perform pgmail.refuse('unknown_key', '/max_queued',
+        'is no limit of a key: what waits is counted by stream and tenant, so set it on the key''s stream or its tenant');
     elsif r.key <> all (fits) then
       perform pgmail.refuse('unknown_key', '/' || pgmail.pointer(r.key),
         format('a quota of a %s has %s and note', p_scope, array_to_string(fits, ', ')));
@@ -8057,6 +8300,39 @@ CREATE FUNCTION pgmail.variables_fault(p_variables jsonb, p_most integer) RETURN
     AS $$ select case when octet_length(p_variables::text) > p_most then p_most || ' octets as JSON at most' else 'nested more than 32 deep' end
       where not pgmail.fits(p_variables, p_most) $$;
 
+CREATE FUNCTION pgmail.waits(OUT oldest_due_at timestamp with time zone, OUT held bigint, OUT in_doubt bigint) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pgmail', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+declare t integer := pgmail.current_tenant(); now_ timestamptz := pgmail.now();
+begin
+  if pgmail.gauge_kept() and (select c.counted_at > now_ - interval '1 hour' from pgmail.insight_cursor c) then
+    select min(g.oldest_due_at) filter (where g.oldest_due_at <= now_), coalesce(sum(g.held), 0) into oldest_due_at, held from pgmail.gauge g where g.tenant_id = t;
+  else
+    with recursive present as (
+      (select q.lane, q.due_at from pgmail.queue q where q.tenant_id = t order by q.lane, q.due_at, q.id limit 1)
+      union all
+      select x.* from present p, lateral (
+        select q.lane, q.due_at from pgmail.queue q where q.tenant_id = t and q.lane > p.lane order by q.lane, q.due_at, q.id limit 1) x
+    ), heads as materialized (
+      select p.lane, p.due_at from present p
+    )
+    select (
+        select min(x.due_at) from (select h.lane from heads h where h.due_at <= now_ order by h.due_at limit 1000) l
+        cross join lateral (
+          select q.due_at from pgmail.queue q where q.tenant_id = t and q.lane = l.lane and q.leased_by is null and q.due_at <= now_
+          order by q.due_at, q.id limit 1) x),
+      (select coalesce(sum(x.n), 0) from heads h cross join lateral (
+         select count(*) as n from (
+           select from pgmail.queue q where q.tenant_id = t and q.lane = h.lane and q.due_at = 'infinity' limit 1000) y) x)
+    into oldest_due_at, held;
+  end if;
+  select count(*) into in_doubt from (select from pgmail.queue q where q.tenant_id = t and q.in_doubt limit 10001) y;
+end
+$$;
+
 CREATE FUNCTION pgmail.wake() RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -8630,6 +8906,16 @@ CREATE TABLE pgmail.event_default (
 );
 
 ALTER TABLE ONLY pgmail.event_default FORCE ROW LEVEL SECURITY;
+
+CREATE TABLE pgmail.feed_home (
+    singleton boolean DEFAULT true NOT NULL,
+    written xid,
+    from_xid xid8,
+    below uuid,
+    CONSTRAINT feed_home_singleton_check CHECK (singleton)
+);
+
+ALTER TABLE ONLY pgmail.feed_home FORCE ROW LEVEL SECURITY;
 
 CREATE TABLE pgmail.fence (
     singleton boolean DEFAULT true NOT NULL,
@@ -9814,6 +10100,9 @@ ALTER TABLE ONLY pgmail.event
 ALTER TABLE ONLY pgmail.event_default
     ADD CONSTRAINT event_default_pkey PRIMARY KEY (tenant_id, recipient_id, id);
 
+ALTER TABLE ONLY pgmail.feed_home
+    ADD CONSTRAINT feed_home_pkey PRIMARY KEY (singleton);
+
 ALTER TABLE ONLY pgmail.fence
     ADD CONSTRAINT fence_pkey PRIMARY KEY (singleton);
 
@@ -10087,6 +10376,8 @@ ALTER TABLE pgmail.event ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.event_default ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE pgmail.feed_home ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE pgmail.fence ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE pgmail.gauge ENABLE ROW LEVEL SECURITY;
@@ -10178,6 +10469,8 @@ CREATE POLICY owner ON pgmail.erasure_salt TO pgmail_owner USING (true) WITH CHE
 CREATE POLICY owner ON pgmail.event TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.event_default TO pgmail_owner USING (true) WITH CHECK (true);
+
+CREATE POLICY owner ON pgmail.feed_home TO pgmail_owner USING (true) WITH CHECK (true);
 
 CREATE POLICY owner ON pgmail.fence TO pgmail_owner USING (true) WITH CHECK (true);
 

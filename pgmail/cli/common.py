@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pgmail.cli.front import DEBUG_ENV
+from pgmail.cli import front
 from pgmail.errors import PgmailError, Refused
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def settings(options: Mapping[str, object] | None = None) -> Settings:
     """Read all settings; `options` are those given on the command line, None for not given."""
     from pgmail import config  # noqa: PLC0415 - `pgmail --help` needs none
 
-    environ = {name: text for name, text in os.environ.items() if name != DEBUG_ENV}
+    environ = {name: text for name, text in os.environ.items() if name != front.DEBUG_ENV}
     given = {name: str(value) for name, value in (options or {}).items() if value is not None}
     return config.load(environ, options=given)
 
@@ -76,7 +76,19 @@ async def database(role: Role | None = None) -> AsyncIterator[Connection]:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work to its end."""
+    log_quietly()
     return asyncio.run(work)
+
+
+def log_quietly() -> None:
+    """Have what is logged stand on standard error as a process's log does, warnings and worse: nothing by default.
+
+    Without it structlog would write to standard output, into what `--json` prints, and mask nobody's address. With
+    PGMAIL_DEBUG=1 news are told too. Commands that are processes say themselves how they log.
+    """
+    from pgmail import log  # noqa: PLC0415 - a tenth of a second that `--help` and the like do without
+
+    log.configure("info" if front.debugging() else "warning", keep=False)
 
 
 class Text(TextType):

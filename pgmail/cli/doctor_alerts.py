@@ -36,7 +36,10 @@ async def figures(connection: Connection, _: Settings) -> Finding:
         return Finding("figures", "ok", "nobody has looked yet")
     worst = rows[0]
     if worst["seconds"] > LATE_SECONDS * worst["times"]:
-        message = f"{worst['words']} for {span(worst['seconds'])}"
+        message = f"{worst['words']} since {minute(worst['at'])} ({span(worst['seconds'])})"
+        (leader,) = await ask(connection, "leader")
+        if not leader["leads"]:
+            return Finding("figures", "failed", f"{message}: nobody leads", "pgmail worker")
         if worst["building"]:
             message += ": the index of events is not whole yet"
         mend = "the log of the process that leads says why (chore.failed, alert.blind)"
@@ -128,4 +131,4 @@ async def keys(connection: Connection, _: Settings) -> Finding:
     if not rows:
         return Finding("keys", "ok", "none ends within a week")
     message = f"the API key {rows[0]['name']!r} ends in {rows[0]['days']:.0f} days"
-    return Finding("keys", "warning", message, "pgmail key rotate ID (pgmail key list has the ids)")
+    return Finding("keys", "warning", message, f"pgmail key rotate {rows[0]['id']}")

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pgmail.cli import common, doctor_alerts, doctor_database, output
-from pgmail.cli.doctor_finding import Finding, Status
+from pgmail.cli.doctor_finding import Finding, Status, span
 from pgmail.cli.doctor_finding import ask as _ask
 from pgmail.errors import PgmailError, Refused
 from pgmail.sqlfiles import queries
@@ -23,6 +23,9 @@ from pgmail.store.single import StatementFailed, fetch_dicts
 if TYPE_CHECKING:
     from pgmail.config import Settings
     from pgmail.store.single import Connection
+
+    # One may find more than one thing.
+    Question = Callable[[Connection, Settings], Awaitable[Finding] | Awaitable[tuple[Finding, ...]]]
 
 ROLES = ("api", "worker", "maintain", "producer", "reader", "analyst", "admin")
 OLDEST_SERVER = 150_000  # what PostgreSQL calls itself in numbers
@@ -56,7 +59,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             if schema.status == "failed":
                 return
             for check, question in _CHECKS.items():
-                yield await _one(check, question, connection, settings)
+                for finding in await _one(check, question, connection, settings):
+                    yield finding
             yield _clock(server["now"], before, common.now())
     except PgmailError as error:
         yield Finding("database", "failed", str(error), "start PostgreSQL, or correct PGMAIL_DATABASE_URL")
@@ -69,15 +73,13 @@ async def existing_roles(names: Sequence[str]) -> set[str]:
 
 
 async def _one(
-    check: str,
-    question: Callable[[Connection, Settings], Awaitable[Finding]],
-    connection: Connection,
-    settings: Settings,
-) -> Finding:
+    check: str, question: Question, connection: Connection, settings: Settings
+) -> tuple[Finding, ...]:
     try:
-        return await question(connection, settings)
+        found = await question(connection, settings)
     except (StatementFailed, Refused) as error:
-        return Finding(check, "skipped", f"cannot look: {error}")
+        return (Finding(check, "skipped", f"cannot look: {error}"),)
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _server(row: dict[str, Any]) -> Finding:
@@ -175,7 +177,7 @@ async def _senders(connection: Connection, _: Settings) -> Finding:
     for row in await fetch_dicts(connection, ask["rule"]):
         if row["senders"] == "any":
             message = f"tenant {row['name']} may send from any domain: with a key or a role, as anybody"
-            mend = f"pgmail domain add yours, then pgmail tenant set {row['name']} --senders verified"
+            mend = f"pgmail domain add DOMAIN, then pgmail tenant set {row['name']} --senders verified"
             return Finding("senders", "warning", message, mend)
     return Finding("senders", "ok", "only verified domains send")
 
@@ -239,23 +241,22 @@ async def _ledger(connection: Connection, _: Settings) -> Finding:
     return Finding("ledger", "ok", "the books balance")
 
 
-async def _waiting(connection: Connection, _: Settings) -> Finding:
-    (row,) = await _ask(connection, "waiting")
+async def _mail(connection: Connection, _: Settings) -> tuple[Finding, ...]:
+    """What is late, and what waits for a person's word: first what may have been sent, then dead, then held."""
+    (row,), (dead,) = await _ask(connection, "waiting"), await _ask(connection, "dead")
+    waiting = Finding("waiting", "ok", "no mail is late")
     if (row["oldest_seconds"] or 0) > LATE_SECONDS:
-        message = f"mail has been due for {row['oldest_seconds'] / 60:.0f} minutes"
-        return Finding("waiting", "warning", message, "pgmail queue")
-    return Finding("waiting", "ok", "no mail is late")
-
-
-async def _people(connection: Connection, _: Settings) -> Finding:
-    (dead,), (held,) = await _ask(connection, "dead"), await _ask(connection, "held")
-    if dead["n"]:
-        return Finding("dead letters", "warning", f"{dead['n']} wait for a person", "pgmail dead list")
-    if held["n"]:
-        return Finding(
-            "dead letters", "warning", f"none, but {held['n']} recipients are held", "pgmail queue"
-        )
-    return Finding("dead letters", "ok", "none")
+        message = f"mail has been due for {span(row['oldest_seconds'])}"
+        waiting = Finding("waiting", "warning", message, "pgmail queue")
+    counts = (
+        (row["in_doubt"], "in doubt (may have been sent)", "pgmail doubt list"),
+        (dead["n"], "dead letters", "pgmail dead list"),
+        (max(row["held"] - row["in_doubt"], 0), "held by an operator or a limit", "GET /emails?state=held"),
+    )
+    if found := [(f"{n:,} {what}", mend) for n, what, mend in counts if n]:
+        message = f"mail waits for a person's word: {', '.join(what for what, _ in found)}"
+        return waiting, Finding("people", "warning", message, "; ".join(mend for _, mend in found))
+    return waiting, Finding("people", "ok", "no mail waits for a person's word")
 
 
 async def _quotas(connection: Connection, _: Settings) -> Finding:
@@ -267,7 +268,8 @@ async def _quotas(connection: Connection, _: Settings) -> Finding:
         return Finding("quotas", status, message, "pgmail quota list")
     if rows:
         message = f"tenant {rows[0]['tenant']} has handed over {rows[0]['part']:.0%} of its bound of the day"
-        return Finding("quotas", "warning", message, "pgmail quota set --tenant NAME --bound-mails N")
+        mend = f"pgmail quota set --tenant {rows[0]['tenant']} --bound-mails N"
+        return Finding("quotas", "warning", message, mend)
     (bound,) = await _ask(connection, "bound")
     each = [f"{bound['bound_mails']:,} emails"] if bound["bound_mails"] else []
     each += [f"{bound['bound_bytes'] / 2**30:,.0f} GiB"] if bound["bound_bytes"] else []
@@ -289,7 +291,7 @@ def _clock(there: datetime, before: datetime, after: datetime) -> Finding:
 
 
 # In the order of what stops most; what failed is shown before what is only remarked, each in this order.
-_CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
+_CHECKS: dict[str, Question] = {
     "tenant": _tenant,
     "roles": _roles,
     "restore": _restore,
@@ -309,7 +311,7 @@ _CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
     "notify": doctor_database.notify,
     "alert targets": doctor_alerts.targets,
     "webhooks": doctor_alerts.webhooks,
-    "waiting": _waiting,
+    "waiting": _mail,
     "pauses": doctor_alerts.pauses,
     "certificates": doctor_alerts.certificates,
     "keys": doctor_alerts.keys,
@@ -317,5 +319,4 @@ _CHECKS: dict[str, Callable[[Connection, Settings], Awaitable[Finding]]] = {
     "senders": _senders,
     "staging": _staging,
     "quotas": _quotas,
-    "dead letters": _people,
 }

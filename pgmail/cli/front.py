@@ -75,9 +75,14 @@ class Front(click.Group):
             ctx.exit(1)
 
 
+def debugging() -> bool:
+    """Tell whether tracebacks and all of the log are wished for."""
+    return os.environ.get(DEBUG_ENV, "") not in {"", "0"}
+
+
 def complain(error: Exception) -> None:
     """Write what went wrong to standard error: a line (settings: a line for each fault), never a traceback."""
-    if os.environ.get(DEBUG_ENV, "") not in {"", "0"}:
+    if debugging():
         traceback.print_exception(error)
     for line in lines_of(error):
         click.echo(f"pgmail: {line}", err=True)

@@ -88,12 +88,12 @@ def report(
         raise click.UsageError("--since must lie before --until")
 
     async def ask() -> Any:
-        from pgmail.store import insight  # noqa: PLC0415
+        from pgmail.store import reports  # noqa: PLC0415
 
         async with common.database() as connection:
             if causes:
-                return await insight.causes(connection, of, to, limit)
-            return await insight.report(connection, by, of, to)
+                return await reports.causes(connection, of, to, limit)
+            return await reports.report(connection, by, of, to)
 
     found = common.run(ask())
     if causes:
@@ -101,7 +101,7 @@ def report(
         return
     if as_csv:
         from pgmail.domain import csvtext  # noqa: PLC0415
-        from pgmail.store.insight import Line  # noqa: PLC0415
+        from pgmail.store.reports import Line  # noqa: PLC0415
 
         lines = csvtext.write((by, *Line._fields[1:]), found.lines)
         click.echo(lines, nl=False)

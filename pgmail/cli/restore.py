@@ -32,7 +32,7 @@ def resume(
     decision: str, *, since: str | None, reason: str | None, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
     """Show what is in doubt, ask, decide on all of it, and let mail flow again."""
-    at = common.moment(since, "since")
+    at = common.past(since, "since")
     fence, doubts = common.run(_look(at))
     if fence is None:
         raise PgmailError("no restore was noticed: nothing is stopped for one")

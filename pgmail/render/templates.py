@@ -24,10 +24,11 @@ from jinja2.exceptions import SecurityError
 
 from pgmail.errors import TemplateFault
 from pgmail.render.bounds import MAX_NODES, Account, Stop, account, joined
+from pgmail.render.meter import MAX_SOURCES, MAX_TOKENS, Meter
 from pgmail.render.needs import needs
 from pgmail.render.output import traced
 from pgmail.render.pages import Page, fault, is_literal, measure, parse, reach
-from pgmail.render.sandbox import GLOBALS, MAX_SOURCES, MAX_TOKENS, Meter, Sandbox
+from pgmail.render.sandbox import GLOBALS, Sandbox
 from pgmail.render.textplan import Printed, TextPlans
 from pgmail.render.totext import text_from_html
 

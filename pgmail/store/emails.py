@@ -11,9 +11,8 @@ the statement was committed; see `send_group` for what is done about that.
 
 from __future__ import annotations
 
-import select
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import functools
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -29,12 +28,12 @@ from pgmail.errors import DatabaseAway, PgmailError, Refused
 from pgmail.sqlfiles import queries
 from pgmail.store.database import Database, fetch_many, fetch_one
 from pgmail.store.faults import Busy
+from pgmail.store.hotline import Hotline, Statement
 from pgmail.store.keys import Caller
 
 Connection = AsyncConnection[Any]
 MAX_ACTS = 1_000  # dead letters that one call retries or discards
 LOCK_MS = 3_000  # longest wait for a lock: the patience of one who asked for this one email
-_DEAD_IN_A_ROW = 20  # connections found dead before the database is taken to be away
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -120,9 +119,9 @@ class Stored(NamedTuple):
     """What became of one email of a group: its id, or the code, field and message of its fault."""
 
     id: str | None
-    code: str | None
-    field: str | None
-    message: str | None
+    code: str | None = None
+    field: str | None = None
+    message: str | None = None
 
 
 class InDoubt(DatabaseAway):
@@ -147,7 +146,8 @@ async def send(database: Database, caller: Caller, email: str, *, keyed: bool) -
     `keyed` says that it has an idempotency key. Raises Refused, DatabaseAway and InDoubt.
     """
     try:
-        row: Any = await database.one(queries("emails")["send"], {**caller.settings(), "email": email})
+        values = {**caller.settings(), "email": email, "lock_timeout": f"{LOCK_MS}ms"}
+        row: Any = await database.one(queries("emails")["send"], values)
     except DatabaseAway as error:
         raise _judged(error, keyed=keyed) from error.__cause__
     return UUID(str(row.id))
@@ -169,25 +169,26 @@ async def send_many(
 
 
 async def send_group(
-    database: Database, caller: Caller, emails: Sequence[str], *, lock_ms: int, repeatable: bool
+    hotline: Hotline, caller: Caller, emails: Sequence[str], *, lock_ms: int, repeatable: bool
 ) -> list[Stored]:
     """Enqueue emails of several requests (each JSON, as for `send`) in one transaction; answers in order.
 
     A bad email is refused by itself. `lock_ms` is how long to wait for a lock. `repeatable` says that every
-    email has an idempotency key. Raises GroupUndone, DatabaseAway, InDoubt, and Refused for what refuses all.
+    email has an idempotency key. Raises GroupUndone, DatabaseAway, InDoubt, and Refused for what refuses all,
+    which for a single email is its own fault: of one there is no set, and `send` stores it in half the time.
 
-    Never silently twice: `database` lends connections untried, and one that the server closed while nobody
-    used it is told by its socket, before anything is sent on it, and replaced. Once the statement was handed
-    to a connection that then breaks, it may have been committed with only the answer lost. It is sent a second
-    time, once, only if `repeatable`, since SQL then knows what it has. Otherwise that is InDoubt, and whoever
-    sent the email decides.
+    Never silently twice: once the statement was handed to a connection that then breaks, it may have been
+    committed with only the answer lost. It is sent a second time, once, only if `repeatable`, since SQL then
+    knows what it has. Otherwise that is InDoubt, and whoever sent the email decides.
     """
-    values = {**caller.settings(), "emails": f"[{','.join(emails)}]", "lock_timeout": f"{lock_ms}ms"}
+    values = {**caller.settings(), "lock_timeout": f"{lock_ms}ms"}
+    if len(emails) == 1:
+        statement, values["email"] = _statement("send"), emails[0]
+    else:
+        statement, values["emails"] = _statement("send_group"), f"[{','.join(emails)}]"
     while True:
         try:
-            async with _living(database) as connection:
-                cursor = await connection.execute(queries("emails")["send_group"].text.encode(), values)
-                return [Stored(*row) for row in await cursor.fetchall()]
+            return [Stored(*row) for row in await hotline.rows(statement, values)]
         except DatabaseAway as error:
             if (locked := _said_no(error)) is not None:
                 raise GroupUndone(str(error), locked=locked) from error
@@ -198,6 +199,11 @@ async def send_group(
                 raise
             raise GroupUndone(str(error), locked=False) from error
         repeatable = False
+
+
+@functools.cache
+def _statement(name: str) -> Statement:
+    return Statement(queries("emails")[name])
 
 
 async def recipients(connection: Connection, id: UUID) -> list[Any]:
@@ -340,36 +346,6 @@ async def discard(connection: Connection, ids: Sequence[UUID], why: str | None) 
     return int(row.done)
 
 
-@asynccontextmanager
-async def _living(database: Database) -> AsyncIterator[Connection]:
-    """Lend a connection that is not known to be dead. Costs no round trip as long as all is well.
-
-    Nobody listens here, so a server has nothing to say between two statements but that it ends (or that a
-    parameter changed). A connection with something to read is tried first.
-    """
-    for _ in range(_DEAD_IN_A_ROW):
-        async with database.connection() as connection:
-            if not _spoke(connection) or await _answers(connection):
-                yield connection
-                return
-    raise DatabaseAway("connections are closed as soon as they are made")
-
-
-def _spoke(connection: Connection) -> bool:
-    look = select.poll()
-    look.register(connection.fileno(), select.POLLIN)
-    return bool(look.poll(0))
-
-
-async def _answers(connection: Connection) -> bool:
-    try:
-        await connection.execute(b"")
-    except psycopg.OperationalError:
-        await connection.close()  # the pool makes a new one in its place
-        return False
-    return True
-
-
 def is_away(error: Exception) -> bool:
     """Tell whether the database is away for everyone, not only for the transaction that it just undid."""
     return isinstance(error, DatabaseAway) and _said_no(error) is None
@@ -388,7 +364,10 @@ def _lost(error: DatabaseAway) -> bool:
     cause = error.__cause__
     if isinstance(cause, PoolTimeout | PoolClosed) or not isinstance(cause, psycopg.OperationalError):
         return False
-    return cause.sqlstate is None or isinstance(cause, errors.AdminShutdown)
+    # Class 08 is a pooler's word, whose server broke under the statement; or none was to be had, which it says alike.
+    return (
+        cause.sqlstate is None or cause.sqlstate.startswith("08") or isinstance(cause, errors.AdminShutdown)
+    )
 
 
 def _judged(error: DatabaseAway, *, keyed: bool) -> Refused | DatabaseAway:

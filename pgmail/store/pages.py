@@ -22,9 +22,9 @@ class Own(NamedTuple):
     key_id: int | None
 
 
-async def why(connection: Connection, id: UUID) -> str:
-    """Return a line for each recipient, why it is where it is. Refused `not_found` (404)."""
-    row: Any = await fetch_one(connection, queries("dashboard")["why"], {"id": id})
+async def why(connection: Connection, ids: Sequence[UUID]) -> str:
+    """Return a line for each of some recipients, why it is where it is. Refused `not_found` (404)."""
+    row: Any = await fetch_one(connection, queries("dashboard")["why"], {"ids": list(ids)})
     return str(row.answer or "")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 
 import msgspec
 
 from pgmail.domain.reply import Envelope, Phase, Reply, Result
+from pgmail.transport.arrivals import Arrivals
 from pgmail.transport.base import OnDot, closed_error
 
 
@@ -27,13 +27,17 @@ class CaptureTransport:
         if count < 1 or limit_bytes < 1:
             raise ValueError("count: must be at least 1, and so must limit_bytes")
         self.name = "capture:"
-        self.total = 0  # mails taken, the forgotten ones too
         self._count = count
         self._limit_bytes = limit_bytes
         self._kept: deque[Captured] = deque()
         self._bytes = 0
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._arrivals = Arrivals()
         self._closed = False
+
+    @property
+    def total(self) -> int:
+        """How many mails were taken, the forgotten ones too."""
+        return self._arrivals.total
 
     @property
     def mails(self) -> list[Captured]:
@@ -48,25 +52,14 @@ class CaptureTransport:
             await on_dot()
         self._kept.append(Captured(envelope=envelope, at=time.time()))
         self._bytes += len(envelope.body)
-        self.total += 1
         while len(self._kept) > self._count or (self._bytes > self._limit_bytes and len(self._kept) > 1):
             self._bytes -= len(self._kept.popleft().envelope.body)
-        for wanted, waiter in self._waiters:
-            if self.total >= wanted and not waiter.done():
-                waiter.set_result(None)
+        self._arrivals.count()
         return Result(phase=Phase.DOT, reply=Reply(250, "captured", "2.0.0"))
 
     async def wait_for(self, total: int, seconds: float = 10.0) -> None:
         """Wait until `total` mails were taken since the start. Raises TimeoutError."""
-        if self.total >= total:
-            return
-        entry = (total, asyncio.get_running_loop().create_future())
-        self._waiters.append(entry)
-        try:
-            async with asyncio.timeout(seconds):
-                await entry[1]
-        finally:
-            self._waiters.remove(entry)
+        await self._arrivals.wait_for(total, seconds)
 
     def clear(self) -> None:
         """Forget the mails kept; `total` goes on."""

@@ -3,7 +3,8 @@
 Where a call goes is judged at the moment of connecting, for each address that the name leads to, and the connection
 is made to the very address that was judged: a name that answers differently the next time (DNS rebinding) gains
 nothing. `domain.targets` says which addresses may be called. No redirect is followed, no proxy of the environment is
-used, no cookie is kept, TLS is verified, nothing is unpacked, and of the answer no more than a bound is read.
+used, no cookie is kept, TLS is verified, nothing is unpacked, and of the answer no more than a bound is read. Before it
+come `MOST_INTERIM` interim ones (1xx; RFC 9110, section 15.2) at most: a flood of them would keep a core busy.
 
 What went wrong is a value with words for people, never an exception: the other end's troubles are its owner's to
 read. What a name leads to is not told, nor whether a name exists that may not be called: the names of our network
@@ -22,7 +23,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -37,6 +38,7 @@ DNS_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0
 MOST_BYTES = 4_096
+MOST_INTERIM = 20
 CONNECTIONS = 100
 KEEPALIVE_SECONDS = 30.0
 NOWHERE = "its host leads to no public address (others are for PGMAIL_HOOK_NETWORKS)"
@@ -96,6 +98,8 @@ class GuardedHttp:
             if isinstance(error.os_error, _NowhereError):
                 return failed(NOWHERE)
             return failed(f"cannot connect: {error.os_error.strerror or type(error.os_error).__name__}")
+        except _NoEndError:
+            return failed(f"more than {MOST_INTERIM} interim answers (1xx), and none that counts")
         except aiohttp.ServerDisconnectedError:
             return failed("it closed the connection without an answer")
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -140,6 +144,7 @@ class GuardedHttp:
         )
         return aiohttp.ClientSession(
             connector=connector,
+            response_class=_Response,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
             trust_env=False,
@@ -152,6 +157,34 @@ class GuardedHttp:
 
 class _NowhereError(OSError):
     """An address that may not be called, found at the last moment."""
+
+
+class _NoEndError(ValueError):
+    """More interim answers than anybody needs."""
+
+
+class _Response(aiohttp.ClientResponse):
+    """An answer that may come late, after interim ones, but not after any number of them."""
+
+    async def start(self, connection: Any) -> Self:
+        """Read up to the headers of the answer that counts. Raises _NoEndError instead of reading for ever."""
+        protocol, left = connection.protocol, MOST_INTERIM
+        read = protocol.read
+
+        async def bounded() -> Any:
+            nonlocal left
+            if left < 0:
+                raise _NoEndError
+            left -= 1
+            return await read()
+
+        # The library's own loop over interim answers has no bound, and yields to nobody while more of them are there.
+        protocol.read = bounded
+        try:
+            await super().start(connection)
+        finally:
+            del protocol.read
+        return self
 
 
 class _Guard:

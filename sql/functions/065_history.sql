@@ -110,6 +110,7 @@ begin
       host = excluded.host, pid = excluded.pid, program = excluded.program
     returning w.marks, w.at into marks, at;
     place := pgmail.place_v1();
+    perform pgmail.feed_settle_in();
   end if;
   select f.reason into fenced from pgmail.fence f;
 end

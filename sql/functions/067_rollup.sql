@@ -19,6 +19,13 @@ as $$
                  then n end as name from (select lower(split_part(p_address, '@', 1)) as n) z) y
 $$;
 
+-- Three emails of a list, the newest first, each once: one that was deferred often is one example. Of a long list the first hundred count.
+create or replace function pgmail.newest_three(p_ids uuid[]) returns uuid[]
+language sql immutable parallel safe set search_path = pgmail, pg_temp
+as $$
+  select array(select x.id from unnest(p_ids[1:100]) with ordinality x(id, place) group by x.id order by min(x.place) limit 3)
+$$;
+
 -- How long it took, as a bucket (of immutable parts, so that it is inlined): b is from 2^((b-1)/4) ms up to 2^(b/4) ms; 0 is up to one, 160 all above 11 days.
 create or replace function pgmail.took_bucket(p_since timestamptz, p_at timestamptz) returns smallint
 language sql immutable parallel safe
@@ -51,7 +58,7 @@ language plpgsql volatile security definer set search_path = pgmail, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  c pgmail.insight_cursor; read_ integer; last_xid xid8; last_id uuid; now_ timestamptz := pgmail.now();
+  c pgmail.insight_cursor; from_xid xid8; from_id uuid; read_ integer; last_xid xid8; last_id uuid; now_ timestamptz := pgmail.now();
   nobody constant uuid := '00000000-0000-0000-0000-000000000000';
   wrong_ constant text[] := '{email.bounced,email.deferred,email.failed,email.in_doubt}';
   counted constant text[] := wrong_ || '{email.sent,email.delayed,email.suppressed,email.expired,email.cancelled,email.held}'::text[];
@@ -65,6 +72,8 @@ begin
   if c.upto is null then
     c.upto := pg_current_snapshot(); c.upto_at := now_; c.at_xid := '0'; c.at_id := nobody;
   end if;
+  -- One lower bound: of two an index may begin at the wider one, and walk over all events that are kept.
+  from_xid := greatest(c.at_xid, pg_snapshot_xmax(c.seen)); from_id := case when c.at_xid >= from_xid then c.at_id else nobody end;
 
   with told as materialized (   -- all that is new, that which no report counts too, without a kind: it moves the cursor
     select e.xid, e.id, e.tenant_id, e.message_id, e.at, coalesce(m.stream, '(unknown)') as stream, coalesce(e.site, case when e.type = any (counted) then (
@@ -86,7 +95,7 @@ begin
       union all
       (select y.tenant_id, y.recipient_id, y.id, y.message_id, y.at, y.xid, y.type, y.code, y.enhanced, y.reply, y.site, y.relay, y.detail
        from pgmail.event y
-       where y.xid >= pg_snapshot_xmax(c.seen) and y.xid < pg_snapshot_xmax(c.upto) and (y.xid, y.id) > (c.at_xid, c.at_id)
+       where (y.xid, y.id) > (from_xid, from_id) and y.xid < pg_snapshot_xmax(c.upto)
          and pg_visible_in_snapshot(y.xid, c.upto)
        order by y.xid, y.id limit p_most)
       limit p_most) e
@@ -147,7 +156,7 @@ begin
   ), caused as materialized (
     select w.tenant_id, date_trunc('hour', w.at, 'UTC') as at, w.kind, w.class, w.reason, coalesce(w.code, 0) as code,
       coalesce(w.enhanced, '') as enhanced, x.text, count(*) as n, max(w.at) as last_at,
-      (array_agg(w.message_id order by w.at desc, w.message_id desc))[1:3] as examples
+      pgmail.newest_three(array_agg(w.message_id order by w.at desc, w.message_id desc)) as examples
     from wrong w join texts x on x.said = w.said and x.named = w.named
     group by 1, 2, 3, 4, 5, 6, 7, 8
   ), fresh_causes as materialized (
@@ -163,7 +172,7 @@ begin
     insert into pgmail.cause as y (tenant_id, at, kind, class, reason, code, enhanced, text, n, last_at, examples)
     select z.tenant_id, z.at, z.kind, z.class, case when z.full_ then '(other)' else z.reason end, case when z.full_ then 0 else z.code end,
       case when z.full_ then '' else z.enhanced end, case when z.full_ then '(other)' else z.text end, sum(z.n), max(z.last_at),
-      (array_agg(z.examples[1] order by z.last_at desc))[1:3]
+      pgmail.newest_three(array_agg(z.examples[1] order by z.last_at desc))
     from (
       select k.*, f.place + w.n > p_texts is true as full_ from caused k
       left join fresh_causes f on f.tenant_id = k.tenant_id and f.at = k.at and f.kind = k.kind and f.class = k.class and f.reason = k.reason
@@ -178,7 +187,7 @@ begin
     left join known_causes w on w.tenant_id = f.tenant_id and w.at = f.at
     where f.place + w.n > p_texts is not true
     on conflict (tenant_id, at, kind, class, reason, code, enhanced, text) do update
-      set n = y.n + excluded.n, last_at = greatest(y.last_at, excluded.last_at), examples = (excluded.examples || y.examples)[1:3]
+      set n = y.n + excluded.n, last_at = greatest(y.last_at, excluded.last_at), examples = pgmail.newest_three(excluded.examples || y.examples)
   )
   select n.n, l.xid, l.id into read_, last_xid, last_id
   from (select count(*) as n from told) n left join (select x.xid, x.id from told x order by x.xid desc, x.id desc limit 1) l on true;

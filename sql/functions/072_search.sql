@@ -20,7 +20,7 @@ declare
   t integer := pgmail.need_tenant(); began timestamptz := clock_timestamp();
   nobody constant uuid := '00000000-0000-0000-0000-000000000000'; beyond constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
   by_recipient boolean := p_start not in ('time', 'tag'); at_ uuid; size_ integer; n integer; last_ uuid; met uuid[]; got uuid[] := '{}';
-  safe integer; again boolean := by_recipient and p_newer; ended boolean := false; step text; table_ text; key_ text; good text; state_ text;
+  least_ integer; stepped timestamptz; safe integer; again boolean := by_recipient and p_newer; ended boolean := false; step text; table_ text; key_ text; good text; state_ text;
 begin
   select x.table_, x.key_, x.good into strict table_, key_, good from (values
     ('time', 'pgmail.message', 'id', 'true'),
@@ -72,8 +72,12 @@ begin
     end if;
   end if;
 
-  size_ := case when p_start = 'time' and good = 'true' then p_limit + 1 else greatest(500, p_limit + 1) end;
+  -- An email may have 1,000 recipients, whose states are looked up one by one: few emails at first.
+  least_ := case when p_start = 'time' and good = 'true' then p_limit + 1 when p_start in ('time', 'tag') and p_state is not null then 8
+    else greatest(500, p_limit + 1) end;
+  size_ := least_;
   loop
+    stepped := clock_timestamp();
     execute step into n, last_, met using t, at_, coalesce(p_above, nobody), coalesce(p_below, beyond), p_state, pgmail.now(), p_stream, p_streams,
       p_tag_name, p_tag_value, size_, p_recipient;
     at_ := coalesce(last_, at_);
@@ -83,7 +87,7 @@ begin
     exit when ended or (safe > p_limit and not again)
       or (clock_timestamp() - began >= p_patience and (p_newer or p_below is null or at_ < p_below));   -- it must come nearer its end
     again := again and safe <= p_limit;   -- upwards an email may be met after ones that are newer: a look beyond
-    size_ := least(size_ * 2, 8000);
+    size_ := case when clock_timestamp() - stepped > p_patience / 4 then greatest(size_ / 2, least_) else least(size_ * 2, 8000) end;
   end loop;
 
   place := case when not ended and safe <= p_limit then at_ end;

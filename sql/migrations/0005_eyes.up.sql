@@ -27,6 +27,15 @@ begin
   end loop;
 end
 $do$;
+-- Which rows a dump brought from another cluster: their transaction numbers come up here once more. `written` is the row's own
+-- xmin, unless a dump brought the row too. Events from from_xid on with ids below `below` are such rows.
+create table pgmail.feed_home (
+  singleton boolean primary key default true check (singleton),
+  written   xid,
+  from_xid  xid8,
+  below     uuid
+);
+insert into pgmail.feed_home default values;
 -- end of feed
 
 ------------------------------------------------------------------------------------------------ insight

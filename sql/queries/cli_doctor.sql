@@ -33,20 +33,8 @@ from pgmail.worker w order by w.epoch;
 select coalesce(l.until > clock_timestamp(), false) as leads, l.epoch from pgmail.leader l;
 
 -- name: waiting :one
--- For how long the oldest mail has been due that nobody has taken: from lane to lane along the index of the claim, so that it
--- costs by the lane, however deep the queue.
-with recursive present as (
-  (select q.lane from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) order by q.lane, q.due_at, q.id limit 1)
-  union all
-  select x.lane from present p, lateral (
-    select q.lane from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) and q.lane > p.lane
-    order by q.lane, q.due_at, q.id limit 1) x
-)
-select extract(epoch from pgmail.now() - min(x.due_at))::float8 as oldest_seconds
-from present p cross join lateral (
-  select q.due_at from pgmail.queue q
-  where q.tenant_id = (select pgmail.current_tenant()) and q.lane = p.lane and q.leased_by is null and q.due_at <= pgmail.now()
-  order by q.due_at, q.id limit 1) x;
+-- For how long the oldest mail has been due that nobody has taken, and how many recipients an operator, a limit or a doubt holds back.
+select extract(epoch from pgmail.now() - w.oldest_due_at)::double precision as oldest_seconds, w.held, w.in_doubt from pgmail.waits() w;
 
 -- name: depth :one
 -- How much waits, of all tenants that this role sees, without a look at it.
@@ -140,25 +128,10 @@ where c.seen_at > pgmail.now() - interval '3 days' and c.unseen_since < pgmail.n
 
 -- name: keys :many
 -- API keys that end within a week and that no other has replaced.
-select k.name, extract(epoch from k.expires_at - pgmail.now())::float8 / 86400 as days from pgmail.list_keys() k
+select k.id, k.name, extract(epoch from k.expires_at - pgmail.now())::float8 / 86400 as days from pgmail.list_keys() k
 where k.revoked_at is null and k.replaced_by is null and k.expires_at between pgmail.now() and pgmail.now() + interval '7 days'
 order by k.expires_at;
 
 -- name: dead :one
 -- How many dead letters wait for a person.
 select count(*) as n from pgmail.dead_letter d where d.tenant_id = (select pgmail.current_tenant());
-
--- name: held :one
--- How many recipients an operator, a limit or a doubt holds back; counted to 1,000 a lane, by the lane as above.
-with recursive present as (
-  (select q.lane from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) order by q.lane, q.due_at, q.id limit 1)
-  union all
-  select x.lane from present p, lateral (
-    select q.lane from pgmail.queue q where q.tenant_id = (select pgmail.current_tenant()) and q.lane > p.lane
-    order by q.lane, q.due_at, q.id limit 1) x
-)
-select coalesce(sum(x.n), 0)::bigint as n
-from present p cross join lateral (
-  select count(*) as n from (
-    select from pgmail.queue q
-    where q.tenant_id = (select pgmail.current_tenant()) and q.lane = p.lane and q.due_at = 'infinity' limit 1000) y) x;

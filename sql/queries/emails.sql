@@ -2,12 +2,12 @@
 -- tenant is set in a materialized part that runs before the function can be called, which saves BEGIN and COMMIT.
 
 -- name: send :one
--- Enqueue one email for a tenant. Waits three seconds at most for another request with the same idempotency key.
+-- Enqueue one email for a tenant. The caller says how long to wait for another request with the same idempotency key.
 with caller as materialized (
   select set_config('pgmail.tenant', %(tenant_id)s::text, true), set_config('pgmail.actor', %(actor)s, true),
-         set_config('pgmail.key', %(key_id)s::text, true), set_config('lock_timeout', '3s', true)
+         set_config('pgmail.key', %(key_id)s::text, true), set_config('lock_timeout', %(lock_timeout)s, true)
 )
-select pgmail.send(%(email)s::jsonb) as id from caller;
+select pgmail.send(%(email)s::jsonb)::text as id from caller;
 
 -- name: send_many :many
 -- Enqueue a batch for a tenant, in the batch's order.
