@@ -8,6 +8,9 @@ PYTEST = $(BIN)/python -m pytest
 # Three at a time on two cores: much of it waits. make test ARGS="tests/unit -k address"; make demo ARGS="--messages 5000"
 ARGS =
 
+# Tests start hundreds of processes, each of which would compile all of pgmail anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test cover bench chaos lint types floors schema wheel clean
 
 demo: $(VENV)/stamp-demo

@@ -134,7 +134,8 @@ class Desk:
         self._running: dict[int, EmbeddedPostgres] = {}
         self._answers: dict[int, Server | str] = {}
         key = secrets.token_bytes(16)
-        self._listener = Listener(("127.0.0.1", 0), authkey=key)
+        # By default one caller may wait, and others be lost, while a server starts: workers call all at once.
+        self._listener = Listener(("127.0.0.1", 0), backlog=64, authkey=key)
         os.environ[_DESK] = f"{self._listener.address[1]}:{key.hex()}"
         self._thread = threading.Thread(target=self._serve, name="test-desk", daemon=True)
         self._thread.start()

@@ -701,6 +701,9 @@ def test_a_restore_that_a_person_told_of_is_shown_without_what_nobody_saw(shell)
     assert "--since TIME names the moment of the backup" in shown
     assert "acknowledged and is missing" not in shown
     assert re.search(r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ: last night", shell.run("doctor", code=1).stdout)
+    for moment in ("2 hours ago", "2026-11-20T03:00:00Z"):  # it looks back, as any backup does
+        shell.run("resume", "--after-restore", "--since", moment, "--dry-run")
+    shell.run("resume", "--after-restore", "--since", "tomorrow at 9am", "--dry-run", code=2)
     done = shell.run("resume", "--after-restore", "--reason", "looked", "--yes").stdout
     assert done.endswith("no mail is in doubt\nmail flows again\n")
 
@@ -722,11 +725,11 @@ def test_doctor_sees_pauses_dead_letters_late_mail_and_false_books(shell, owner)
     owner.execute("update pgmail.queue set due_at = 'infinity', held_due_at = now()")
     state = {row["check"]: row for row in shell.json("doctor", code=1)}
     assert state["relays"]["status"] == "failed"
-    assert "1 recipients are held" in state["dead letters"]["message"]
+    assert "1 held by an operator" in state["people"]["message"]
     owner.execute("update pgmail.queue set due_at = now()")
     kill(owner, recipient_of(shell, email_id))
     state = {row["check"]: row for row in shell.json("doctor", code=1)}
-    assert state["dead letters"]["mend"] == "pgmail dead list"
+    assert state["people"]["mend"] == "pgmail dead list"
     owner.execute("delete from pgmail.dead_letter")
     state = {row["check"]: row for row in shell.json("doctor", code=1)}
     assert state["ledger"]["status"] == "failed"

@@ -1,5 +1,6 @@
 """`pgmail send --csv` against a real database: everybody once, whatever happens in between."""
 
+import contextlib
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ from pgmail.mailing import trial
 from tests.acceptance.test_cli import Shell
 from tests.acceptance.test_cli_processes import PGMAIL, environ
 from tests.acceptance.test_processes import until
+from tests.sql.kit import LOCKS_HERE
 
 WAITS = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
 SENDER = "Shop <shop@example.com>"
@@ -336,9 +338,9 @@ def test_killed_in_the_middle_it_goes_on_and_everybody_gets_one(lists):
     assert (len(found), len(set(found)), lists.messages()) == (1_500, 1_500, 30)
 
 
-def test_interrupted_it_says_how_to_go_on(lists):
-    lists.people(100)
-    # The third chunk waits for us, so that the signal comes in the middle.
+@contextlib.contextmanager
+def in_its_third_chunk(lists, *words):
+    """A process that hands over two chunks and stands in the third until this ends."""
     lists.owner.execute(
         "create function public.wait() returns trigger language plpgsql as $$ begin"
         " if (select count(*) from pgmail.message) >= 2 then perform pg_advisory_xact_lock_shared(4711); end if;"
@@ -348,15 +350,23 @@ def test_interrupted_it_says_how_to_go_on(lists):
         "create trigger wait before insert on pgmail.message for each statement execute function public.wait()"
     )
     lists.owner.execute("select pg_advisory_lock(4711)")
-    process = lists.start("--chunk", "10")
+    process = lists.start(*words)
+    waits = f"select from {LOCKS_HERE} where locktype = 'advisory' and not granted and objid = 4711"
     try:
-        waits = "select from pg_locks where locktype = 'advisory' and not granted and objid = 4711"
         until(lambda: lists.owner.execute(waits).fetchone() is not None, seconds=60)
+        yield process
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        lists.owner.execute("select pg_advisory_unlock(4711)")
+
+
+def test_interrupted_it_says_how_to_go_on(lists):
+    lists.people(100)
+    with in_its_third_chunk(lists, "--chunk", "10") as process:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        lists.owner.execute("select pg_advisory_unlock(4711)")
     assert lists.messages() == 2
     assert process.returncode == 130
     assert "the same command goes on from there" in said
@@ -366,21 +376,19 @@ def test_interrupted_it_says_how_to_go_on(lists):
 
 
 def test_a_database_that_goes_away_is_waited_for(lists, db):
-    lists.people(1_500)
-    process = lists.start("--chunk", "50")
+    lists.people(100)
+    with in_its_third_chunk(lists, "--chunk", "10") as process, _superuser(db) as admin:
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where application_name = 'pgmail mailing' and datname = current_database()"
+        )
     try:
-        until(lambda: lists.messages() >= 3, seconds=60)
-        with db.connect() as _, _superuser(db) as admin:
-            admin.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity "
-                "where application_name = 'pgmail mailing' and datname = current_database()"
-            )
         out, said = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert (process.returncode, out) == (0, "1,500 of 1,500 rows are handed over\n")
+    assert (process.returncode, out) == (0, "100 of 100 rows are handed over\n")
     assert "nothing is lost, trying again in" in said
-    assert len(lists.addresses()) == len(set(lists.addresses())) == 1_500
+    assert len(lists.addresses()) == len(set(lists.addresses())) == 100
 
 
 def test_two_runs_at_once_are_one(lists, db):

@@ -8,7 +8,6 @@ import contextlib
 import signal
 import socketserver
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 from psycopg.errors import LockNotAvailable
 
-from tests.acceptance.test_worker_processes import end, environment
+from tests.acceptance.test_worker_processes import hiring
 from tests.sql.kit import Hand, differences, events, one, rows, send, state, stream
 from tests.waiting import eventually_now
 
@@ -89,32 +88,12 @@ def server_() -> Iterator[Server]:
 
 @pytest.fixture
 def start_worker(db, server_, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
-
-    def start(**settings: str) -> subprocess.Popen[str]:
-        with (tmp_path / f"worker-{len(started)}.log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pgmail", "worker"],
-                env=environment(
-                    PGMAIL_DATABASE_URL=db.dsn_for("worker"),
-                    PGMAIL_RELAY_URL=f"smtp://127.0.0.1:{server_.server_address[1]}?tls=none",
-                    PGMAIL_LOG_FORMAT="json",
-                    **{"PGMAIL_SILENCE_SECONDS": "2", "PGMAIL_BEAT_INTERVAL_MS": "200", **settings},
-                ),
-                cwd=tmp_path,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
-        end(process)
+    quick = {"PGMAIL_SILENCE_SECONDS": "2", "PGMAIL_BEAT_INTERVAL_MS": "200"}
+    with hiring(db, server_.server_address[1], tmp_path, **quick) as (start, started):
+        yield start
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
 
 
 class Scene:
@@ -193,16 +172,19 @@ def test_killed_after_the_claim_and_before_a_word_was_said(db, scene, start_work
     assert scene.server.dots == []
 
 
-def test_killed_between_the_commit_and_the_dot_the_mail_is_held_though_it_was_not_sent(db, scene):
+def test_killed_between_the_commit_and_the_dot_the_mail_is_held_though_it_was_not_sent(
+    db, server_admin, scene
+):
     scene.reach("data")
+    # The intent itself: a claim waits for that lock too, and the settle of the mail that may be sent again.
     blocked = (
-        "select count(*) from pg_locks where not granted and relation = 'pgmail.queue'::regclass"
-        " and database = (select oid from pg_database where datname = current_database())"
+        "select count(*) from pg_stat_activity"
+        " where datname = %s and wait_event_type = 'Lock' and query ~ 'begin_v1'"
     )
     with db.connect(autocommit=False) as lock:
         lock.execute("lock table pgmail.queue in share mode")
         scene.server.go.set()
-        eventually_now(lambda: one(scene.owner, blocked) > 0)
+        eventually_now(lambda: one(server_admin, blocked, [db.name]) > 0)
         # At once: an intent waits for a lock for two seconds, and then the mail is not sent now.
         scene.worker.send_signal(signal.SIGSTOP)
         lock.rollback()

@@ -129,4 +129,5 @@ async def test_four_processes_keep_every_limit_in_every_window_and_use_it(db, tm
         assert [each for each in figures if each.sure > each.limit] == []
         assert account.most_connections <= 10
         # What a busy machine holds up for longer than a limit's margin is lost to the rate.
-        assert min(figures[0].used, figures[2].used) >= 0.6
+        for each in (figures[0], figures[2]):
+            assert each.used >= 0.6 - each.stall / 2

@@ -1,5 +1,6 @@
 """Workers as real processes: psql hands mail over, `pgmail worker` sends it, and some of them are killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -85,21 +87,24 @@ def far(tmp_path: Path) -> Iterator[SinkProcess]:
         end(process)
 
 
-@pytest.fixture
-def start_worker(db, far, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+@contextlib.contextmanager
+def hiring(
+    db: Any, port: int, folder: Path, **settings: str
+) -> Iterator[tuple[Callable[..., Process], list[Process]]]:
+    """What starts workers that send to a port, and those started; they end with it."""
     started: list[Process] = []
 
-    def start(**settings: str) -> Process:
-        log = (tmp_path / f"worker-{len(started)}.log").open("w")
+    def start(**more: str) -> Process:
+        log = (folder / f"worker-{len(started)}.log").open("w")
         process = subprocess.Popen(
             [sys.executable, "-m", "pgmail", "worker"],
             env=environment(
                 PGMAIL_DATABASE_URL=db.dsn_for("worker"),
-                PGMAIL_RELAY_URL=f"smtp://127.0.0.1:{far.port}?tls=none",
+                PGMAIL_RELAY_URL=f"smtp://127.0.0.1:{port}?tls=none",
                 PGMAIL_LOG_FORMAT="json",
-                **settings,
+                **(settings | more),
             ),
-            cwd=tmp_path,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -109,9 +114,17 @@ def start_worker(db, far, tmp_path: Path) -> Iterator[Callable[..., Process]]:
         started.append(process)
         return process
 
-    yield start
-    for process in started:
-        end(process)
+    try:
+        yield start, started
+    finally:
+        for process in started:
+            end(process)
+
+
+@pytest.fixture
+def start_worker(db, far, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    with hiring(db, far.port, tmp_path) as (start, _):
+        yield start
 
 
 @pytest.fixture

@@ -18,6 +18,11 @@ def body(to: Any = "ada@example.org", **more: Any) -> dict[str, Any]:
     return {key: value for key, value in made.items() if value is not None}
 
 
+# Tests share a server, and copies of a database their tables' numbers: whoever looks at locks or sessions says whose.
+LOCKS_HERE = "pg_locks l join pg_database d on d.oid = l.database and d.datname = current_database()"
+SESSIONS_HERE = "(select * from pg_stat_activity where datname = current_database()) a"
+
+
 def one(connection: Connection, text: str, params: Any = None) -> Any:
     """The first value of the first row."""
     row = connection.execute(text, params).fetchone()

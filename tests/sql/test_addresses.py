@@ -85,7 +85,7 @@ def test_a_domain_with_an_invisible_character_is_refused(owner):
 
 
 def test_punycode_is_that_of_the_idna_package_for_any_letters(owner):
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         st.text(
             st.characters(min_codepoint=0xA1, max_codepoint=0x2FA1F, categories=["Ll", "Lo"]),
@@ -105,7 +105,7 @@ def test_punycode_is_that_of_the_idna_package_for_any_letters(owner):
 def test_a_domain_of_letters_means_the_same_to_both_sides(owner):
     label = st.text(st.sampled_from(_LETTERS + "-"), min_size=1, max_size=8)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.lists(label, min_size=1, max_size=3).map(".".join))
     def promise(domain):
         known, said = by_idna(domain), kit.one(owner, "select pgmail.domain_ascii(%s)", [domain])
@@ -136,7 +136,7 @@ def test_any_text_is_accepted_or_refused_and_normalised_alike(ask):
         ]
     )
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(
         st.lists(piece, max_size=8).map("".join),
         st.sampled_from(["", "@example.org", " <ada@example.org>", "@b.example>"]),

@@ -7,6 +7,7 @@ from pgmail.cli import doctor_alerts, doctor_checks, doctor_database
 from pgmail.cli.doctor_finding import span
 from pgmail.config import Settings
 from tests.sql import kit
+from tests.waiting import eventually_now
 
 pytestmark = pytest.mark.one_server
 
@@ -82,10 +83,22 @@ async def test_a_certificate_and_a_key_that_end_are_told(db, owner):
     assert "'shop' ends in 3 days" in (await ask(db, doctor_alerts.keys)).message
 
 
-async def test_who_keeps_dead_rows_is_named_with_what_ends_it(db, owner, db_clock):
-    holder = psycopg.connect(db.dsn_for("producer"), application_name="report.py")
-    holder.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-    holder.execute("select count(*) from pg_class")
+@pytest.fixture
+def holder(db):
+    """A reader with the oldest snapshot of the server: tests share it, and others' transactions count too."""
+    made = db.connect("producer", autocommit=False, application_name="report.py")
+    made.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    older = "select count(*) from pg_stat_activity where backend_xid is not null and datname <> current_database()"
+
+    def oldest():
+        made.rollback()
+        return kit.one(made, older) == 0
+
+    eventually_now(oldest, 60)
+    return made
+
+
+async def test_who_keeps_dead_rows_is_named_with_what_ends_it(db, owner, db_clock, holder):
     owner.execute("select pg_current_xact_id()")
     db.connect("worker").execute("select pgmail.alert_step_v1()")
     assert (await ask(db, doctor_database.oldest)).status == "ok"
@@ -140,7 +153,9 @@ async def test_figures_that_stand_still_and_looks_that_do_not_come_are_told(db, 
     db_clock.advance(3_500)
     worker.execute("select pgmail.gauge_lanes_v1(), pgmail.gauge_states_v1(), pgmail.rollup_v1()")
     found = await ask(db, doctor_alerts.figures)
-    assert (found.status, found.message) == ("failed", "Nobody has looked for alerts for 58 minutes")
+    assert found.status == "failed"
+    assert found.message.startswith("Nobody has looked for alerts since 2")
+    assert found.message.endswith(" UTC (58 minutes): nobody leads")
     worker.execute(look)
     assert (await ask(db, doctor_alerts.figures)).status == "ok"
 
@@ -163,19 +178,68 @@ async def test_a_webhook_that_fails_or_was_disabled_is_told_with_what_mends_it(d
     assert (await ask(db, doctor_alerts.webhooks)).status == "ok"  # by a person's will
 
 
-async def test_mail_that_is_late_and_mail_that_is_held_are_told_of_whatever_lane(db, owner, monkeypatch):
+@pytest.mark.parametrize("kept", [False, True], ids=["nobody leads", "gauged"])
+async def test_mail_that_is_late_or_waits_for_a_person_is_told_of_whatever_lane(db, owner, kept, monkeypatch):
+    async def mail():
+        if kept:  # as the chore of a leader does
+            owner.execute("select pgmail.gauge_lanes_v1(), pgmail.gauge_states_v1()")
+        assert kit.one(owner, "select pgmail.gauge_kept()") is kept
+        return await ask(db, doctor_checks._mail)
+
     app = db.connect("producer")
     for n in range(4):
         kit.send(app, f"u@d{n}.example.org")
-    for check in (doctor_checks._waiting, doctor_checks._people, doctor_checks._ledger):
-        assert (await ask(db, check)).status == "ok"
+    assert [found.status for found in await mail()] == ["ok", "ok"]
+    assert (await ask(db, doctor_checks._ledger)).status == "ok"
     owner.execute("select pgmail.hold(id) from pgmail.message order by id limit 2")
-    assert "2 recipients are held" in (await ask(db, doctor_checks._people)).message
+    late, people = await mail()
+    assert (late.status, people.status, people.mend) == ("ok", "warning", "GET /emails?state=held")
+    assert people.message == "mail waits for a person's word: 2 held by an operator or a limit"
     owner.execute("update pgmail.queue set due_at = due_at - interval '1 hour' where due_at < 'infinity'")
-    assert "due for 60 minutes" in (await ask(db, doctor_checks._waiting)).message
+    assert "due for 60 minutes" in (await mail())[0].message
+    owner.execute("update pgmail.queue set leased_by = 1 where due_at < 'infinity'")  # somebody has taken it
+    assert (await mail())[0].status == "ok"
+    owner.execute("update pgmail.queue set leased_by = null")
+    owner.execute(
+        "update pgmail.queue set in_doubt = true"
+        " where id = (select min(id::text)::uuid from pgmail.queue where due_at = 'infinity')"
+    )
+    late, people = await mail()
+    assert people.message.endswith("1 in doubt (may have been sent), 1 held by an operator or a limit")
+    assert people.mend == "pgmail doubt list; GET /emails?state=held"
     owner.execute(
         "insert into pgmail.tally (tenant_id, stream, kind, n) values (1, 'transactional', 'enqueued', 1)"
     )
     assert (await ask(db, doctor_checks._ledger)).status == "failed"
     monkeypatch.setattr(doctor_checks, "MOST_COUNTED", 3)
     assert "select * from pgmail.ledger" in (await ask(db, doctor_checks._ledger)).message
+
+
+async def test_figures_that_are_read_up_quickly_have_patience_and_say_how_long_it_takes(db, owner, db_clock):
+    worker = db.connect("worker")
+    worker.execute(
+        "select pgmail.gauge_lanes_v1(), pgmail.gauge_states_v1(), pgmail.rollup_v1(), pgmail.alert_step_v1()"
+    )
+
+    def reading(began, read_to):
+        """So many seconds ago it began to read the two hours before, and up to then it has read."""
+        owner.execute(
+            "update pgmail.insight_cursor set rolled_at = pgmail.now() - interval '2 hours', upto = seen, at_xid = '1',"
+            " upto_at = pgmail.now() - %s * interval '1 second',"
+            " at_id = pgmail.uuid_floor(pgmail.now() - %s * interval '1 second')",
+            [began, read_to],
+        )
+
+    def alerts():
+        facts = "select words from pgmail.alert_facts_fleet() where subject = 'reports'"
+        return [words for (words,) in kit.rows(owner, facts)]
+
+    reading(began=60, read_to=1_000)  # 6200 seconds of events in a minute
+    assert alerts() == []
+    assert (await ask(db, doctor_alerts.figures)).status == "ok"
+    reading(began=600, read_to=5_000)  # 2200 in ten: twenty minutes to go
+    assert "are read up (which takes 20 minutes more)" in alerts()[0]
+    found = await ask(db, doctor_alerts.figures)
+    assert (found.status, "UTC (83 minutes)" in found.message) == ("failed", True)
+    reading(began=1_000, read_to=6_500)  # no faster than the clock
+    assert "rates know nothing of what happened since" in alerts()[0]

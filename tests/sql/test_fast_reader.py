@@ -145,7 +145,6 @@ _EMAILS = st.fixed_dictionaries(
 _PEOPLE = [{"address": f"U{n}@example.org", "name": "Ü", "variables": {"name": n}} for n in range(1000)]
 _QUICK = settings(
     max_examples=400,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -54,7 +54,7 @@ def reads(db):
 
 
 def test_the_floor_of_a_moment_is_below_every_id_of_it_and_above_all_before(reads):
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.integers(0, 2**47), st.integers(0, 2**74 - 1))
     def promise(ms, rest):
         ms %= 4_000_000_000_000  # the year 2096

@@ -259,7 +259,9 @@ def test_a_claim_on_its_way_is_waited_for_and_the_next_one_sees_the_fence(proces
     process.lost(owner)
     noticing = Thread(target=process.mark)
     noticing.start()
-    waiting = "select count(*) from pg_locks where relation = 'pgmail.worker'::regclass and not granted"
+    waiting = (
+        f"select count(*) from {kit.LOCKS_HERE} where relation = 'pgmail.worker'::regclass and not granted"
+    )
     eventually_now(lambda: one(owner, waiting) == 1)
     came = []
     claiming = Thread(target=lambda: came.append(refused(other.claim)))
@@ -310,7 +312,7 @@ def test_a_process_that_looks_while_a_decision_is_on_its_way_makes_no_second_fen
     admin.execute("select pgmail.accept_restore('hold', 'the disk died')")
     looking = Thread(target=late.mark)
     looking.start()
-    eventually_now(lambda: one(owner, "select count(*) from pg_locks where not granted") == 1)
+    eventually_now(lambda: one(owner, f"select count(*) from {kit.LOCKS_HERE} where not granted") == 1)
     admin.commit()
     looking.join()
     assert kit.count(owner, "fence") == 0

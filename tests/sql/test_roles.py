@@ -48,7 +48,7 @@ LEAD = {
     *("make_partition_v2", "drop_partition_v1", "drop_strays_v1", "empty_content_v1", "retention_state"),
 }
 WITNESS = {"mark_v1", "recall_v1"}
-HOOKS = {"add_hook", "set_hook", "remove_hook", "rotate_hook", "test_hook", "replay_hook"}
+HOOKS = {"add_hook", "set_hook", "remove_hook", "rotate_hook", "test_hook", "replay_hook", "count_replay"}
 ALERTS = {
     *(
         "set_alert_rule",
@@ -68,11 +68,13 @@ ALERTS = {
     "alerts",
 }
 LOOK_AT_DATABASE = {"oldest_snapshot", "hot_tables", "replicas", "chores_reached"}
+ASK = {"waits"}
 WATCH = LOOK_AT_DATABASE | {
     *(
         "alert_step_v1",
         "alert_purge_v1",
         "alert_take_v1",
+        "alert_give_back_v1",
         "alert_told_v1",
         "saw_certificate_v1",
         "missed_certificate_v1",
@@ -82,15 +84,15 @@ TELL = {"fan_out_hooks_v1", "claim_hooks_v1", "settle_hooks_v1", "keep_hooks_v1"
 FEED = {"feed_now_v1", "feed_since_v1", "feed_v1"}
 FUNCTIONS = {
     "producer": PRODUCER,
-    "reader": PURE | LOOK | {"status", "trace", "why", "in_doubt", "dead_letter_ids", "find_emails"},
+    "reader": PURE | LOOK | ASK | {"status", "trace", "why", "in_doubt", "dead_letter_ids", "find_emails"},
     "analyst": PURE | {"status", "trace", "why"},
-    "api": PURE | LOOK | PRODUCER | MANAGE | WITNESS | DOMAINS | FEED | {"check_key_v1", "live_keys_v1"}
+    "api": PURE | LOOK | ASK | PRODUCER | MANAGE | WITNESS | DOMAINS | FEED | {"check_key_v1", "live_keys_v1"}
     | {"quota_gate_v1", "take_quota_v1", "first_data_key_v1"}
     | ALERTS
     | HOOKS
     | {"check_key_v2", "make_key", "rotate_key", "reach_v1", "note_guesses_v1", "note_keys_v1", "share_guesses_v1"}
-    | {"session_secret_v1", "session_key_v1", "preview_v1", "fleet_v1"},
-    "admin": PURE | LOOK | PRODUCER | MANAGE | FEED | METRICS
+    | {"session_secret_v1", "session_key_v1", "form_once_v1", "preview_v1", "fleet_v1"},
+    "admin": PURE | LOOK | ASK | PRODUCER | MANAGE | FEED | METRICS
     | DOMAINS | {"trust_domain", "set_senders"}
     | {"make_key", "rotate_key"}
     | {"create_key", "grant_tenant", "create_tenant", "recount", "pause_relay", "resume_relay", "partition_state"}
@@ -100,14 +102,15 @@ FUNCTIONS = {
     | HOOKS
     | ALERTS | LOOK_AT_DATABASE
     | {"set_quota", "remove_quota", "first_data_key_v1", "add_data_key", "rewrap_data_key"},
-    "worker": PURE | LEAD | WITNESS | FEED | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
+    "worker": PURE | LEAD | ASK | WITNESS | FEED
+    | {"claim_v1", "release_v1", "settle_v1", "settle_v2", "relay_state_v1"}
     | {"suppress_bounced_v1", "postpone_v1"}
     | WATCH
     | TELL
-    | {"claim_v3", "worker_opens_v1", "sealed_elsewhere_v1"}
+    | {"claim_v3", "late_v1", "worker_opens_v1", "sealed_elsewhere_v1"}
     | {"claim_v2", "begin_v1", "suppressed_as", "has_erased", "take_tokens_v1", "take_tokens_v2", "limit_margin"}
     | {"share_permits_v1", "register_relays_v1", "slow_site_v1", "idle_lanes_v1"},
-    "maintain": PURE | LEAD | WITNESS | TELL | WATCH | FEED,
+    "maintain": PURE | LEAD | ASK | WITNESS | TELL | WATCH | FEED,
 }  # fmt: skip
 FLEET = {"relay", "worker", "leader", "schema_version", "site_domain", "history", "witness", "fence"}
 TENANTS = {

@@ -1,5 +1,6 @@
 """Roll-ups equal a full count of the events, whatever commits when; and hold no more keys than they may."""
 
+import time
 from datetime import timedelta
 
 import psycopg
@@ -263,6 +264,20 @@ def test_causes_group_alike_answers_with_examples_and_are_bounded(app, owner, db
     assert kit.one(owner, "select count(*) from pgmail.cause where text <> '(other)'") == 3
 
 
+def test_an_email_that_failed_often_is_one_example_of_a_cause(app, owner, db, db_clock):
+    hand = Hand(db.connect("worker"))
+    once = kit.send(app, "once@example.org")
+    hand.settle(hand.claim(), "deferred", reason="busy", code=451, reply="later", delay=10_000)
+    often = kit.send(app, "often@example.org")
+    for times in (3, 1, 2):  # of one look, and of looks after it
+        for _ in range(times):
+            hand.settle(hand.claim(), "deferred", reason="busy", code=451, reply="later", delay=1)
+            db_clock.advance(2)
+        roll(hand.connection)
+    ((n, examples),) = kit.rows(owner, "select sum(n)::integer, array_agg(examples)::text from pgmail.cause")
+    assert (n, examples) == (7, f"{{{{{often},{once}}}}}")
+
+
 def test_a_fault_as_long_as_it_may_be_that_names_no_reason_stops_no_figures(app, owner, db):
     hand = Hand(db.connect("worker"))
     kit.send(app)
@@ -359,3 +374,115 @@ def test_a_tenant_sees_its_own_figures_only(app, owner, db):
                 assert (kit.count(api, table) > 0) is seen
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         app.execute("select * from pgmail.rollup")
+
+
+def test_gauged_states_are_those_that_state_of_tells(app, owner, db):
+    for n in range(12):
+        kit.send(app, f"u{n}@d{n % 2}.example.org")
+    owner.execute(
+        """with q as (select id, row_number() over (order by id) as n from pgmail.queue)
+        update pgmail.queue x set leased_by = case when q.n in (1, 2) then 7 end, in_doubt = q.n = 5,
+          due_at = case when q.n in (2, 3, 4, 5) then 'infinity'
+                        when q.n in (6, 7, 8) then pgmail.now() + interval '1 hour' else x.due_at end,
+          wait = case when q.n in (3, 6, 9) then 'scheduled' when q.n in (4, 7, 10) then 'deferred'
+                      when q.n in (8, 11) then 'delayed' end
+        from q where x.id = q.id"""
+    )
+    assert kit.one(db.connect("worker"), "select pgmail.gauge_states_v1()") == 0
+    words = ("queued", "scheduled", "deferred", "held", "sending", "in_doubt")
+    told = kit.rows(owner, f"select {', '.join(f'sum({word})::int' for word in words)} from pgmail.gauge")[0]
+    states = dict(
+        kit.rows(
+            owner,
+            "select pgmail.state_of(null, false, true, leased_by is not null, due_at, wait, pgmail.now()),"
+            " count(*)::int from pgmail.queue group by 1",
+        )
+    )
+    assert states == {"queued": 5, "scheduled": 1, "deferred": 1, "held": 3, "sending": 2}
+    assert dict(zip(words, told, strict=True)) == states | {"in_doubt": 1}
+
+
+def test_due_mail_by_the_gauge_is_what_no_pause_of_any_scope_keeps(app, owner, db):
+    two = kit.one(owner, "select pgmail.create_tenant('two')")
+    kit.send(app, "u@a.example.org")
+    kit.send(app, "u@b.example.org")
+    kit.rows(db.connect("worker"), "select pgmail.gauge_lanes_v1()")
+    owner.execute(
+        "insert into pgmail.gauge (tenant_id, lane, stream, priority, site, oldest_due_at)"
+        " values (%s, 5, 'transactional', 2, 'a.example.org', pgmail.now())",
+        [two],
+    )
+
+    def due(tenant, scope, name):
+        owner.execute("delete from pgmail.pause")
+        if scope:
+            owner.execute(
+                "insert into pgmail.pause (tenant_id, scope, name, reason) values (%s, %s, %s, 'x')",
+                [tenant, scope, name],
+            )
+        found = kit.rows(owner, "select tenant_id, site from pgmail.gauge_due() order by 1, 2")
+        return " ".join(f"{tenant_id}{site[0]}" for tenant_id, site in found)
+
+    everything = f"1a 1b {two}a"
+    assert due(None, None, None) == everything
+    assert due(None, "site", "a.example.org") == "1b"
+    assert due(two, "site", "a.example.org") == "1a 1b"
+    assert due(None, "stream", "transactional") == ""
+    assert due(1, "stream", "transactional") == f"{two}a"
+    assert due(None, "lane", "transactional/normal/b.example.org") == f"1a {two}a"
+    assert due(1, "lane", "transactional/normal/a.example.org") == f"1b {two}a"
+    assert due(1, "tenant", "default") == f"{two}a"
+    assert due(1, "site", "transactional") == everything  # a site by the name of a stream
+
+
+def test_the_age_of_mail_is_asked_of_the_queue_where_nobody_gauges(app, owner, db):
+    kit.send(app, "u@a.example.org")
+    kit.one(owner, "select pgmail.fold_touches_v1()")
+    of_queue = "select tenant_id from pgmail.oldest_due()"
+    figure = "select value from pgmail.metrics_queue_v1() where figure = 'oldest_due_seconds'"
+    assert (kit.rows(owner, of_queue), len(kit.rows(owner, figure))) == ([(1,)], 1)
+    kit.rows(db.connect("worker"), "select pgmail.gauge_lanes_v1(), pgmail.gauge_states_v1()")
+    owner.execute("update pgmail.gauge set oldest_due_at = null")  # as it would say once that is claimed
+    assert (kit.rows(owner, of_queue), kit.rows(owner, figure)) == ([], [])
+    owner.execute("update pgmail.insight_cursor set gauged_at = gauged_at - interval '4 minutes'")
+    assert (kit.rows(owner, of_queue), len(kit.rows(owner, figure))) == ([(1,)], 1)
+
+
+def test_a_gauge_planned_while_there_was_none_costs_by_the_lane(db, owner):
+    """The leader's session keeps its plans, and its first look comes before there is any gauge."""
+    lanes = 4000
+    owner.execute(
+        "insert into pgmail.lane (tenant_id, id, stream, priority, site)"
+        " select 1, g, 'transactional', 2, g || '.example' from generate_series(1, %s) g",
+        [lanes],
+    )
+    owner.execute("insert into pgmail.backlog select 1, id, 1 from pgmail.lane")
+    owner.execute("vacuum analyze pgmail.gauge")
+    look = "select pgmail.gauge_lanes_v1()"
+    assert kit.one(owner, look) == lanes
+    with db.connect() as fresh:
+        kit.one(fresh, look)
+        took = {owner: [], fresh: []}
+        for session in (owner, fresh) * 3:
+            began = time.perf_counter()
+            assert kit.one(session, look) == lanes
+            took[session].append(time.perf_counter() - began)
+    assert min(took[owner]) < min(took[fresh]) * 4
+
+
+def test_a_look_at_nothing_new_costs_nothing_of_what_is_kept(db, owner):
+    leader = db.connect("maintain")
+    roll(leader)
+    explain = "explain (analyze, buffers, format json) select * from pgmail.rollup_v1()"
+
+    def blocks():
+        plans = [kit.one(leader, explain)[0] for _ in range(3)]
+        return min(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] for plan in plans)
+
+    before = blocks()
+    owner.execute(
+        "insert into pgmail.event (tenant_id, recipient_id, message_id, type)"
+        " select 1, pgmail.uuid7(), pgmail.uuid7(), 'email.sending' from generate_series(1, 30000)"
+    )
+    roll(leader)
+    assert blocks() - before < 50  # an index of 30,000 events has some 250

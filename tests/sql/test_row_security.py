@@ -21,7 +21,7 @@ FLEET = {
         "retention",
         "session_secret",
     ),
-    "hook_cursor",
+    *("hook_cursor", "feed_home"),
     *("alert_horizon", "lost_worker", "certificate"),
     *("reply_reason", "reply_rule", "reply_pattern", "limits", "bucket", "permit", "tenant"),
     *("worker_key", "guess"),

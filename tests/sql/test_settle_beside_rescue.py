@@ -27,10 +27,7 @@ WAITS = """
     create policy held on pgmail.queue as restrictive for all to pgmail_owner using (held.waits()) with check (true);
     alter table pgmail.queue force row level security;
 """
-ASKS = (
-    "select count(*) from pg_locks where locktype = 'advisory' and objid = 77 and not granted"
-    " and database = (select oid from pg_database where datname = current_database())"
-)
+ASKS = f"select count(*) from {kit.LOCKS_HERE} where locktype = 'advisory' and objid = 77 and not granted"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pgmail.errors import DatabaseAway
 from pgmail.sqlfiles import Query
 from pgmail.store.database import Database as Pool
 from pgmail.store.database import fetch_many, fetch_one, keepalive, storable
-from tests.sql.kit import one
+from tests.sql.kit import SESSIONS_HERE, one
 from tests.waiting import eventually
 from tests.worker.cable import cable_to
 
@@ -137,7 +137,7 @@ async def test_a_fault_of_ours_is_not_hidden_as_an_outage(pool):
 async def test_connections_that_a_burst_opened_are_closed_when_they_are_not_needed(db, owner):
     made = Pool(db.dsn_for("worker"), name="a burst", low=1, high=3, idle_seconds=0.1)
     await made.open()
-    held = "select count(*) from pg_stat_activity where application_name = 'a burst'"
+    held = f"select count(*) from {SESSIONS_HERE} where application_name = 'a burst'"
     async with made.connection(), made.connection(), made.connection():
         assert one(owner, held) == 3
     await eventually(lambda: one(owner, held) == 1)

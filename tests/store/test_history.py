@@ -16,7 +16,7 @@ from pgmail.store.database import Database as Pool
 from pgmail.store.history import Witness
 from pgmail.store.statefile import Place, default_folder
 from tests.fix_db import PREFIX, Database
-from tests.sql.kit import body, one, send_many
+from tests.sql.kit import LOCKS_HERE, body, one, send_many
 from tests.waiting import eventually
 
 
@@ -140,7 +140,7 @@ async def test_nobody_goes_ahead_while_the_others_of_the_host_are_asked(db, meet
             await psycopg.AsyncConnection.connect(dsn, autocommit=True) as second,
         ):
             asking = asyncio.create_task(witness.greet(first))
-            await eventually(lambda: one(owner, "select count(*) from pg_locks where not granted") == 1)
+            await eventually(lambda: one(owner, f"select count(*) from {LOCKS_HERE} where not granted") == 1)
             beside = asyncio.create_task(witness.greet(second))
             done, _ = await asyncio.wait({beside}, timeout=0.5)
             ahead = done, witness.clear

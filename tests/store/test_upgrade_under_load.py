@@ -110,8 +110,7 @@ async def test_an_upgrade_under_load_stops_nobody_and_loses_nothing(old_db, crew
             upgrade = threading.Thread(target=lambda: migrate.upgrade(old_db.dsn, prefix=PREFIX))
             upgrade.start()
             waits = (
-                "select count(*) from pg_locks where not granted and mode = 'AccessExclusiveLock'"
-                " and database = (select oid from pg_database where datname = current_database())"
+                f"select count(*) from {kit.LOCKS_HERE} where not granted and mode = 'AccessExclusiveLock'"
             )
             await eventually(lambda: kit.one(owner, waits))
             before = sender.done

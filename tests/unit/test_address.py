@@ -111,7 +111,7 @@ def test_a_huge_text_is_refused_at_its_length():
         parse("é" * 10_000_000)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=80))
 def test_any_text_is_an_address_or_a_reason(text):
     with contextlib.suppress(ValueError):
@@ -120,7 +120,7 @@ def test_any_text_is_an_address_or_a_reason(text):
         assert address.domain == normalise_domain(address.domain)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.from_regex(
         r"[a-zA-Z0-9+_]{1,20}(\.[a-z0-9]{1,10}){0,2}@([a-z0-9]{1,10}\.){1,3}[a-z]{2,6}", fullmatch=True

@@ -79,3 +79,12 @@ def test_doctor_tells_of_a_bound_before_it_is_reached_and_fails_at_it(run, app, 
 )
 def test_wrong_usage_is_told_before_anything_is_asked(run, words):
     run(*words, code=2)
+
+
+def test_what_no_key_is_held_to_is_refused_of_one_by_name(run, owner):
+    run("key", "create", "limited")
+    (key,) = json.loads(run("key", "list", "--json"))
+    said = run("quota", "set", "--key", key["id"], "--max-queued", "5", code=1)
+    assert "/max_queued" in said
+    assert "set it on the key's stream or its tenant" in said
+    assert not json.loads(run("quota", "list", "--json"))["quotas"][1:]

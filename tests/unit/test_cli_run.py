@@ -19,7 +19,7 @@ def environment(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.delenv(processes.LIFELINE, raising=False)
     monkeypatch.setenv("PGMAIL_DATABASE_URL", "postgresql://127.0.0.1/x")
-    monkeypatch.setattr(log, "configure", lambda *_: None)  # it is the whole process's
+    monkeypatch.setattr(log, "configure", lambda *_, **__: None)  # it is the whole process's
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Calls to URLs that strangers chose: nowhere but where they may go, and nothing read that was not asked for."""
 
 import asyncio
+import contextlib
 import ssl
 from ipaddress import ip_network
 
@@ -9,7 +10,7 @@ import trustme
 from aiohttp import web
 
 from pgmail.domain.targets import reachable, shown_url, url_fault, within
-from pgmail.transport.guarded_http import NOWHERE, GuardedHttp, Names, _Guard
+from pgmail.transport.guarded_http import MOST_INTERIM, NOWHERE, GuardedHttp, Names, _Guard
 from tests.receiver import Receiver
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -318,6 +319,36 @@ async def test_an_answer_that_does_not_come_ends_after_its_time():
         receiver.answers["/"] = never
         answer = await call(GuardedHttp(LOOPBACK), receiver.url, seconds=0.05)
     assert (answer.status, answer.error) == (None, "no answer within 0.05 s")
+
+
+@pytest.mark.parametrize(
+    "interim",
+    [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: <" + b"x" * 7_000 + b">\r\n\r\n"],
+)
+@pytest.mark.parametrize("endless", [False, True])
+async def test_a_few_interim_answers_are_waited_out_and_a_flood_of_them_is_not(interim, endless):
+    async def serve(reader, writer):
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            while endless:
+                writer.write(interim * 100)
+                await writer.drain()
+            writer.write(interim * MOST_INTERIM + b"HTTP/1.1 204 No Content\r\n\r\n")
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = GuardedHttp(LOOPBACK)
+    try:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+        answer = await client.post(url, b"{}", {}, seconds=30)
+    finally:
+        await client.close()
+        server.close()
+    if endless:
+        assert answer.error == "more than 20 interim answers (1xx), and none that counts"
+    else:
+        assert (answer.status, answer.error) == (204, None)
 
 
 async def test_a_closed_port_and_what_is_not_http_are_values():

@@ -13,7 +13,7 @@ from contextlib import suppress
 from time import thread_time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgmail.client_bodies import check_inline
@@ -196,7 +196,7 @@ _TEMPLATES = st.recursive(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120)
 @given(text=_TEMPLATES, part=st.sampled_from(["text", "html"]))
 def test_a_random_template_raises_nothing_but_our_fault_in_bounded_time_and_memory(text, part):
     began = thread_time()

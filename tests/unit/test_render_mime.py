@@ -402,7 +402,7 @@ _lines = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     subject=_text,
     name=_text,

@@ -55,7 +55,7 @@ values = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.sampled_from([*PIECES, " ", "\n", "two words"]), max_size=14).map(template),
     st.lists(values, min_size=3, max_size=6),

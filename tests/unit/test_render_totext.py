@@ -115,7 +115,7 @@ _BITS = re.findall(
 _pieces = st.lists(st.sampled_from([*_BITS, " ", "\n"]) | st.text(max_size=5), max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_pieces)
 def test_nothing_makes_it_raise(pieces) -> None:
     assert isinstance(text_from_html("".join(pieces)), str)
@@ -127,7 +127,7 @@ def step_by_step(html: str) -> str:
     return page.text()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_pieces, st.integers(1, 12))
 def test_the_fast_way_gives_what_the_slow_way_gives(pieces, times) -> None:
     html = "".join(pieces) * times

@@ -100,7 +100,7 @@ def keeps_the_rules(wire: Wire, *, eightbit: bool) -> EmailMessage:
     return message
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(mail, st.booleans())
 def test_any_mail_parses_without_a_defect_and_reads_back(mail, eightbit) -> None:
     wire = assemble(mail, eightbit=eightbit)
@@ -128,7 +128,7 @@ def test_any_mail_parses_without_a_defect_and_reads_back(mail, eightbit) -> None
     assert assemble(mail, eightbit=eightbit) == wire
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(mail, st.booleans())
 def test_a_signature_made_by_others_over_our_bytes_holds(dkim_key, mail, eightbit) -> None:
     dkim = pytest.importorskip("dkim")
@@ -161,7 +161,7 @@ def dkim_key() -> tuple[bytes, bytes]:
     return private, b"v=DKIM1; k=rsa; p=" + b"".join(public.splitlines()[1:-1])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(body)
 @example("x" * 74 + " \né")
 @example("é" + "x" * 73 + "\t\n")
@@ -179,7 +179,7 @@ def test_quoted_printable_is_that_of_the_library_where_the_library_keeps_lines_s
         assert encoded == library
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(body)
 @example("é\0")
 @example("é" * 499)
