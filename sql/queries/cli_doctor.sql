@@ -29,8 +29,10 @@ select w.epoch, w.host, w.pid, w.program, w.concurrency, w.state, w.started_at, 
 from pgmail.worker w order by w.epoch;
 
 -- name: leader :one
--- Whether somebody leads.
-select coalesce(l.until > clock_timestamp(), false) as leads, l.epoch from pgmail.leader l;
+-- Whether somebody leads, and whether a process beats that would take a lead that has lapsed.
+select coalesce(l.until > clock_timestamp(), false) as leads, l.epoch,
+       exists (select from pgmail.worker w where w.beat_at > clock_timestamp() - interval '10 seconds') as candidates
+from pgmail.leader l;
 
 -- name: waiting :one
 -- For how long the oldest mail has been due that nobody has taken, and how many recipients an operator, a limit or a doubt holds back.

@@ -178,6 +178,26 @@ async def test_a_webhook_that_fails_or_was_disabled_is_told_with_what_mends_it(d
     assert (await ask(db, doctor_alerts.webhooks)).status == "ok"  # by a person's will
 
 
+@pytest.mark.parametrize("takes", [True, False], ids=["the next one leads", "nobody takes it"])
+async def test_a_lead_that_lapsed_is_given_the_time_in_which_another_takes_it(db, owner, takes, monkeypatch):
+    epoch = kit.one(owner, "select pgmail.worker_start_v1('host-a', 77, 'worker', 4)")
+    waits = []
+
+    async def wait(seconds):
+        waits.append(seconds)
+        if takes:
+            owner.execute("select pgmail.lead_v1(%s, 60)", [epoch])
+
+    monkeypatch.setattr(doctor_checks.asyncio, "sleep", wait)
+    found = await ask(db, doctor_checks._leader)
+    assert (found.status, sum(waits)) == (("ok", 0.5) if takes else ("failed", 2))
+
+
+async def test_without_a_process_that_could_lead_nobody_is_waited_for(db, monkeypatch):
+    monkeypatch.delattr(doctor_checks.asyncio, "sleep")
+    assert (await ask(db, doctor_checks._leader)).status == "failed"
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["nobody leads", "gauged"])
 async def test_mail_that_is_late_or_waits_for_a_person_is_told_of_whatever_lane(db, owner, kept, monkeypatch):
     async def mail():
