@@ -42,6 +42,9 @@ def test_a_restored_backup_sends_nothing_until_an_operator_has_decided(new_serve
     assert "saw more than is here" in eventually_now(lambda: stopped(backup), 30)
     mail(backup, 5, "new")  # mail is taken in meanwhile
     eventually_now(lambda: "sending.stopped" in fleet.log(worker))
+    # The backup knows of a lead that its worker never gave up: until it lapses there is no other.
+    new = "select l.epoch = (select max(w.epoch) from pgmail.worker w) from pgmail.leader l"
+    eventually_now(lambda: backup.ask(new), 30)
     doctor = fleet.pgmail("doctor", "--json", dsn=backup.dsn("admin"))
     failed = {row["check"] for row in json.loads(doctor.stdout) if row["status"] == "failed"}
     assert "restore" in failed
