@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import arguments
 import report
 from contestants import Contestant, Figures, Stage
 from entries import RACES
@@ -190,37 +191,21 @@ def say(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    made = arguments.parser(
+        __doc__,
+        RACES,
+        one="race",
+        several="races",
+        work="packages, data and services",
+        runs=3,
+        of=" contestant",
     )
-    parser.add_argument("--work", type=Path, required=True, help="folder for packages, data and services")
-    parser.add_argument(
-        "--races",
-        type=_names,
-        default=list(RACES),
-        metavar="LIST",
-        help=f"of {','.join(RACES)}; all by default",
-    )
-    parser.add_argument("--runs", type=int, default=3, help="runs of each contestant; 3 by default")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="0.1 is a tenth of the distance; 1 by default"
-    )
-    parser.add_argument(
-        "--without", default="", metavar="NAME", help="leave a contestant out, such as pgmail"
-    )
-    parser.add_argument(
+    made.add_argument("--without", default="", metavar="NAME", help="leave a contestant out, such as pgmail")
+    made.add_argument(
         "--own", action="store_true", help="also the benches that have no peer: an hour at scale 1"
     )
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--markdown", type=Path, help="write the table to this file")
-    return parser
-
-
-def _names(text: str) -> list[str]:
-    names = [word for word in text.split(",") if word]
-    if unknown := [name for name in names if name not in RACES]:
-        raise argparse.ArgumentTypeError(f"no such race: {', '.join(unknown)}")
-    return names
+    made.add_argument("--markdown", type=Path, help="write the table to this file")
+    return made
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import arguments
 import psycopg
 from report import table
 
@@ -86,7 +87,9 @@ class Gallery:
 
 def main() -> int:
     """Run the benches; 0."""
-    options = _parser().parse_args()
+    options = arguments.parser(
+        __doc__, FULL, one="bench", several="benches", work="the database", runs=2, of=", each way"
+    ).parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"runs": options.runs, "scale": options.scale, "benches": {}}
     with place(options.work / "pg") as here:
@@ -154,33 +157,6 @@ def rows_of(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
             for name, each in found.items()
         ],
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder for the database")
-    parser.add_argument(
-        "--benches",
-        type=_names,
-        default=list(FULL),
-        metavar="LIST",
-        help=f"of {','.join(FULL)}; all by default",
-    )
-    parser.add_argument("--runs", type=int, default=2, help="runs of each, each way; 2 by default")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="0.1 is a tenth of the distance; 1 by default"
-    )
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    return parser
-
-
-def _names(text: str) -> list[str]:
-    names = [word for word in text.split(",") if word]
-    if unknown := [name for name in names if name not in FULL]:
-        raise argparse.ArgumentTypeError(f"no such bench: {', '.join(unknown)}")
-    return names
 
 
 if __name__ == "__main__":

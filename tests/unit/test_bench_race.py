@@ -15,7 +15,18 @@ from pgmail.errors import SandboxError
 from pgmail.sandbox.bench import BENCHES
 
 FOLDER = Path(__file__).parents[2] / "ops" / "bench"
-MODULES = ("svg", "report", "services", "prepare", "contestants", "entries", "charts", "race", "watched")
+MODULES = (
+    "svg",
+    "arguments",
+    "report",
+    "services",
+    "prepare",
+    "contestants",
+    "entries",
+    "charts",
+    "race",
+    "watched",
+)
 
 
 @pytest.fixture
