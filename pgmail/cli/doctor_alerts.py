@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgmail.cli.doctor_finding import Finding, Status, ask, minute, span
+from pgmail.cli.doctor_finding import Finding, Status, ask, leader, minute, span
 
 if TYPE_CHECKING:
     from pgmail.config import Settings
@@ -37,8 +37,7 @@ async def figures(connection: Connection, _: Settings) -> Finding:
     worst = rows[0]
     if worst["seconds"] > LATE_SECONDS * worst["times"]:
         message = f"{worst['words']} since {minute(worst['at'])} ({span(worst['seconds'])})"
-        (leader,) = await ask(connection, "leader")
-        if not leader["leads"]:
+        if await leader(connection) is None:
             return Finding("figures", "failed", f"{message}: nobody leads", "pgmail worker")
         if worst["building"]:
             message += ": the index of events is not whole yet"

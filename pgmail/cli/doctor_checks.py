@@ -9,13 +9,12 @@ this connection has.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pgmail.cli import common, doctor_alerts, doctor_database, output
-from pgmail.cli.doctor_finding import Finding, Status, span
+from pgmail.cli.doctor_finding import Finding, Status, leader, span
 from pgmail.cli.doctor_finding import ask as _ask
 from pgmail.errors import PgmailError, Refused
 from pgmail.sqlfiles import queries
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 ROLES = ("api", "worker", "maintain", "producer", "reader", "analyst", "admin")
 OLDEST_SERVER = 150_000  # what PostgreSQL calls itself in numbers
 LOW_DAYS = 14  # of partitions
-# A process that beats takes a lead that lapsed within half a second: between one leader and the next nothing is wrong.
-LEAD_SECONDS, LEAD_LOOKS = 0.5, 4
 SKEW_SECONDS = (2.0, 60.0)  # a remark, a failure: times a minute in the past are refused
 LATE_SECONDS = 300.0  # due for so long, while nothing is paused
 MOST_COUNTED = (
@@ -211,18 +208,13 @@ async def _staging(connection: Connection, _: Settings) -> Finding:
     return Finding("staging", "ok", "mail goes to its recipients, unchanged")
 
 
-async def _leader(connection: Connection, _settings: Settings) -> Finding:
-    (row,) = await _ask(connection, "leader")
-    for _ in range(LEAD_LOOKS):
-        if row["leads"] or not row["candidates"]:
-            break
-        await asyncio.sleep(LEAD_SECONDS)
-        (row,) = await _ask(connection, "leader")
-    if not row["leads"]:
+async def _leader(connection: Connection, _: Settings) -> Finding:
+    epoch = await leader(connection)
+    if epoch is None:
         return Finding(
             "leader", "failed", "nobody leads: nothing is rescued, woken or expired", "pgmail worker"
         )
-    return Finding("leader", "ok", f"worker {row['epoch']}")
+    return Finding("leader", "ok", f"worker {epoch}")
 
 
 async def _relays(connection: Connection, _: Settings) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from pgmail.store.single import Connection
 
 Status = Literal["failed", "warning", "ok", "skipped"]
+
+# A process that beats takes a lead that lapsed within half a second: between one leader and the next nothing is wrong.
+LEAD_SECONDS, LEAD_LOOKS = 0.5, 4
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -28,6 +32,19 @@ class Finding(msgspec.Struct, frozen=True):
 async def ask(connection: Connection, name: str, **values: object) -> list[dict[str, Any]]:
     """Return the rows of one of the doctor's questions. Raises StatementFailed where the role may not ask it."""
     return await fetch_dicts(connection, queries("cli_doctor")[name], values)
+
+
+async def leader(connection: Connection) -> int | None:
+    """Return the epoch of the process that leads; None if nobody does, nor any process that beats comes to."""
+    for look in range(LEAD_LOOKS + 1):
+        (row,) = await ask(connection, "leader")
+        if row["leads"]:
+            return int(row["epoch"])
+        if not row["candidates"]:
+            return None
+        if look < LEAD_LOOKS:
+            await asyncio.sleep(LEAD_SECONDS)
+    return None
 
 
 def span(seconds: float) -> str:

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from pgmail.cli import doctor_alerts, doctor_checks, doctor_database
+from pgmail.cli import doctor_alerts, doctor_checks, doctor_database, doctor_finding
 from pgmail.cli.doctor_finding import span
 from pgmail.config import Settings
 from tests.sql import kit
@@ -191,13 +191,13 @@ async def test_a_lead_that_lapsed_is_given_the_time_in_which_another_takes_it(db
         if takes:
             owner.execute("select pgmail.lead_v1(%s, 60)", [epoch])
 
-    monkeypatch.setattr(doctor_checks.asyncio, "sleep", wait)
+    monkeypatch.setattr(doctor_finding.asyncio, "sleep", wait)
     found = await ask(db, doctor_checks._leader)
     assert (found.status, sum(waits)) == (("ok", 0.5) if takes else ("failed", 2))
 
 
 async def test_without_a_process_that_could_lead_nobody_is_waited_for(db, monkeypatch):
-    monkeypatch.delattr(doctor_checks.asyncio, "sleep")
+    monkeypatch.delattr(doctor_finding.asyncio, "sleep")
     assert (await ask(db, doctor_checks._leader)).status == "failed"
 
 
