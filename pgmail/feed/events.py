@@ -46,8 +46,7 @@ class Filter(msgspec.Struct, frozen=True):
         return (
             self.types is None
             or not self.types.isdisjoint({EventType.QUEUED, EventType.SCHEDULED})
-            or any(each is not None for each in (self.tag, self.stream, self.streams))
-            or self.only_tests
+            or self._by_email
         )
 
     def asks(self, tenant: int) -> list[Wanted]:
@@ -61,10 +60,12 @@ class Filter(msgspec.Struct, frozen=True):
     @property
     def by_facts(self) -> bool:
         """Whether an event's type alone does not tell if it is wanted."""
-        return (
-            any(each is not None for each in (self.email, self.tag, self.stream, self.streams))
-            or self.only_tests
-        )
+        return self.email is not None or self._by_email
+
+    @property
+    def _by_email(self) -> bool:
+        """Whether it wants events by what their emails are: by stream, tag, or being a test."""
+        return self.only_tests or any(each is not None for each in (self.tag, self.stream, self.streams))
 
     def wants(self, facts: Facts) -> bool:
         """Tell whether an event of a wanted type is wanted."""
