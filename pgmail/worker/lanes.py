@@ -214,11 +214,11 @@ class LaneBook:
         """
         recent = self.present() - LOOK_FAR
         for lane in lanes:
-            if seconds >= GIVEN_UP_SECONDS and lane.far and lane.due < recent:
-                lane.due, lane.after, lane.dear, lane.swept = recent, ZERO, True, False
-                self.skipped = True
             if seconds >= GIVEN_UP_SECONDS:
                 lane.late = None
+                if lane.far and lane.due < recent:
+                    lane.due, lane.after, lane.dear, lane.swept = recent, ZERO, True, False
+                    self.skipped = True
             if lane.place == _OUT:
                 self._to_ready(lane)
 
