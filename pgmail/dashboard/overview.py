@@ -104,8 +104,7 @@ def _facts(found: Overview, firing: list[Any]) -> dict[str, Any]:
         "grave": any(row.severity == "critical" for row in firing),
         "late": late if late is not None and late > STALE_SECONDS else None,
         "workers": found.now.workers,
-        "depth": found.now.depth,
-        "idle": not found.now.depth and not any(point.enqueued or point.sent for point in found.points),
+        "idle": not found.now.enqueued,
     }
 
 

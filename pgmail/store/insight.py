@@ -55,6 +55,7 @@ class Now(NamedTuple):
     dead: int
     in_doubt: int  # held, since they may have been sent
     held: int
+    enqueued: int  # recipients, ever
 
 
 class Point(NamedTuple):
@@ -143,6 +144,7 @@ async def overview(
         row.dead,
         row.in_doubt,
         row.held,
+        row.enqueued,
     )
     steps = (
         since + timedelta(seconds=step * number) for number in range(int(length.total_seconds()) // step)

@@ -17,7 +17,7 @@ select pgmail.gauge_lanes_v1() as lanes;
 select pgmail.gauge_states_v1() as off_by;
 
 -- name: now :one
--- The present. Depth and dead are exact; the rest is as old as the gauges, rates are of 15 seconds that are folded.
+-- The present. Depth, dead and what was ever enqueued are exact; the rest is as old as the gauges, rates are of 15 seconds that are folded.
 with mine as materialized (
   select t.stream, t.kind, t.n from pgmail.tally_total t
   where t.tenant_id = (select pgmail.current_tenant()) and (%(streams)s::text[] is null or t.stream = any (%(streams)s::text[]))
@@ -30,6 +30,7 @@ with mine as materialized (
 select pgmail.now() as now,
   (select coalesce(sum(case m.kind when 'enqueued' then m.n else -m.n end), 0)::bigint from mine m) as depth,
   (select coalesce(sum(m.n), 0)::bigint from mine m where m.kind = 'dead') as dead,
+  (select coalesce(sum(m.n), 0)::bigint from mine m where m.kind = 'enqueued') as enqueued,
   p.in_per_s, p.sent_per_s, g.oldest_due_at, g.held, g.in_doubt,
   (select count(*) from pgmail.worker w where w.program <> 'maintain' and w.beat_at > pgmail.now() - interval '30 seconds') as workers,
   (select c.rolled_at from pgmail.insight_cursor c) as rolled_at,

@@ -11,6 +11,7 @@ from pgmail.dashboard.charts import Series, ceiling, chart
 from pgmail.dashboard.live import Channel, Hub
 from pgmail.errors import Refused
 from tests.dashboard.conftest import ROOT, browser
+from tests.sql.kit import Hand, send
 from tests.waiting import eventually
 
 START = datetime(2026, 5, 1, 9, 0, tzinfo=UTC)
@@ -35,6 +36,24 @@ async def test_it_shows_figures_charts_and_what_is_wrong(page):
     assert answer.text.count('<figure class="chart">') == 3
     for span in ("24h", "7d", "nonsense"):
         assert (await page.get(f"{ROOT}?span={span}")).status_code == 200
+
+
+async def test_it_says_that_nothing_was_sent_until_something_was_and_never_again(db, key):
+    hand, hint = Hand(db.connect("worker")), "Nothing has been sent here yet"
+    async with browser(db.dsn_for("api"), key) as page:
+        hub = page.app.state.live
+        _, task = await first_event(page, f"{ROOT}/live/overview?span=1h")
+        await eventually(lambda: len(hub) == 1 and next(iter(hub._channels.values())).parts)
+        parts = next(iter(hub._channels.values())).parts
+        assert hint in parts["notice"]
+        assert hint in (await page.get(ROOT)).text
+        send(db.connect("producer"))
+        hand.settle(hand.claim(), "sent", code=250, reply="ok")
+        # No chart has it yet, and in an hour none has it any more.
+        assert hint not in (await page.get(ROOT)).text
+        await eventually(lambda: hint not in next(iter(hub._channels.values())).parts["notice"])
+        hub.stopping.set()
+        await asyncio.wait_for(task, 30)
 
 
 async def first_event(page, path):
